@@ -1,0 +1,31 @@
+# `make demo` and `make test` set everything up on a fresh machine; the others build on them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.base  ## enhance the shipped noisy sample and draw it before and after
+	@mkdir -p out
+	@$(BIN)/edgese enhance edgese/samples/noisy.flac -o out/enhanced.flac --plot --force
+	@echo "listen: edgese/samples/noisy.flac, then out/enhanced.flac; look: out/enhanced.png"
+
+test: $(VENV)/.dev  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[plot]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,260 @@
+"""All settings of edgese: frozen dataclasses with defaults, validated when made, read from TOML.
+
+Letters used throughout the package: B batch (streams), T frames, F frequency bins, K bands, D channels,
+N states per channel, L layers, H decay heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from edgese.errors import ConfigError
+
+# Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, coarse above.
+BAND_WIDTHS_257: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """The signal contract: what a frame is. Everything inside edgese is mono float32 in [-1, 1] at this rate."""
+
+    sample_rate_hz: int = 16_000
+    n_fft: int = 512
+    hop: int = 128
+
+    def __post_init__(self) -> None:
+        _require(self.sample_rate_hz > 0, f"sample_rate_hz: found {self.sample_rate_hz}, wanted a positive number")
+        _require(self.n_fft > 0 and self.n_fft % 2 == 0, f"n_fft: found {self.n_fft}, wanted an even number")
+        _require(
+            self.hop > 0 and self.n_fft % self.hop == 0 and self.n_fft // self.hop >= 2,
+            f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it",
+        )
+
+    @property
+    def n_bins(self) -> int:
+        """Frequency bins of one frame, F = n_fft // 2 + 1."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def overlap(self) -> int:
+        """Samples that two neighbouring frames share; also how far the output runs behind the input."""
+        return self.n_fft - self.hop
+
+    @property
+    def hop_ms(self) -> float:
+        return 1000.0 * self.hop / self.sample_rate_hz
+
+    @property
+    def latency_samples(self) -> int:
+        """Algorithmic latency: the overlap behind which the output runs and the hop that must first be gathered."""
+        return self.overlap + self.hop
+
+    @property
+    def latency_ms(self) -> float:
+        return 1000.0 * self.latency_samples / self.sample_rate_hz
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Size and structure of a network of the family; the defaults are MBS-Net `base`."""
+
+    name: str = "mbs-net"
+    band_widths: tuple[int, ...] = BAND_WIDTHS_257
+    channels: int = 128  # D
+    layers: int = 4  # L
+    states: int = 12  # N
+    dt_rank: int = 8  # rank of the step-size projection; unused where decay_heads is set
+    decay_heads: int = 0  # 0: one decay per channel and state (Mamba); H > 0: one per head (Mamba-2)
+    conv_width: int = 4
+    expand: int = 1
+    chunk: int = 32  # frames that the training scan keeps in memory at a time
+    fusion: Literal["once", "each"] = "once"  # bands are mixed after the last layer, or after each
+    decoder_hidden: int = 224
+    compression: float = 0.3  # exponent of the magnitude the network sees
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "layers", "states", "dt_rank", "conv_width", "expand", "chunk", "decoder_hidden"):
+            _require(getattr(self, name) >= 1, f"model.{name}: found {getattr(self, name)}, wanted at least 1")
+        _require(all(width >= 1 for width in self.band_widths), "model.band_widths: every band needs at least one bin")
+        _require(
+            self.decay_heads >= 0 and (self.decay_heads == 0 or self.inner % self.decay_heads == 0),
+            f"model.decay_heads: found {self.decay_heads}, wanted 0 or a divisor of {self.inner} inner channels",
+        )
+        _require(self.fusion in ("once", "each"), f"model.fusion: found {self.fusion!r}, wanted 'once' or 'each'")
+        _require(0 < self.compression <= 1, f"model.compression: found {self.compression}, wanted (0, 1]")
+
+    @property
+    def inner(self) -> int:
+        """Channels inside a Mamba block, expand * D."""
+        return self.expand * self.channels
+
+    @property
+    def n_bands(self) -> int:
+        return len(self.band_widths)
+
+    @property
+    def n_bins(self) -> int:
+        return sum(self.band_widths)
+
+
+MODEL_SIZES: dict[str, ModelConfig] = {
+    "base": ModelConfig(),
+    "small": ModelConfig(channels=64, layers=2, states=16, decay_heads=8, chunk=16, fusion="each", decoder_hidden=64),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the training objective's terms; 0 leaves a term out. See losses.py for the terms."""
+
+    magnitude: float = 1.0
+    complex: float = 0.3
+    waveform: float = 0.2
+
+    def __post_init__(self) -> None:
+        weights = dataclasses.astuple(self)
+        _require(min(weights) >= 0 and max(weights) > 0, "loss: weights must not be negative and one must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How training mixtures are made."""
+
+    segment_s: float = 2.0
+    snr_db: tuple[float, float] = (-5.0, 20.0)
+    gain_db: tuple[float, float] = (-25.0, 5.0)
+    offset: bool = True  # speech and noise start at random places
+    reverb_probability: float = 0.3
+    babble_probability: float = 0.15
+    second_noise_probability: float = 0.3
+    validation_share: float = 0.05  # of speakers, kept out of training
+
+    def __post_init__(self) -> None:
+        _require(self.segment_s > 0, f"data.segment_s: found {self.segment_s}, wanted a positive length")
+        for name in ("snr_db", "gain_db"):
+            pair = getattr(self, name)
+            _require(len(pair) == 2 and pair[0] <= pair[1], f"data.{name}: found {pair}, wanted [low, high]")
+        for name in ("reverb_probability", "babble_probability", "second_noise_probability", "validation_share"):
+            _require(0 <= getattr(self, name) <= 1, f"data.{name}: found {getattr(self, name)}, wanted [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Everything that changes its numbers stands here."""
+
+    audio: AudioConfig = AudioConfig()
+    model: ModelConfig = MODEL_SIZES["small"]
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    seed: int = 0
+    steps: int = 20_000
+    batch: int = 8
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 5.0
+    ema_decay: float = 0.999
+    validate_every: int = 250
+    checkpoint_every: int = 250
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.model.n_bins == self.audio.n_bins,
+            f"model.band_widths: they cover {self.model.n_bins} bins, the signal has {self.audio.n_bins}",
+        )
+        for name in ("steps", "batch", "validate_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, wanted at least 1")
+        _require(self.learning_rate > 0, f"learning_rate: found {self.learning_rate}, wanted a positive number")
+        _require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
+        _require(self.workers >= 0, f"workers: found {self.workers}, wanted 0 or more")
+
+
+Config = TypeVar("Config")
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """A config from plain values (TOML, JSON, a checkpoint), nested tables included.
+
+    Args:
+        where: name of the table, for messages.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    defaults = {name: _default(field) for name, field in fields.items()}
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}{key}"
+        if key == "size" and kind is ModelConfig:
+            continue  # resolved below: a named size is the base that other keys of the table change
+        if key not in fields:
+            raise ConfigError(f"{path}: unknown setting; known here: {', '.join(sorted(fields))}")
+        default = defaults[key]
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{path}: found {value!r}, wanted a table of settings")
+            made[key] = from_dict(type(default), value, f"{path}.")
+        else:
+            made[key] = _convert(path, value, default)
+    if kind is ModelConfig and "size" in values:
+        size = values["size"]
+        if size not in MODEL_SIZES:
+            raise ConfigError(f"{where}size: found {size!r}, wanted one of {', '.join(MODEL_SIZES)}")
+        made = {field: getattr(MODEL_SIZES[size], field) for field in fields} | made
+    return kind(**made)
+
+
+def to_dict(config: AudioConfig | ModelConfig | LossConfig | DataConfig | TrainConfig) -> dict[str, Any]:
+    """The config as plain JSON-able values; `from_dict` restores an equal one."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def read_train_config(path: Path) -> TrainConfig:
+    """A training run's settings from a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or holds a setting that cannot be.
+    """
+    try:
+        import tomllib  # Python 3.11+
+    except ModuleNotFoundError:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file ({error})") from error
+    return from_dict(TrainConfig, values)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    assert field.default is not dataclasses.MISSING, "every setting has a default"
+    return field.default
+
+
+def _convert(path: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_convert(f"{path}[{index}]", item, default[0]) for index, item in enumerate(value))
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ConfigError(f"{path}: found {value!r}, wanted {type(default).__name__}")
+    return value
