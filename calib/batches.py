@@ -1,0 +1,129 @@
+"""Batches of named arrays in one `.npz`, with a digest of their contents and a record of where they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib import CalibrationError as CalibrationError
+
+# Arrays lie under "<index of the batch>/<name>"; this entry, JSON as bytes, holds what else is stored.
+_RECORD = "record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Stored batches; `digest` is over their contents, `provenance` says where they came from."""
+
+    batches: tuple[dict[str, NDArray[Any]], ...]
+    provenance: dict[str, Any]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def write_batches(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]], provenance: Mapping[str, Any]) -> str:
+    """Store batches as one `.npz`, written beside and renamed; hands back their digest.
+
+    Args:
+        batches: at least one, none empty; numbers only, all finite.
+        provenance: what JSON can hold.
+
+    Raises:
+        CalibrationError: nothing to store, an array that is empty or not finite, a file that cannot be written.
+    """
+    if path.suffix != ".npz":
+        raise CalibrationError(f"{path}: the file name must end in .npz")
+    _check_batches(path, batches)
+    digest = digest_of(batches)
+    try:
+        record = json.dumps({"provenance": dict(provenance), "digest": digest, "count": len(batches)})
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(f"{path}: the provenance holds a value that JSON cannot ({error})") from error
+    arrays = {f"{index}/{name}": array for index, batch in enumerate(batches) for name, array in batch.items()}
+    arrays[_RECORD] = np.frombuffer(record.encode(), np.uint8)
+    try:
+        _write_whole(path, arrays)
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from error
+    return digest
+
+
+def read_batches(path: Path, digest: str | None = None) -> Batches:
+    """The batches stored at `path`, their contents checked against the digest stored with them.
+
+    Args:
+        digest: the one that they must have, if the caller has recorded it.
+
+    Raises:
+        CalibrationError: the file is missing, damaged or empty, or its batches are others.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        record = json.loads(arrays.pop(_RECORD).tobytes())
+        batches: list[dict[str, NDArray[Any]]] = [{} for _ in range(record["count"])]
+        for key, array in arrays.items():
+            index, name = key.split("/", 1)
+            batches[int(index)][name] = array
+        provenance, stored = dict(record["provenance"]), str(record["digest"])
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (AttributeError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise CalibrationError(f"{path}: not a file of batches ({error}); write or fetch it again") from error
+    _check_batches(path, batches)
+    found = digest_of(batches)
+    if found != stored:
+        raise CalibrationError(f"{path}: damaged: the digest is {found}, wanted {stored}; write or fetch it again")
+    if digest is not None and found != digest:
+        raise CalibrationError(f"{path}: these are other batches: the digest is {found}, wanted {digest}")
+    return Batches(tuple(batches), provenance, found)
+
+
+def digest_of(batches: Sequence[Mapping[str, NDArray[Any]]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes; the order of batches counts, that of names does not."""
+    digest = hashlib.sha256()
+    for index, batch in enumerate(batches):
+        for name, array in sorted(batch.items()):
+            # One JSON line each: no two different sets of batches give the same bytes.
+            digest.update(json.dumps([index, name, array.dtype.str, list(array.shape)]).encode() + b"\n")
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _check_batches(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+    if not batches:
+        raise CalibrationError(f"{path}: no batches, wanted at least one")
+    for index, batch in enumerate(batches):
+        if not batch:
+            raise CalibrationError(f"{path}: batch {index} holds no array")
+        for name, array in batch.items():
+            if array.dtype.kind not in "biuf":
+                raise CalibrationError(f"{path}: batch {index}: {name} is of dtype {array.dtype}, wanted numbers")
+            if array.size == 0:
+                raise CalibrationError(f"{path}: batch {index}: {name} is empty, shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise CalibrationError(f"{path}: batch {index}: {name} holds NaN or Inf, wanted finite numbers")
+
+
+def _write_whole(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **dict(arrays))  # type: ignore[arg-type]  # the stub takes allow_pickle for an array
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

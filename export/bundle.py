@@ -1,0 +1,286 @@
+"""A bundle: one directory that holds graphs, their weights, reference vectors and the record of their verification.
+
+    with stage_bundle(path) as staging:      # <path>.partial
+        ...write graphs, verify them...
+        seal_bundle(staging, manifest)       # manifest.json with the SHA-256 of every file
+                                             # renamed whole: <path>, or <path>.unverified
+    bundle = Bundle.open(path)
+
+Reading needs the standard library only: it happens on devices that have neither PyTorch nor onnx.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from export import ExportError as ExportError
+
+SCHEMA_VERSION = 1
+
+MANIFEST = "manifest.json"
+
+# What every manifest says, besides `schema_version` and `files`, which sealing adds.
+_KEYS = (
+    "name",
+    "model",
+    "audio",
+    "latency",
+    "parameters",
+    "macs_per_frame",
+    "graphs",
+    "tools",
+    "calibration",
+    "verification",
+    "reference",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; a string in `shape` names a dynamic axis, `dtype` is NumPy's name.
+
+    The manifest's own form: field for field that of `runtimes.base`, which this folder does not import.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One graph of a bundle."""
+
+    file: str  # name inside the bundle
+    precision: str  # "fp32", ...
+    block: int  # frames that one call takes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: Mapping[str, str]  # name of a state's input -> name of the output that holds its successor
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for the manifest; `from_entry` restores an equal graph."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> Graph:
+        def specs(key: str) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in entry[key])
+
+        return cls(
+            file=entry["file"],
+            precision=entry["precision"],
+            block=entry["block"],
+            inputs=specs("inputs"),
+            outputs=specs("outputs"),
+            states=dict(entry["states"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files are all present and unchanged. Use `Bundle.open`."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    graphs: tuple[Graph, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """The bundle in directory `path`, every file checked against the SHA-256 that the manifest records.
+
+        Raises:
+            ExportError: no bundle there, one of another schema, or a file that is missing or changed.
+        """
+        manifest = _read_manifest(path)
+        found = manifest.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise ExportError(
+                f"{path}: the bundle's schema_version is {found}, wanted {SCHEMA_VERSION}; "
+                "export it again, or use the edgese that wrote it"
+            )
+        missing = [key for key in (*_KEYS, "files") if key not in manifest]
+        if missing:
+            raise ExportError(f"{path / MANIFEST}: lacks {', '.join(missing)}; fetch or export the bundle again")
+        try:
+            graphs = tuple(Graph.from_entry(entry) for entry in manifest["graphs"])
+            files = {str(name): str(digest) for name, digest in manifest["files"].items()}
+            verdict = manifest["verification"]["passed"]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ExportError(
+                f"{path / MANIFEST}: graphs, files or verification are not in the form of schema {SCHEMA_VERSION} "
+                f"({type(error).__name__}: {error}); fetch or export the bundle again"
+            ) from error
+        if not isinstance(verdict, bool):
+            raise ExportError(f"{path / MANIFEST}: verification.passed is {verdict!r}, wanted true or false")
+        _check_graphs(path, graphs, files)
+        for name, wanted in files.items():
+            _check_file(path, name, wanted)
+        return cls(path, manifest, graphs)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every graph agreed with PyTorch within the recorded limits."""
+        return self.manifest["verification"]["passed"] is True
+
+    def graph(self, *, block: int, precision: str = "fp32") -> Graph:
+        """The graph that takes `block` frames a call.
+
+        Raises:
+            ExportError: the bundle has none; the message lists those it has.
+        """
+        for graph in self.graphs:
+            if (graph.block, graph.precision) == (block, precision):
+                return graph
+        offered = ", ".join(f"{graph.block} ({graph.precision})" for graph in self.graphs)
+        raise ExportError(f"{self.path}: no graph of block {block} ({precision}); this bundle has {offered}")
+
+
+@contextlib.contextmanager
+def stage_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty directory `<path>.partial` to build a bundle in, renamed whole when the block ends.
+
+    What was sealed as verified lands at `path`. What was sealed as not verified is kept aside at
+    `<path>.unverified`, also when the block raises after sealing. Anything else leaves nothing behind.
+    The block may as well rename the directory itself.
+
+    Args:
+        replace: a bundle that already lies at `path` may be replaced.
+
+    Raises:
+        ExportError: `path` is taken, or the block ended without sealing.
+    """
+    _check_free(path, replace)
+    staging = _beside(path, "partial")
+    _remove(staging)  # left by a run that was killed
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if staging.is_dir() and not (staging / MANIFEST).is_file():
+            raise ExportError(f"{path}: the bundle was not sealed; nothing was written")
+    except BaseException:
+        if not _settle_unverified(staging, path):
+            _remove(staging)
+        raise
+    if staging.is_dir() and not _settle_unverified(staging, path):
+        if path.exists():
+            old = _beside(path, "old")
+            _remove(old)
+            path.rename(old)
+            staging.rename(path)
+            _remove(old)
+        else:
+            staging.rename(path)
+
+
+def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `manifest.json` into `staging`, with the schema version and the SHA-256 of every file there.
+
+    Args:
+        manifest: the keys of a bundle's manifest; `schema_version` and `files` are set here. `graphs` holds
+            `Graph`s or their entries. JSON has no inf and no NaN: give finite numbers.
+
+    Raises:
+        ExportError: a key or a graph's file is missing, or a value that JSON cannot hold.
+    """
+    missing = [key for key in _KEYS if key not in manifest]
+    if missing:
+        raise ExportError(f"{staging}: the manifest lacks {', '.join(missing)}")
+    if not isinstance(manifest["verification"].get("passed"), bool):
+        raise ExportError(f"{staging}: the manifest's verification.passed must be true or false")
+    graphs = [graph.entry() if isinstance(graph, Graph) else dict(graph) for graph in manifest["graphs"]]
+    files = {
+        file.relative_to(staging).as_posix(): _sha256(file)
+        for file in sorted(staging.rglob("*"))
+        if file.is_file() and file != staging / MANIFEST
+    }
+    _check_graphs(staging, tuple(Graph.from_entry(entry) for entry in graphs), files)
+    sealed = {"schema_version": SCHEMA_VERSION, **manifest, "graphs": graphs, "files": files}
+    sealed["schema_version"] = SCHEMA_VERSION
+    try:
+        text = json.dumps(sealed, indent=2, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"{staging}: the manifest holds a value that JSON cannot ({error})") from error
+    (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest_path = path / MANIFEST
+    if not path.is_dir():
+        raise ExportError(f"{path}: not a bundle: found no such directory, wanted one that holds {MANIFEST}")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"{manifest_path}: cannot be read ({error.strerror}); is {path} a bundle?") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ExportError(f"{manifest_path}: not JSON ({error}); fetch or export the bundle again") from error
+    if not isinstance(manifest, dict):
+        raise ExportError(f"{manifest_path}: found a {type(manifest).__name__}, wanted an object")
+    return manifest
+
+
+def _check_graphs(path: Path, graphs: tuple[Graph, ...], files: Mapping[str, str]) -> None:
+    if not graphs:
+        raise ExportError(f"{path}: the bundle holds no graph, wanted at least one")
+    for graph in graphs:
+        if graph.file not in files:
+            raise ExportError(f"{path}: graph {graph.file} is not among the bundle's files: {', '.join(files)}")
+
+
+def _check_file(path: Path, name: str, wanted: str) -> None:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ExportError(f"{path}: the manifest names {name}, which lies outside the bundle; do not use this bundle")
+    file = path / relative
+    try:
+        found = _sha256(file)
+    except OSError as error:
+        raise ExportError(f"{file}: cannot be read ({error.strerror}); fetch or export the bundle again") from error
+    if found != wanted:
+        raise ExportError(
+            f"{file}: changed since it was exported: found SHA-256 {found}, wanted {wanted}; "
+            "fetch or export the bundle again"
+        )
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_free(path: Path, replace: bool) -> None:
+    if not path.exists():
+        return
+    if not replace:
+        raise ExportError(f"{path}: exists already; choose another place or ask for it to be replaced")
+    if not (path / MANIFEST).is_file():
+        raise ExportError(f"{path}: exists and is not a bundle; it is not replaced, choose another place")
+
+
+def _settle_unverified(staging: Path, path: Path) -> bool:
+    """Move a directory that was sealed as not verified aside; whether it was one."""
+    if not (staging / MANIFEST).is_file() or _read_manifest(staging)["verification"]["passed"]:
+        return False
+    aside = _beside(path, "unverified")
+    _remove(aside)
+    staging.rename(aside)
+    return True
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)

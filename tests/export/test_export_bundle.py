@@ -1,0 +1,269 @@
+"""A bundle is whole or is not there; what was changed, or not verified, says so."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.bundle import MANIFEST, SCHEMA_VERSION, Bundle, ExportError, Graph, TensorSpec, seal_bundle, stage_bundle
+
+
+def make_graph(block: int, precision: str = "fp32") -> Graph:
+    x = TensorSpec("x", ("streams", 3 * block), "float32")
+    total = TensorSpec("total", ("streams", 1), "float32")
+    y = TensorSpec("y", x.shape, "float32")
+    after = TensorSpec("total_next", total.shape, "float32")
+    return Graph(f"toy_{precision}_{block}.onnx", precision, block, (x, total), (y, after), {"total": "total_next"})
+
+
+GRAPHS = (make_graph(1), make_graph(8), make_graph(8, "fp16"))
+
+
+def make_manifest(passed: bool = True) -> dict[str, Any]:
+    return {
+        "name": "toy",
+        "model": {"layers": 2},
+        "audio": {},
+        "latency": {"samples": 4, "ms": 0.25, "overlap_samples": 3},
+        "parameters": {"mix": 12},
+        "macs_per_frame": {"mix": 9},
+        "graphs": list(GRAPHS),
+        "tools": {"numpy": "2"},
+        "calibration": None,
+        "verification": {"passed": passed, "limits": {"snr_db": 100}, "results": [{"graph": "toy", "snr_db": 140.5}]},
+        "reference": {"file": "reference.npz", "digest": "0" * 64},
+    }
+
+
+def fill(staging: Path) -> None:
+    for graph in GRAPHS:
+        (staging / graph.file).write_bytes(graph.file.encode())
+    (staging / "notes").mkdir()
+    (staging / "notes" / "card.md").write_text("A toy.\n")
+
+
+def write_toy(path: Path, **changes: Any) -> Path:
+    with stage_bundle(path) as staging:
+        fill(staging)
+        seal_bundle(staging, {**make_manifest(), **changes})
+    return path
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest)
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_bundle_comes_back_as_it_was_sealed(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_toy(tmp_path / "toy"))
+    assert bundle.path == tmp_path / "toy"
+    assert bundle.verified is True
+    assert bundle.graphs == GRAPHS
+    for key, value in make_manifest().items():
+        if key != "graphs":
+            assert bundle.manifest[key] == value
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_the_manifest_holds_the_sha256_of_every_file(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "toy", schema_version=99, files={"old": "0"})
+    manifest = json.loads((path / MANIFEST).read_text())
+    assert manifest["schema_version"] == SCHEMA_VERSION
+    present = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    del present[MANIFEST]
+    assert manifest["files"] == {k: hashlib.sha256(file.read_bytes()).hexdigest() for k, file in present.items()}
+
+
+def test_equal_bundles_have_equal_manifests(tmp_path: Path) -> None:
+    first, second = write_toy(tmp_path / "first"), write_toy(tmp_path / "second")
+    assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
+
+
+def test_a_graph_is_found_by_block_and_precision(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_toy(tmp_path / "toy"))
+    assert bundle.graph(block=1) == GRAPHS[0]
+    assert bundle.graph(block=8) == GRAPHS[1]
+    assert bundle.graph(block=8, precision="fp16") == GRAPHS[2]
+
+
+def test_a_graph_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_toy(tmp_path / "toy"))
+    with pytest.raises(ExportError, match=r"no graph of block 1 \(fp16\).*1 \(fp32\), 8 \(fp32\), 8 \(fp16\)"):
+        bundle.graph(block=1, precision="fp16")
+
+
+def test_one_changed_byte_is_refused_with_both_digests(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "toy")
+    file = path / GRAPHS[1].file
+    wanted = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(ExportError, match=f"{file.name}: changed .* found SHA-256 {found}, wanted {wanted}; fetch"):
+        Bundle.open(path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "toy")
+    (path / "notes" / "card.md").unlink()
+    with pytest.raises(ExportError, match=r"card\.md: cannot be read \(No such file or directory\); fetch or export"):
+        Bundle.open(path)
+
+
+@pytest.mark.parametrize("make", ["nothing", "a file", "an empty folder"])
+def test_what_is_not_a_bundle_is_refused(tmp_path: Path, make: str) -> None:
+    path = tmp_path / "toy"
+    if make == "a file":
+        path.write_text("hello")
+    elif make == "an empty folder":
+        path.mkdir()
+    with pytest.raises(ExportError, match=r"not a bundle|is .* a bundle\?"):
+        Bundle.open(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b"null"])
+def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = write_toy(tmp_path / "toy")
+    (path / MANIFEST).write_bytes(content)
+    with pytest.raises(ExportError, match=r"manifest\.json: (not JSON|found a .*, wanted an object)"):
+        Bundle.open(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=2), "schema_version is 2, wanted 1"),
+        (lambda m: m.pop("schema_version"), "schema_version is None, wanted 1"),
+        (lambda m: m.pop("latency"), "lacks latency"),
+        (lambda m: m.pop("files"), "lacks files"),
+        (lambda m: m.update(files=["a"]), "not in the form of schema 1"),
+        (lambda m: m["graphs"][0].pop("states"), "not in the form of schema 1"),
+        (lambda m: m.update(graphs=[]), "holds no graph"),
+        (lambda m: m["graphs"][0].update(file="other.onnx"), r"graph other\.onnx is not among the bundle's files"),
+        (lambda m: m.update(verification={}), "not in the form of schema 1"),
+        (lambda m: m["verification"].update(passed="yes"), "verification.passed is 'yes'"),
+        (lambda m: m["files"].update({"../escape": "0"}), r"names \.\./escape, which lies outside the bundle"),
+        (lambda m: m["files"].update({"/etc/hostname": "0"}), "names /etc/hostname, which lies outside the bundle"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = write_toy(tmp_path / "toy")
+    edit_manifest(path, change)
+    with pytest.raises(ExportError, match=message):
+        Bundle.open(path)
+
+
+def test_what_was_not_verified_is_kept_aside_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "toy"
+    with stage_bundle(path) as staging:
+        fill(staging)
+        seal_bundle(staging, make_manifest(passed=False))
+    assert [found.name for found in tmp_path.iterdir()] == ["toy.unverified"]
+    assert Bundle.open(tmp_path / "toy.unverified").verified is False
+
+
+def test_what_was_not_verified_is_kept_aside_also_when_the_caller_raises(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "toy")
+    before = (path / MANIFEST).read_bytes()
+
+    def fail_to_verify() -> None:
+        with stage_bundle(path, replace=True) as staging:
+            fill(staging)
+            seal_bundle(staging, make_manifest(passed=False))
+            raise ValueError("not verified")
+
+    for _ in range(2):  # the second replaces what the first left
+        with pytest.raises(ValueError, match="not verified"):
+            fail_to_verify()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["toy", "toy.unverified"]
+    assert (path / MANIFEST).read_bytes() == before
+
+
+def test_the_caller_may_rename_the_directory_itself(tmp_path: Path) -> None:
+    with stage_bundle(tmp_path / "toy") as staging:
+        fill(staging)
+        seal_bundle(staging, make_manifest())
+        staging.rename(tmp_path / "elsewhere")
+    assert [found.name for found in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_an_error_before_sealing_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with stage_bundle(tmp_path / "toy") as staging:
+            fill(staging)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_was_not_sealed_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="was not sealed"), stage_bundle(tmp_path / "toy") as staging:
+        fill(staging)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "toy.partial").mkdir()
+    (tmp_path / "toy.partial" / "rest.onnx").write_text("half a graph")
+    path = write_toy(tmp_path / "toy")
+    assert not (path / "rest.onnx").exists()
+    assert [found.name for found in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_place_that_is_taken_is_refused_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "toy")
+    with pytest.raises(ExportError, match="exists already"), stage_bundle(path):
+        pytest.fail("entered")
+    with stage_bundle(path, replace=True) as staging:
+        fill(staging)
+        seal_bundle(staging, {**make_manifest(), "name": "second"})
+    assert Bundle.open(path).manifest["name"] == "second"
+    assert [found.name for found in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    path.mkdir()
+    (path / "letter.txt").write_text("dear all")
+    with pytest.raises(ExportError, match="is not a bundle; it is not replaced"), stage_bundle(path, replace=True):
+        pytest.fail("entered")
+    assert (path / "letter.txt").read_text() == "dear all"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"graphs": []}, "holds no graph"),
+        ({"graphs": [make_graph(2)]}, r"graph toy_fp32_2\.onnx is not among the bundle's files"),
+        ({"verification": {"passed": 1}}, r"verification\.passed must be true or false"),
+        ({"latency": {"ms": float("inf")}}, "a value that JSON cannot"),
+        ({"tools": {"path": Path("a")}}, "a value that JSON cannot"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_not_sealed(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        write_toy(tmp_path / "toy", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_that_lacks_a_key_is_not_sealed(tmp_path: Path) -> None:
+    (tmp_path / "staging").mkdir()
+    manifest = make_manifest()
+    del manifest["reference"], manifest["tools"]
+    with pytest.raises(ExportError, match="the manifest lacks tools, reference"):
+        seal_bundle(tmp_path / "staging", manifest)
+
+
+def test_reading_bundles_needs_no_torch_and_no_onnx() -> None:
+    code = "import sys, export.bundle; print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

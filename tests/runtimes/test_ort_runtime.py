@@ -1,0 +1,141 @@
+"""What is ONNX Runtime's own: bound buffers, axes left open, providers."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from runtimes.base import ArtefactError, RuntimeUnavailable, Stream
+from runtimes.ort import OnnxRuntime
+
+
+def write_sum(path: Path, frames: int | str = 4, dtype: int = TensorProto.FLOAT) -> Path:
+    """A running sum: y = x + total over the frames so far; `total` and `offset` (a scalar) are states."""
+    sizes: dict[str, list[int | str]] = {"x": ["streams", frames], "total": ["streams", 1], "offset": []}
+    inputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in sizes.items()]
+    after = {"y": sizes["x"], "total_next": sizes["total"], "offset_next": []}
+    outputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in after.items()]
+    nodes = [
+        helper.make_node("CumSum", ["x", "axis"], ["sums"]),
+        helper.make_node("Add", ["sums", "total"], ["y"]),
+        helper.make_node("Slice", ["y", "last", "end", "axes"], ["total_next"]),
+        helper.make_node("Identity", ["offset"], ["offset_next"]),
+    ]
+    integers = {"axis": (), "last": (1,), "end": (1,), "axes": (1,)}
+    values = {"axis": 1, "last": -1, "end": 2**31, "axes": 1}
+    constants = [helper.make_tensor(k, TensorProto.INT64, shape, [values[k]]) for k, shape in integers.items()]
+    graph = helper.make_graph(nodes, "sum", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+STATES = {"total": "total_next", "offset": "offset_next"}
+
+
+def test_a_stream_writes_two_banks_of_buffers_in_turn_and_copies_no_state(tmp_path: Path) -> None:
+    with OnnxRuntime(write_sum(tmp_path / "sum.onnx")) as runtime:
+        stream = runtime.stream(STATES, streams=2)
+        seen = [stream._live()["total"]]
+        for _ in range(4):
+            stream({"x": np.ones((2, 4), np.float32)})
+            seen.append(stream._live()["total"])
+        assert seen[0] is seen[2] is seen[4]
+        assert seen[1] is seen[3]
+        assert not np.shares_memory(seen[0], seen[1])
+        np.testing.assert_array_equal(seen[0], np.full((2, 1), 16, np.float32))
+        np.testing.assert_array_equal(seen[1], np.full((2, 1), 12, np.float32))
+
+
+def test_the_bound_stream_gives_the_bits_of_the_plain_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with OnnxRuntime(write_sum(tmp_path / "sum.onnx")) as runtime:
+        bound, plain = runtime.stream(STATES, streams=3), Stream(runtime, STATES, {"streams": 3})
+        assert type(bound) is not Stream
+        for index in range(7):
+            if index == 3:
+                bound.reset()
+                plain.reset()
+            if index == 5:  # an odd number of calls later: the other bank
+                states = {"total": np.full((3, 1), 5, np.float32), "offset": np.array(2, np.float32)}
+                bound.load(states)
+                plain.load(states)
+            x = rng.standard_normal((3, 4), dtype=np.float32)
+            np.testing.assert_array_equal(bound({"x": x})["y"], plain({"x": x})["y"])
+            for state, array in plain.states.items():
+                np.testing.assert_array_equal(bound.states[state], array)
+
+
+def test_a_stream_over_an_axis_left_open_takes_calls_of_any_length(tmp_path: Path) -> None:
+    with OnnxRuntime(write_sum(tmp_path / "sum.onnx", frames="frames")) as runtime:
+        stream = runtime.stream(STATES, streams=1)
+        x = np.arange(10, dtype=np.float32)[None]
+        found = np.concatenate([stream({"x": part})["y"] for part in np.split(x, [1, 4, 9], axis=1)], 1)
+    np.testing.assert_array_equal(found, np.cumsum(x, axis=1))
+
+
+def test_a_provider_that_is_not_there_is_an_error_and_no_fallback(tmp_path: Path) -> None:
+    path = write_sum(tmp_path / "sum.onnx")
+    with pytest.raises(RuntimeUnavailable, match="NoneExecutionProvider: not in this onnxruntime, which offers"):
+        OnnxRuntime(path, provider="NoneExecutionProvider")
+
+
+def test_a_provider_that_does_not_start_is_an_error_and_no_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sum(tmp_path / "sum.onnx")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["LostExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda self: ["CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession._create_inference_session", lambda self, *rest: None)
+    with pytest.raises(RuntimeUnavailable, match="LostExecutionProvider: did not start, found CPUExecutionProvider"):
+        OnnxRuntime(path, provider="LostExecutionProvider")
+
+
+def test_a_type_that_is_not_known_here_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    info = helper.make_tensor_value_info("text", TensorProto.STRING, [1])
+    out = helper.make_tensor_value_info("same", TensorProto.STRING, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["text"], ["same"])], "text", [info], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    with pytest.raises(ArtefactError, match=r"text is a tensor\(string\)"):
+        OnnxRuntime(path)
+
+
+def test_a_run_that_fails_is_one_line_and_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gather.onnx"
+    table = helper.make_tensor("table", TensorProto.FLOAT, (2,), [1.0, 2.0])
+    index = helper.make_tensor_value_info("index", TensorProto.INT64, ["n"])
+    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, ["n"])
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "index"], ["value"])], "g", [index], [value], [table]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    with OnnxRuntime(path) as runtime:
+        stream = runtime.stream({}, n=1)
+        for run in (runtime.run, stream):
+            with pytest.raises(RuntimeUnavailable, match="the run failed") as caught:
+                run({"index": np.array([7])})
+            assert "\n" not in str(caught.value)
+            np.testing.assert_array_equal(run({"index": np.array([1])})["value"], [2.0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_that_are_missing_beside_the_graph_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "big.onnx"
+    big = helper.make_tensor("big", TensorProto.FLOAT, (512,), np.ones(512, np.float32).tobytes(), raw=True)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [512])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [512])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "big"], ["y"])], "g", [x], [y], [big])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    weights = tmp_path / "weights.bin"
+    with OnnxRuntime(path) as runtime:
+        np.testing.assert_array_equal(runtime.run({"x": np.ones(512, np.float32)})["y"], np.full(512, 2))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ArtefactError, match=r"big\.onnx"):
+        OnnxRuntime(path)
+    weights.unlink()
+    with pytest.raises(ArtefactError, match=r"big\.onnx"):
+        OnnxRuntime(path)
