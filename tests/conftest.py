@@ -1,0 +1,87 @@
+"""What many tests share: tiny seeded networks in both parametrisations, and sound that behaves like speech."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgese.config import AudioConfig, ModelConfig
+
+try:
+    import torch
+except ImportError:  # the base install has none, and its tests need none
+    pass
+else:
+    torch.set_num_threads(1)
+
+if TYPE_CHECKING:
+    from edgese.model.waveform import WaveformEnhancer
+
+Wave = NDArray[np.float32]
+SpeechLike = Callable[..., Wave]
+
+# Two blocks, eight channels; the chunk divides none of the tested lengths.
+_TINY = ModelConfig(channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8)
+TINY_CONFIGS = {
+    "decay-per-channel": _TINY,
+    "decay-per-head": dataclasses.replace(_TINY, decay_heads=4, expand=2, fusion="each"),
+}
+
+
+@pytest.fixture
+def audio() -> AudioConfig:
+    return AudioConfig()
+
+
+@pytest.fixture(params=TINY_CONFIGS.values(), ids=TINY_CONFIGS.keys())
+def tiny_config(request: pytest.FixtureRequest) -> ModelConfig:
+    """A network of two blocks and eight channels, once with each parametrisation of the decay."""
+    config: ModelConfig = request.param
+    return config
+
+
+@pytest.fixture
+def tiny_enhancer(tiny_config: ModelConfig, audio: AudioConfig) -> WaveformEnhancer:
+    """A seeded enhancer that listens and acts like a trained one; an untrained one is almost the identity.
+
+    Long step sizes make its states matter, large last layers let its mask and rotation move.
+    """
+    from edgese.model.registry import build
+
+    torch.manual_seed(1)
+    enhancer = build(tiny_config, audio).eval()
+    network = enhancer.network
+    with torch.no_grad():
+        for block in network.blocks:
+            block.dt_bias.add_(2)
+            block.a_log.sub_(1)
+            block.x_proj.weight.mul_(5)
+        for decoder in (network.magnitude_decoder, network.phase_decoder):
+            decoder.weight.mul_(30)
+    return enhancer
+
+
+@pytest.fixture(scope="session")
+def speech_like() -> SpeechLike:
+    """`speech_like(n_samples, seed=0)`: (n_samples,) float32, syllables and pauses, at -20 dBFS."""
+    return _speech_like
+
+
+def _speech_like(n_samples: int, seed: int = 0, sample_rate_hz: int = 16_000) -> Wave:
+    rng = np.random.default_rng(seed)
+    seconds = np.arange(n_samples) / sample_rate_hz
+    pitch_hz = rng.uniform(90, 220) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.5, 1.5) * seconds))
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / sample_rate_hz
+    voiced = sum(np.sin(k * phase + rng.uniform(0, 6)) / k for k in range(1, 25))
+    syllables = np.sin(
+        2 * np.pi * (rng.uniform(3, 5) * seconds + rng.random())
+    )  # positive: voiced; strongly negative: a hiss
+    wave = np.maximum(syllables, 0) * voiced + np.maximum(-syllables - 0.7, 0) * rng.standard_normal(n_samples)
+    wave *= np.sin(2 * np.pi * (0.6 * seconds + rng.random())) > -0.7  # pauses, digitally silent
+    level = np.sqrt(np.mean(wave**2)) + 1e-9
+    return np.clip(0.1 * wave / level, -1, 1).astype(np.float32)
