@@ -1,0 +1,101 @@
+"""Bands: from bins to one vector of channels per band, back to bins, and the mixing between bands.
+
+Letters: B batch, T frames, F bins, K bands, D channels, W bins of the widest band.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BandLayout(nn.Module):
+    """Which bins belong to which band, as the two index tables that gather them.
+
+    Bands have unequal widths; padding each to the widest one, W, makes all of them one batched product.
+    """
+
+    to_bands: Tensor  # (K, W) bin of each place; places past a band's width point at one extra bin, F
+    to_bins: Tensor  # (F,) place of each bin in the flattened (K, W) grid
+
+    def __init__(self, band_widths: tuple[int, ...]) -> None:
+        super().__init__()
+        n_bins, widest = sum(band_widths), max(band_widths)
+        to_bands = torch.full((len(band_widths), widest), n_bins)
+        start = 0
+        for band, width in enumerate(band_widths):
+            to_bands[band, :width] = torch.arange(start, start + width)
+            start += width
+        self.register_buffer("to_bands", to_bands, persistent=False)
+        self.register_buffer("to_bins", (to_bands.flatten() < n_bins).nonzero().squeeze(1), persistent=False)
+
+    def spread(self, per_bin: Tensor) -> Tensor:
+        """A table with one row per bin, (F, ...), laid out per band, (K, W, ...), zero where there is no bin."""
+        padded = nn.functional.pad(per_bin, (0, 0) * (per_bin.ndim - 1) + (0, 1))
+        spread: Tensor = padded.index_select(0, self.to_bands.flatten()).unflatten(0, self.to_bands.shape)
+        return spread
+
+
+class BandSplit(nn.Module):
+    """Each band's bins to D channels by a linear layer of its own (Luo & Yu 2023, BSRNN, section II-A)."""
+
+    def __init__(self, band_widths: tuple[int, ...], features: int, channels: int) -> None:
+        super().__init__()
+        self.layout = BandLayout(band_widths)
+        per_bin = torch.empty(sum(band_widths), features, channels)
+        bounds = [(width * features) ** -0.5 for width in band_widths for _ in range(width)]
+        self.weight = nn.Parameter(per_bin.uniform_(-1, 1) * torch.tensor(bounds)[:, None, None])
+        self.bias = nn.Parameter(torch.zeros(len(band_widths), channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, F, features) -> (B, K, T, D)."""
+        batch, frames = x.shape[:2]
+        padded = nn.functional.pad(x, (0, 0, 0, 1))
+        bands = padded.index_select(2, self.layout.to_bands.flatten())  # (B, T, K * W, features)
+        bands = bands.reshape(batch, frames, self.bias.shape[0], -1).transpose(1, 2)  # (B, K, T, W * features)
+        weight = self.layout.spread(self.weight).flatten(1, 2)  # (K, W * features, D)
+        return bands @ weight + self.bias[:, None]
+
+
+class BandDecoder(nn.Module):
+    """D channels of each band to `features` values per bin: a two-layer MLP for each band (BSRNN, section II-C)."""
+
+    def __init__(self, band_widths: tuple[int, ...], channels: int, hidden: int, features: int) -> None:
+        super().__init__()
+        n_bands, n_bins = len(band_widths), sum(band_widths)
+        self.layout = BandLayout(band_widths)
+        self.features = features
+        self.hidden_weight = nn.Parameter(torch.empty(n_bands, channels, hidden).uniform_(-1, 1) * channels**-0.5)
+        self.hidden_bias = nn.Parameter(torch.zeros(n_bands, hidden))
+        # a small last layer: an untrained decoder gives nearly zeros, which means "leave the signal alone"
+        self.weight = nn.Parameter(torch.empty(n_bins, features, hidden).uniform_(-1, 1) * 0.1 * hidden**-0.5)
+        self.bias = nn.Parameter(torch.zeros(n_bins, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K, T, D) -> (B, T, F, features)."""
+        hidden = nn.functional.silu(x @ self.hidden_weight + self.hidden_bias[:, None])  # (B, K, T, hidden)
+        weight = self.layout.spread(self.weight).flatten(1, 2).transpose(1, 2)  # (K, hidden, W * features)
+        bands = hidden @ weight  # (B, K, T, W * features)
+        bins: Tensor = bands.transpose(1, 2).unflatten(-1, (-1, self.features)).flatten(2, 3)  # (B, T, K * W, features)
+        return bins.index_select(2, self.layout.to_bins) + self.bias
+
+
+class BandFusion(nn.Module):
+    """Residual MLP whose first layer mixes bands and whose second mixes channels.
+
+    Without it no band would know of another: the layers over time share their weights but not their signal.
+    """
+
+    def __init__(self, n_bands: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.bands = nn.Parameter(torch.eye(n_bands) + torch.randn(n_bands, n_bands) * n_bands**-0.5)
+        self.bias = nn.Parameter(torch.zeros(n_bands, 1))
+        self.channels = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K, T, D) -> the same shape; frames do not see each other."""
+        batch, n_bands, frames, channels = x.shape
+        mixed = self.bands @ self.norm(x).reshape(batch, n_bands, frames * channels) + self.bias
+        change: Tensor = self.channels(nn.functional.silu(mixed).reshape(batch, n_bands, frames, channels))
+        return x + change

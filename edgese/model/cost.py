@@ -1,0 +1,57 @@
+"""What a network costs, part by part: parameters, and multiply-accumulates for one frame."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgese.model.waveform import StreamStep, WaveformEnhancer
+
+PARTS = {
+    "transform": "STFT and inverse",
+    "split": "band split",
+    "blocks": "Mamba blocks",
+    "fusions": "cross-band fusion",
+    "norm": "last norm",
+    "magnitude_head": "magnitude head",
+    "phase_head": "phase head",
+    "magnitude_decoder": "magnitude decoder",
+    "phase_decoder": "phase decoder",
+}
+
+
+def parameters(enhancer: WaveformEnhancer) -> dict[str, int]:
+    """Trained parameters of each part; their sum is the network's."""
+    counts: Counter[str] = Counter()
+    for name, parameter in enhancer.network.named_parameters():
+        counts[PARTS[name.split(".")[0]]] += parameter.numel()
+    return {part: counts[part] for part in PARTS.values() if part in counts}
+
+
+@torch.no_grad()
+def macs_per_frame(enhancer: WaveformEnhancer) -> dict[str, int]:
+    """Multiply-accumulates of one frame in the exported form, by part.
+
+    Matrix products as PyTorch's FlopCounterMode sees them (padding of narrow bands included, as it is computed);
+    the scan's own products and the convolution, which are elementwise, by their definition.
+    """
+    step = StreamStep(enhancer)
+    state = enhancer.initial_state()
+    with FlopCounterMode(display=False) as counter:
+        step(torch.zeros(1, enhancer.audio.hop), *state.values())
+    counts: Counter[str] = Counter()
+    whole = sum(counter.get_flop_counts()["Global"].values())
+    for name, flops in counter.get_flop_counts().items():
+        if not name.startswith("StreamStep.enhancer.network."):
+            continue
+        part = name.removeprefix("StreamStep.enhancer.network.")
+        if "." not in part.removeprefix("blocks.").removeprefix("fusions."):
+            counts[PARTS[part.split(".")[0]]] += sum(flops.values()) // 2
+    counts[PARTS["transform"]] = whole // 2 - sum(counts.values())
+    config = enhancer.network.config
+    # per band and channel: decay * h and b * x for each state (c . h is a product, counted above); the taps
+    elementwise = config.n_bands * config.inner * (2 * config.states + config.conv_width)
+    counts[PARTS["blocks"]] += config.layers * elementwise
+    return {part: counts[part] for part in PARTS.values() if counts[part]}

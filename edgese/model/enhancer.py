@@ -1,0 +1,103 @@
+"""MBS-Net: band split, Mamba over time, fusion across bands, magnitude and phase heads. Causal and frame-wise.
+
+    X (B, T, F, 2) -> band split -> L x Mamba block (weights shared by the bands) -> cross-band fusion
+      -> magnitude head and decoder: mask; phase head and decoder: rotation as a unit vector -> mask * rotation * X
+
+Sources: band split, Luo & Yu 2023 (BSRNN); Mamba, Gu & Dao 2023; parallel magnitude and phase, Lu et al. 2023
+(MP-SENet); Mamba for enhancement, Chao et al. 2024 (SEMamba). Nothing looks at another frame except through the
+states of the blocks, and the input is not normalised over a band: that would erase the level.
+
+Letters: B batch (streams), T frames, F bins, K bands, D channels, E inner channels, N states, L layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgese.config import ModelConfig
+from edgese.model.bands import BandDecoder, BandFusion, BandSplit
+from edgese.model.mamba import MambaBlock, ScanForm
+
+POWER_FLOOR = 1e-7  # about 16 bit's quantization noise in a bin: |X|^2 of white noise at -98 dBFS is 256 * 1.6e-10
+
+
+class MbsNet(nn.Module):
+    """The default network of edgese."""
+
+    causal = True
+    upright: Tensor  # (2,), the rotation by nothing
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.split = BandSplit(config.band_widths, 3, config.channels)
+        self.blocks = nn.ModuleList(MambaBlock(config) for _ in range(config.layers))
+        n_fusions = config.layers if config.fusion == "each" else 1
+        self.fusions = nn.ModuleList(BandFusion(config.n_bands, config.channels) for _ in range(n_fusions))
+        self.register_buffer("upright", torch.tensor([1.0, 0.0]), persistent=False)
+        self.norm = nn.LayerNorm(config.channels)
+        self.magnitude_head = nn.Linear(config.channels, config.channels)
+        self.phase_head = nn.Linear(config.channels, config.channels)
+        self.magnitude_decoder = BandDecoder(config.band_widths, config.channels, config.decoder_hidden, 1)
+        self.phase_decoder = BandDecoder(config.band_widths, config.channels, config.decoder_hidden, 2)
+
+    def initial_state(self, streams: int = 1) -> dict[str, Tensor]:
+        """Zero states for `streams` streams, float32 on the network's device, in the order `forward` wants them."""
+        config = self.config
+        device = self.norm.weight.device
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(config.layers):
+            shapes[f"conv_{layer}"] = (streams, config.n_bands, config.conv_width - 1, config.inner)
+            shapes[f"ssm_{layer}"] = (streams, config.n_bands, config.states, config.inner)
+        return {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+
+    def use_scan(self, form: ScanForm) -> MbsNet:
+        """Chooses the form of the selective scan: chunked to train, unrolled to export."""
+        for block in self.blocks:
+            block.scan_form = form  # type: ignore[assignment]
+        return self
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Enhanced spectrum of a stretch of frames.
+
+        Args:
+            x: (B, T, F, 2) spectrum, last axis real and imaginary, linear (not compressed).
+            state: tensors as in `initial_state`; not changed.
+
+        Returns:
+            (B, T, F, 2), and the state after the last frame.
+        """
+        mask, rotation, state = self.estimate(x, state)
+        gain = mask ** (1 / self.config.compression)  # the mask is one of compressed magnitudes
+        real, imag = (x * gain).split(1, -1)  # (B, T, F, 1)
+        cos, sin = rotation.split(1, -1)
+        return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-1), state
+
+    def estimate(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What is done to each bin, and the next state.
+
+        Returns:
+            (B, T, F, 1) mask in [0, 2] on the compressed magnitude, (B, T, F, 2) rotation as unit vectors, state.
+        """
+        y = self.split(self._compress(x))  # (B, K, T, D)
+        after: dict[str, Tensor] = {}
+        for layer, block in enumerate(self.blocks):
+            conv, ssm = f"conv_{layer}", f"ssm_{layer}"
+            y, after[conv], after[ssm] = block(y, state[conv], state[ssm])
+            if self.config.fusion == "each":
+                y = self.fusions[layer](y)
+        if self.config.fusion == "once":
+            y = self.fusions[0](y)
+        y = self.norm(y)
+        mask = 2 * torch.sigmoid(self.magnitude_decoder(torch.sigmoid(self.magnitude_head(y))))
+        rotation = self.phase_decoder(torch.tanh(self.phase_head(y))) + self.upright  # an untrained one turns nothing
+        length = torch.sqrt((rotation * rotation).sum(-1, keepdim=True) + 1e-8)
+        return mask, rotation / length, after
+
+    def _compress(self, x: Tensor) -> Tensor:
+        """(B, T, F, 2) -> (B, T, F, 3): compressed real and imaginary part, logarithm of the magnitude; all near 1."""
+        power = (x * x).sum(-1, keepdim=True) + POWER_FLOOR
+        log_magnitude = 0.5 * torch.log(power)
+        shrink = torch.exp((self.config.compression - 1) * log_magnitude)
+        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-1)

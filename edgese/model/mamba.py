@@ -1,0 +1,89 @@
+"""One Mamba block over time, the same for every band: projections, short convolution, selective scan, gate.
+
+After Gu & Dao 2023 (Mamba, figure 3); with `decay_heads` the step size and the decay are per head as in Mamba-2
+(Dao & Gu 2024). Letters: B batch, K bands, T frames, D channels, E = expand * D inner channels, N states, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgese.config import ModelConfig
+from edgese.model.scan import Scan, chunked_scan, reference_scan, unrolled_scan
+
+ScanForm = Literal["chunked", "unrolled", "reference"]
+
+DT_RANGE = (0.001, 0.1)  # step sizes at the start of training, log-uniform (Gu & Dao 2023, appendix E)
+
+
+class MambaBlock(nn.Module):
+    """Residual Mamba block with its state as an argument and a result."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.decay_heads or config.inner
+        self.states = config.states
+        self.norm = nn.LayerNorm(config.channels)
+        self.in_proj = nn.Linear(config.channels, 2 * config.inner, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(config.conv_width, config.inner).uniform_(-1, 1) * 0.5)
+        self.conv_bias = nn.Parameter(torch.zeros(config.inner))
+        self.dt_rank = 0 if config.decay_heads else config.dt_rank
+        self.x_proj = nn.Linear(config.inner, (self.dt_rank or self.heads) + 2 * config.states, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.heads, bias=False) if self.dt_rank else nn.Identity()
+        low, high = (math.log(value) for value in DT_RANGE)
+        dt = torch.exp(torch.rand(self.heads) * (high - low) + low)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        if config.decay_heads:
+            rates = torch.empty(1, self.heads).uniform_(1, 16)  # Dao & Gu 2024, reference initialisation
+        else:
+            rates = torch.arange(1.0, config.states + 1)[:, None].repeat(1, self.heads)  # S4D-real
+        self.a_log = nn.Parameter(rates.log())  # float32 in every precision: FP16 exp overflows
+        self.skip = nn.Parameter(torch.ones(config.inner))
+        self.out_proj = nn.Linear(config.inner, config.channels, bias=False)
+        self.chunk = config.chunk
+        self.scan_form: ScanForm = "chunked"
+
+    def forward(self, x: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One stretch of frames.
+
+        Args:
+            x: (B, K, T, D).
+            conv: (B, K, conv_width - 1, E), the last inputs of the convolution.
+            ssm: (B, K, N, E), the state of the scan.
+
+        Returns:
+            (B, K, T, D), and both states after the last frame.
+        """
+        u, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)  # (B, K, T, E) each
+        u, conv = self._convolve(u, conv)
+        dt, b, c = self.x_proj(u).split([self.dt_rank or self.heads, self.states, self.states], dim=-1)
+        dt = _softplus(self.dt_proj(dt) + self.dt_bias)  # (B, K, T, H)
+        y, ssm = self._scan()(u, dt, -torch.exp(self.a_log), b, c, ssm)
+        y = (y.to(u.dtype) + u * self.skip) * nn.functional.silu(gate)
+        return x + self.out_proj(y), conv, ssm.to(u.dtype)
+
+    def _scan(self) -> Scan:
+        forms: dict[ScanForm, Scan] = {
+            "chunked": chunked_scan(self.chunk),
+            "unrolled": unrolled_scan,
+            "reference": reference_scan,  # float64, whatever the network's own precision is
+        }
+        return forms[self.scan_form]
+
+    def _convolve(self, u: Tensor, conv: Tensor) -> tuple[Tensor, Tensor]:
+        """Depthwise convolution over time as one product per tap: no layout change, the same at T = 1."""
+        frames = u.shape[2]
+        padded = torch.cat([conv, u], dim=2)  # (B, K, conv_width - 1 + T, E)
+        y: Tensor = self.conv_bias
+        for tap, weight in enumerate(self.conv_weight.unbind(0)):
+            y = y + padded[:, :, tap : tap + frames] * weight
+        return nn.functional.silu(y), padded[:, :, frames:]
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) from Exp and Log, safe at both ends: ONNX Runtime's Softplus is 30 times slower (FACTS.md)."""
+    return x.clamp_min(0) + torch.log1p(torch.exp(-x.abs()))

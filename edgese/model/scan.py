@@ -1,0 +1,184 @@
+"""The selective scan (Gu & Dao 2023, Mamba, eq. 2 with zero-order hold on A and Euler on B) in every form edgese uses.
+
+    h_t = exp(dt_t * a) * h_{t-1} + b_t (dt_t * u_t)          y_t = c_t . h_t
+
+Letters: S sequences (one or more axes), T frames, D channels, N states, H decay heads, P = D / H channels of a head.
+
+    u   (S, T, D)   input                     b, c  (S, T, N)   input and output projections
+    dt  (S, T, H)   step size, positive       h     (S, N, D)   state; D innermost (FACTS: 3 times faster on a CPU)
+    a   (M, H)      decay rate, negative      y     (S, T, D)   output
+
+One signature covers two parametrisations. Mamba: H = D, M = N, a decay per channel and state. Mamba-2 (Dao & Gu 2024):
+H < D and M = 1, one decay for the P channels of a head; channel d belongs to head d // P.
+
+All forms return (y, state after the last frame) and agree with `reference_scan` in values and gradients:
+
+    reference_scan   float64 loop: obvious and slow
+    full_scan        the whole sequence at once, as in published training code: kept to measure what chunking saves
+    chunked_scan     training: memory bounded by the chunk
+    unrolled_scan    export: a static graph of T frames without control flow; T = 1 is the streaming step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def reference_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, frame by frame in float64; shapes in the module docstring."""
+    u, dt, a, b, c, h = (tensor.double() for tensor in (u, dt, a, b, c, h))
+    dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
+    outputs = []
+    for t in range(u.shape[-2]):
+        decay = torch.exp(dt[..., t, None, :] * a)  # (S, M, D)
+        h = decay * h + b[..., t, :, None] * (dt[..., t, :] * u[..., t, :])[..., None, :]  # (S, N, D)
+        outputs.append((c[..., t, :, None] * h).sum(dim=-2))  # (S, D)
+    return torch.stack(outputs, dim=-2), h
+
+
+def full_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Discretises all frames before it scans: O(T N D) memory, several times over once gradients are kept."""
+    dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
+    decay = torch.exp(dt[..., None, :] * a)  # (S, T, M, D)
+    inputs = b[..., None] * (dt * u)[..., None, :]  # (S, T, N, D)
+    states = []
+    for t in range(u.shape[-2]):
+        h = decay[..., t, :, :] * h + inputs[..., t, :, :]
+        states.append(h)
+    return torch.einsum("...tn,...tnd->...td", c, torch.stack(states, dim=-3)), h
+
+
+def unrolled_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """A static graph of T frames: two nodes a frame for the recurrence, one batched product for the outputs."""
+    frames, channels, heads = u.shape[-2], u.shape[-1], dt.shape[-1]
+    decay = torch.exp(dt[..., None, :] * a)  # (S, T, M, H)
+    if heads < channels:  # one Gather each, where expanding needs the shape of S
+        head = torch.arange(channels, device=u.device) // (channels // heads)
+        decay, dt = decay.index_select(-1, head), dt.index_select(-1, head)
+    inputs = b[..., None] * (dt * u)[..., None, :]  # (S, T, N, D)
+    h = h.unsqueeze(-3)  # (S, 1, N, D): slices keep the axis of time, which saves two nodes a frame
+    if frames == 1:
+        h = every_h = decay * h + inputs
+    else:
+        states = []
+        for decay_t, inputs_t in zip(decay.split(1, -3), inputs.split(1, -3), strict=True):
+            h = decay_t * h + inputs_t
+            states.append(h)
+        every_h = torch.cat(states, dim=-3)  # (S, T, N, D)
+    return (c[..., None, :] @ every_h).squeeze(-2), h.squeeze(-3)
+
+
+def chunked_scan(chunk: int) -> Scan:
+    """The training form: keeps one state per `chunk` frames and recomputes what lies between for the gradients.
+
+    With a decay per head the frames of a chunk are matrix products (Dao & Gu 2024, section 6); with a decay per
+    channel and state they are a short loop.
+    """
+
+    def scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        sequences = h.shape[:-2]
+        u, dt, b, c, h = (tensor.flatten(0, -3) for tensor in (u, dt, b, c, h))  # (S, ...) with one axis for S
+        if a.shape[0] == 1 and dt.shape[-1] < u.shape[-1]:
+            y, h = _chunked_by_head(chunk, u, dt, a, b, c, h)
+        else:
+            dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
+            y, h = _ChunkedByChannel.apply(  # type: ignore[no-untyped-call]
+                chunk, u, dt, a.expand(b.shape[-1], -1), b, c, h
+            )
+        return y.unflatten(0, sequences), h.unflatten(0, sequences)
+
+    return scan
+
+
+def _per_channel(per_head: Tensor, channels: int) -> Tensor:
+    """(..., H) -> (..., D): each head's value for each of its channels."""
+    heads = per_head.shape[-1]
+    if heads == channels:
+        return per_head
+    wide = per_head[..., None].expand(*per_head.shape, channels // heads)
+    return wide.reshape(*per_head.shape[:-1], channels)
+
+
+def _chunked_by_head(
+    chunk: int, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    frames, channels = u.shape[1], u.shape[2]
+    spare = -frames % chunk
+    if spare:  # frames with dt = 0 neither decay nor feed the state
+        u, dt, b, c = (torch.nn.functional.pad(tensor, (0, 0, 0, spare)) for tensor in (u, dt, b, c))
+    heads = dt.shape[-1]
+    x = u * _per_channel(dt, channels)
+    x, dt, b, c = (tensor.unflatten(1, (-1, chunk)) for tensor in (x, dt, b, c))  # (S, Q, chunk, ...)
+    decay = (dt * a).cumsum(dim=2)  # (S, Q, chunk, H), log of the decay since the chunk began
+    log_weight = decay.transpose(2, 3)[..., :, None] - decay.transpose(2, 3)[..., None, :]  # (S, Q, H, t, s)
+    future = torch.ones(chunk, chunk, dtype=torch.bool, device=u.device).triu(1)
+    weight = (c @ b.transpose(2, 3))[:, :, None] * log_weight.masked_fill(future, float("-inf")).exp()
+    x_heads = x.unflatten(-1, (heads, -1)).transpose(2, 3)  # (S, Q, H, chunk, P)
+    within = (weight @ x_heads).transpose(2, 3).flatten(-2)  # (S, Q, chunk, D)
+
+    to_end = _per_channel((decay[:, :, -1:] - decay).exp(), channels)
+    fed = b.transpose(2, 3) @ (x * to_end)  # (S, Q, N, D), what a chunk adds to the state
+    kept = _per_channel(decay[:, :, -1].exp(), channels)  # (S, Q, D), what it keeps of the state before
+    before = []
+    for fed_q, kept_q in zip(fed.unbind(1), kept.unbind(1), strict=True):
+        before.append(h)
+        h = kept_q[:, None, :] * h + fed_q
+    y = within + (c @ torch.stack(before, dim=1)) * _per_channel(decay.exp(), channels)
+    return y.flatten(1, 2)[:, :frames], h
+
+
+class _ChunkedByChannel(torch.autograd.Function):
+    """Sequential scan whose backward pass rebuilds the states of one chunk at a time from the state before it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, chunk: int, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y = torch.empty_like(u)
+        before = []
+        for start in range(0, u.shape[1], chunk):
+            before.append(h)
+            for t in range(start, min(start + chunk, u.shape[1])):
+                h = torch.exp(dt[:, t, None, :] * a) * h + b[:, t, :, None] * (dt[:, t] * u[:, t])[:, None, :]
+                y[:, t] = (c[:, t, None, :] @ h).squeeze(1)
+        ctx.chunk = chunk
+        ctx.save_for_backward(u, dt, a, b, c, torch.stack(before))
+        return y, h
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+        u, dt, a, b, c, before = ctx.saved_tensors
+        grad_u, grad_dt, grad_b, grad_c = (torch.empty_like(tensor) for tensor in (u, dt, b, c))
+        grad_a = torch.zeros_like(a)
+        starts = range(0, u.shape[1], ctx.chunk)
+        for start, h0 in reversed(list(zip(starts, before, strict=True))):
+            part = slice(start, min(start + ctx.chunk, u.shape[1]))
+            decay = (dt[:, part, None, :] * a).exp_()  # (S, chunk, N, D)
+            states = torch.empty_like(decay)  # the state before each frame, then turned into decay * state
+            h = h0
+            for t in range(decay.shape[1]):
+                states[:, t] = h
+                h = decay[:, t] * h + b[:, start + t, :, None] * (dt[:, start + t] * u[:, start + t])[:, None, :]
+            grad_states = torch.empty_like(decay)  # gradient of the state after each frame
+            for t in reversed(range(decay.shape[1])):
+                grad_states[:, t] = grad_h + c[:, start + t, :, None] * grad_y[:, start + t, None, :]
+                grad_h = decay[:, t] * grad_states[:, t]
+            states.mul_(decay)
+            del decay  # three tensors of this size are the peak of the whole pass
+            x = dt[:, part] * u[:, part]
+            # h_t = decay_t h_{t-1} + b_t x_t, so c_t's gradient splits into both terms without keeping h_t itself
+            grad_c[:, part] = torch.einsum("std,stnd->stn", grad_y[:, part], states)
+            grad_c[:, part] += b[:, part] * (grad_y[:, part] * x).sum(-1, keepdim=True)
+            grad_b[:, part] = torch.einsum("std,stnd->stn", x, grad_states)
+            grad_x = torch.einsum("stn,stnd->std", b[:, part], grad_states)
+            grad_log = states.mul_(grad_states)  # gradient of dt_t * a
+            grad_u[:, part] = grad_x * dt[:, part]
+            grad_a += torch.einsum("std,stnd->nd", dt[:, part], grad_log)
+            grad_dt[:, part] = grad_x * u[:, part] + grad_log.mul_(a).sum(2)
+        return None, grad_u, grad_dt, grad_a, grad_b, grad_c, grad_h

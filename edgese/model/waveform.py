@@ -1,0 +1,143 @@
+"""Waveform in, waveform out: analysis, network and synthesis as one causal module with explicit states.
+
+The same module is trained on, run over whole files, streamed hop by hop, and exported; it gives the same samples in
+all four. The transform has two forms that a test holds together: `torch.fft` where PyTorch runs it, and a product
+with the DFT matrix in exported graphs (TensorRT has no FFT).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgese import features
+from edgese.config import AudioConfig
+from edgese.model.enhancer import MbsNet
+
+TransformForm = Literal["fft", "matmul"]
+
+
+class Transform(nn.Module):
+    """STFT and inverse with the framing of `edgese.features`, its memory an argument and a result.
+
+    Letters: B streams, T frames, F bins.
+    """
+
+    window: Tensor  # (n_fft,)
+    analysis: Tensor  # (n_fft, 2 F)
+    synthesis: Tensor  # (2 F, n_fft)
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.form: TransformForm = "fft"
+        tables = {
+            "window": features.window(config),
+            "analysis": features.analysis_basis(config),
+            "synthesis": features.synthesis_basis(config),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
+
+    def forward(self, wave: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Spectra of T new hops.
+
+        Args:
+            wave: (B, T * hop) in [-1, 1].
+            before: (B, n_fft - hop), the samples before them.
+
+        Returns:
+            (B, T, F, 2), and the samples before the next hop.
+        """
+        hop, steps = self.config.hop, self.config.n_fft // self.config.hop
+        samples = torch.cat([before, wave], dim=1)
+        hops = samples.unflatten(1, (-1, hop))  # (B, T + steps - 1, hop)
+        n_frames = hops.shape[1] - steps + 1
+        frames = torch.cat([hops[:, step : step + n_frames] for step in range(steps)], dim=2)  # (B, T, n_fft)
+        if self.form == "fft":
+            spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window))
+        else:
+            spectrum = (frames @ self.analysis).unflatten(-1, (2, -1)).transpose(-1, -2)
+        return spectrum, samples[:, -self.config.overlap :]
+
+    def inverse(self, spectrum: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveform of T frames, n_fft - hop samples behind their ends.
+
+        Args:
+            spectrum: (B, T, F, 2).
+            before: (B, n_fft - hop), what earlier frames add to the next samples.
+
+        Returns:
+            (B, T * hop), and what these frames add to the samples after them.
+        """
+        hop, steps = self.config.hop, self.config.n_fft // self.config.hop
+        if self.form == "fft":
+            frames = torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), self.config.n_fft)
+            frames = frames * (self.window * features.synthesis_scale(self.config))
+        else:
+            frames = spectrum.transpose(-1, -2).flatten(-2) @ self.synthesis  # (B, T, n_fft)
+        shares = frames.split(hop, dim=2)  # steps x (B, T, hop)
+        total = nn.functional.pad(before.unflatten(1, (-1, hop)), (0, 0, 0, frames.shape[1]))
+        for step, share in enumerate(shares):
+            total = total + nn.functional.pad(share, (0, 0, step, steps - 1 - step))  # (B, T + steps - 1, hop)
+        wave = total.flatten(1)
+        return wave[:, : -self.config.overlap], wave[:, -self.config.overlap :]
+
+
+class WaveformEnhancer(nn.Module):
+    """A causal network between analysis and synthesis."""
+
+    def __init__(self, network: MbsNet, audio: AudioConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.transform = Transform(audio)
+        self.audio = audio
+
+    def initial_state(self, streams: int = 1) -> dict[str, Tensor]:
+        """Zero states of transform and network, in the order in which exported graphs list them."""
+        network = self.network.initial_state(streams)
+        device = self.transform.window.device
+        overlap = {name: torch.zeros(streams, self.audio.overlap, device=device) for name in ("analysis", "synthesis")}
+        return overlap | network
+
+    def forward(self, wave: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Enhanced samples for as many new ones, n_fft - hop behind them.
+
+        Args:
+            wave: (B, T * hop) float32 in [-1, 1].
+            state: tensors as in `initial_state`; not changed.
+
+        Returns:
+            (B, T * hop), and the state for the next call.
+        """
+        spectrum, analysis = self.transform(wave, state["analysis"])
+        enhanced, network = self.network(spectrum, state)
+        output, synthesis = self.transform.inverse(enhanced, state["synthesis"])
+        return output, {"analysis": analysis, "synthesis": synthesis} | network
+
+    @torch.no_grad()
+    def enhance(self, wave: Tensor, block: int = 64) -> Tensor:
+        """Whole waveforms, (B, n_samples), in time with the input and equally long, `block` hops at a time."""
+        size = block * self.audio.hop
+        n_samples = wave.shape[1]
+        padded = nn.functional.pad(wave, (0, -(n_samples + self.audio.overlap) % size + self.audio.overlap))
+        state, pieces = self.initial_state(len(wave)), []
+        for piece in padded.split(size, dim=1):
+            output, state = self(piece, state)
+            pieces.append(output)
+        return torch.cat(pieces, dim=1)[:, self.audio.overlap :][:, :n_samples]
+
+
+class StreamStep(nn.Module):
+    """The exported form of an enhancer: positional tensors in the order of `inputs`, static graph, DFT as a product."""
+
+    def __init__(self, enhancer: WaveformEnhancer) -> None:
+        super().__init__()
+        self.enhancer = enhancer
+        self.names = tuple(enhancer.initial_state())
+
+    def forward(self, wave: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        enhanced, after = self.enhancer(wave, dict(zip(self.names, states, strict=True)))
+        return enhanced, *(after[name] for name in self.names)

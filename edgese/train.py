@@ -1,0 +1,293 @@
+"""The training loop: seeded, resumable to the same result, stopped by NaN, logged as CSV and TensorBoard.
+
+A run is a folder: config.json, log.csv, last.pt (to go on from), best.pt (lowest validation loss), and the averaged
+weights of best.pt as weights.safetensors.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from edgese.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from edgese.config import TrainConfig, to_dict
+from edgese.data import DataSets, Examples
+from edgese.errors import CheckpointError, TrainingError
+from edgese.losses import objective
+from edgese.metrics import si_sdr
+from edgese.model.registry import build
+from edgese.model.waveform import WaveformEnhancer
+
+logger = logging.getLogger(__name__)
+
+N_VALIDATION = 48  # examples, always the same
+COLUMNS = (
+    *("step", "loss", "magnitude", "complex", "waveform", "learning_rate", "gradient_norm", "audio_per_second"),
+    *("validation_loss", "validation_si_sdr_db", "validation_si_sdr_gain_db"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands, once a step."""
+
+    step: int
+    steps: int
+    loss: float
+    audio_per_second: float  # seconds of audio trained on per second of time
+    seconds_left: float
+    validation_loss: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run ended with."""
+
+    step: int
+    best_validation_loss: float
+    weights: Path
+    finished: bool
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine down to 1 % (Loshchilov & Hutter 2017)."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+def train(
+    config: TrainConfig,
+    data: DataSets,
+    run: Path,
+    *,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+    stop_at_step: int | None = None,
+) -> Result:
+    """Trains in `run` until config.steps, going on from run/last.pt where there is one.
+
+    Args:
+        stop_at_step: ends this slice early, with a checkpoint; the next call goes on to the same result.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite (the last checkpoint stays as it was).
+        CheckpointError: run/last.pt was made with another config.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    _keep_freed_memory()
+    torch.manual_seed(config.seed)
+    enhancer = build(config.model, config.audio).to(device)
+    trainer = _Trainer(config, enhancer, run)
+    if trainer.last_path.exists():
+        trainer.resume()
+    else:
+        (run / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+    last_step = min(config.steps, stop_at_step or config.steps)
+    batches = _batches(data.train, config, trainer.step, last_step)
+    validation = [data.validation(index) for index in range(N_VALIDATION)]
+    started, first_step = time.monotonic(), trainer.step
+    with _Log(run, trainer.step) as log:
+        for noisy, clean in batches:
+            row = trainer.update(noisy.to(device), clean.to(device))
+            per_step = (time.monotonic() - started) / (trainer.step - first_step)
+            row["audio_per_second"] = noisy.numel() / config.audio.sample_rate_hz / per_step
+            if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
+                row |= trainer.validate(validation, device)
+            if trainer.step % config.checkpoint_every == 0 or trainer.step == last_step:
+                trainer.save()
+            log.write(row)
+            if on_progress:
+                left = (last_step - trainer.step) * per_step
+                validated = row.get("validation_loss")
+                on_progress(Progress(trainer.step, config.steps, row["loss"], row["audio_per_second"], left, validated))
+    return Result(trainer.step, trainer.best, run / "weights.safetensors", trainer.step == config.steps)
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc reuse a step's buffers: giving them back and faulting them in again takes half of a step on a CPU."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+
+
+class _Trainer:
+    """Everything that changes from step to step, and how it is kept."""
+
+    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path) -> None:
+        self.config, self.enhancer, self.run = config, enhancer, run
+        self.last_path, self.best_path = run / "last.pt", run / "best.pt"
+        self.step, self.best = 0, math.inf
+        matrices = [p for p in enhancer.parameters() if p.ndim >= 2]
+        others = [p for p in enhancer.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.ema = {name: tensor.clone() for name, tensor in enhancer.state_dict().items()}
+
+    def update(self, noisy: Tensor, clean: Tensor) -> dict[str, float]:
+        """One step; its terms, learning rate and gradient norm."""
+        config = self.config
+        rate = learning_rate(self.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self._terms(self.enhancer, noisy, clean)
+        terms["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.enhancer.parameters(), config.clip_norm)
+        values = {name: float(term.detach()) for name, term in terms.items()} | {"gradient_norm": float(norm)}
+        if not all(map(math.isfinite, values.values())):
+            raise TrainingError(
+                f"step {self.step + 1}: {values}: not finite. The last checkpoint is untouched; lower learning_rate "
+                "or clip_norm, or look for broken recordings in the data, and start again to go on from it"
+            )
+        self.optimizer.step()
+        self.step += 1
+        decay = min(config.ema_decay, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, tensor in self.enhancer.state_dict().items():
+                self.ema[name].lerp_(tensor, 1 - decay)
+        return {"step": self.step, "learning_rate": rate} | values
+
+    def validate(self, examples: list[tuple[np.ndarray, np.ndarray]], device: str) -> dict[str, float]:
+        """Loss and SI-SDR of the averaged weights on held-out speakers; keeps the best weights so far."""
+        averaged = build(self.config.model, self.config.audio).to(device)
+        averaged.load_state_dict(self.ema)
+        losses, ratios, gains = [], [], []
+        with torch.no_grad():
+            for start in range(0, len(examples), self.config.batch):
+                part = examples[start : start + self.config.batch]
+                noisy, clean = (torch.from_numpy(np.stack(waves)).to(device) for waves in zip(*part, strict=True))
+                losses.append(float(self._terms(averaged, noisy, clean)["loss"]))
+                for (before, target), after in zip(part, averaged.enhance(noisy).cpu().numpy(), strict=True):
+                    ratios.append(si_sdr(target, after))
+                    gains.append(ratios[-1] - si_sdr(target, before))
+        loss = float(np.mean(losses))
+        if loss < self.best:
+            self.best = loss
+            save_checkpoint(self.best_path, self._content(with_optimizer=False))
+            save_weights(self.run / "weights.safetensors", self.enhancer, self.ema)
+        return {
+            "validation_loss": loss,
+            "validation_si_sdr_db": float(np.mean(ratios)),
+            "validation_si_sdr_gain_db": float(np.mean(gains)),
+        }
+
+    def save(self) -> None:
+        save_checkpoint(self.last_path, self._content(with_optimizer=True))
+
+    def resume(self) -> None:
+        content = load_checkpoint(self.last_path)
+        if content["config"] != to_dict(self.config):
+            found, wanted = content["config"], to_dict(self.config)
+            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
+            raise CheckpointError(
+                f"{self.last_path}: made with another config ({', '.join(changed)} differ); "
+                "give the same settings to go on, or another --out to start afresh"
+            )
+        self.step, self.best = content["step"], content["best"]
+        self.enhancer.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.ema = {name: tensor.to(self.ema[name].device) for name, tensor in content["ema"].items()}
+        logger.info("going on from step %d", self.step)
+
+    def _content(self, *, with_optimizer: bool) -> dict[str, Any]:
+        content: dict[str, Any] = {"config": to_dict(self.config), "step": self.step, "best": self.best}
+        content["ema"] = self.ema
+        if with_optimizer:
+            content |= {"model": self.enhancer.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return content
+
+    def _terms(self, enhancer: WaveformEnhancer, noisy: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """The objective over whole segments; output and target are brought in time by the known lag."""
+        hop, overlap = self.config.audio.hop, self.config.audio.overlap
+        whole = noisy.shape[1] // hop * hop
+        output, _ = enhancer(noisy[:, :whole], enhancer.initial_state(len(noisy)))
+        length = whole - overlap
+        return objective(
+            output[:, overlap:],
+            clean[:, :length],
+            noisy[:, :length],
+            enhancer.transform,
+            self.config.loss,
+            self.config.model.compression,
+        )
+
+
+class _Numbered(Dataset[tuple[Tensor, Tensor]]):
+    """Examples first ... last - 1 for a loader with workers."""
+
+    def __init__(self, examples: Examples, first: int, last: int) -> None:
+        self.examples, self.first, self.last = examples, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        noisy, clean = self.examples(self.first + index)
+        return torch.from_numpy(noisy), torch.from_numpy(clean)
+
+
+def _batches(examples: Examples, config: TrainConfig, step: int, last_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    numbered = _Numbered(examples, step * config.batch, last_step * config.batch)
+    loader = DataLoader(
+        numbered, batch_size=config.batch, num_workers=config.workers, prefetch_factor=8 if config.workers else None
+    )
+    yield from (tuple(batch) for batch in loader)
+
+
+class _Log:
+    """log.csv and TensorBoard events; rows past the step a run goes on from are dropped first."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        self.path = run / "log.csv"
+        kept: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as lines:
+                kept = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
+        self._file = self.path.open("w", newline="", buffering=1)
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._board = _summary_writer(run, step)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+    def write(self, row: dict[str, float]) -> None:
+        self._writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+        if self._board:
+            for key, value in row.items():
+                if key != "step":
+                    self._board.add_scalar(key, value, int(row["step"]))
+
+
+def _summary_writer(run: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the CSV stays
+        logger.info("tensorboard is missing: the log is %s alone", run / "log.csv")
+        return None
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
