@@ -1,0 +1,149 @@
+"""Where a measurement was made, what another process cost, and how both are shown. Linux, standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MB = 1e6
+EDGESE = (sys.executable, "-m", "edgese")  # from the root this needs no installation
+
+Row = Mapping[str, float | int | str | None]  # a column's name -> its value; None: not measured
+
+_LIBRARIES = ("numpy", "onnxruntime", "torch", "soundfile", "soxr")
+_EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring and knows `--json`."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    return made
+
+
+def enhance_command(model: Path | None) -> tuple[str, ...]:
+    """`edgese enhance` with a bundle, by default the shipped one; files and options are to be added."""
+    return (*EDGESE, "enhance", *(("--model", str(model)) if model else ()))
+
+
+def describe() -> dict[str, Any]:
+    """CPU, cores, governor, load and versions: what a number means nothing without."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "cpu": _cpu_field("model name") or _text("/proc/device-tree/model") or platform.machine(),
+        "extensions": [name for name in _EXTENSIONS if name in _cpu_field("flags", "Features").split()],
+        "cores": len(os.sched_getaffinity(0)),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
+        "load_before": round(os.getloadavg()[0], 2),  # of the minute before; what else ran then
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+def report(
+    name: str, machine: Mapping[str, Any], rows: Sequence[Row], notes: Sequence[str] = (), *, as_json: bool
+) -> None:
+    """Print what was measured, and on what."""
+    if as_json:
+        print(json.dumps({"benchmark": name, "machine": machine, "rows": rows, "notes": notes}, indent=2))
+        return
+    versions = ", ".join(f"{library} {version}" for library, version in machine["versions"].items())
+    print(f"{machine['cpu']} ({', '.join(machine['extensions'])}), {machine['cores']} cores, ", end="")
+    print(f"governor {machine['governor']}, load before {machine['load_before']}\n{machine['system']}; {versions}\n")
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    if notes:
+        print("", *notes, sep="\n")
+
+
+def verdict(bar: str, found: str, met: bool) -> str:
+    """One line about a bar of DESIGN.md, section 6."""
+    return f"{'met' if met else 'NOT MET'}: {bar}; found {found}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What one process cost from its start to its end."""
+
+    wall_s: float
+    cpu_s: float  # user and system, all threads
+    peak_mb: float | None  # of resident memory; None where it is no more than this process's own
+
+
+def run_measured(command: Sequence[str]) -> Usage:
+    """Run a command to its end, its output thrown away.
+
+    Raises:
+        SystemExit: the command failed; the message ends with what it said.
+    """
+    with tempfile.TemporaryFile("w+") as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall_s = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{said.read()[-2000:]}")
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux starts a process's peak at its parent's
+    peak_mb = usage.ru_maxrss * 1024 / MB if usage.ru_maxrss > own else None
+    return Usage(wall_s, usage.ru_utime + usage.ru_stime, peak_mb)
+
+
+def peak_growth_mb(work: Callable[[], object]) -> float:
+    """By how much the resident memory of this process grows at most while `work` runs, over what it was before."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    before = _memory("VmRSS")
+    work()
+    return (_memory("VmHWM") - before) * 1024 / MB
+
+
+def _memory(field: str) -> int:
+    """A line of /proc/self/status in kibibytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise SystemExit(f"/proc/self/status: has no {field}; this benchmark needs Linux")
+
+
+def _cpu_field(*names: str) -> str:
+    """The first line of /proc/cpuinfo with one of these names, or nothing."""
+    for line in (_text("/proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in names:
+            return value.strip()
+    return ""
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip("\0\n ")
+    except OSError:
+        return None
+
+
+def _cell(value: float | int | str | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,212 @@
+"""From weights to a verified bundle: graphs for each block size, their proof, reference vectors, model card."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calib.batches import write_batches
+from edgese import __version__
+from edgese.audio import Samples, read_wave
+from edgese.checkpoint import load_enhancer, save_weights
+from edgese.config import AudioConfig, to_dict
+from edgese.errors import ConfigError, VerificationError
+from edgese.model.cost import macs_per_frame, parameters
+from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.verify import LIMITS, Result, Truth, pytorch_truth, verify_graph
+from export.bundle import Bundle, Graph, TensorSpec, seal_bundle, stage_bundle
+from export.graph import write_onnx
+from export.weights import share_weights
+
+DEFAULT_BLOCKS = (1, 4, 8, 16)
+MAX_BLOCK = 32  # the unrolled graph grows with the block; TensorRT builds up to here in seconds (FACTS.md)
+VERIFICATION_HOPS = 3000  # 24 s; repeats the sound as often as it takes
+REFERENCE_HOPS = 96  # 0.77 s: of a whole number of blocks of 1, 2, 3, 4, 6, 8, 12, 16, 24 and 32
+SAMPLE = Path(__file__).parent / "samples" / "noisy.flac"
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What came of an export; `bundle` is None where verification failed and the files were kept aside."""
+
+    path: Path
+    bundle: Bundle | None
+    results: tuple[Result, ...]
+
+
+def export_bundle(
+    weights: Path,
+    path: Path,
+    *,
+    name: str,
+    blocks: Sequence[int] = DEFAULT_BLOCKS,
+    sound: Path = SAMPLE,
+    model_card: Path | None = None,
+    replace: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> Export:
+    """Writes, verifies and seals a bundle; one that fails is kept as `<path>.unverified`.
+
+    Args:
+        weights: .safetensors, or a checkpoint of `edgese train`.
+        blocks: hops that a call of each graph takes.
+        sound: speech to verify with.
+        on_progress: told what is being done.
+
+    Raises:
+        ConfigError: a block size that cannot be.
+        CheckpointError, AudioError, ExportError: weights, sound or bundle cannot be read or written.
+    """
+    tell = on_progress or (lambda step: None)
+    blocks = sorted(set(blocks))
+    if not blocks or blocks[0] < 1 or blocks[-1] > MAX_BLOCK:
+        raise ConfigError(f"blocks: found {list(blocks)}, wanted numbers of hops from 1 to {MAX_BLOCK}")
+    enhancer = load_enhancer(weights)
+    with contextlib.ExitStack() as stack:
+        staging = stack.enter_context(stage_bundle(path, replace=replace))
+        save_weights(staging / "model.safetensors", enhancer, enhancer.state_dict())
+        digest = hashlib.sha256((staging / "model.safetensors").read_bytes()).hexdigest()
+        graphs = []
+        for block in blocks:
+            tell(f"block of {block}: to ONNX")
+            graphs.append(_write_graph(enhancer, staging, name, digest, block))
+        share_weights([staging / graph.file for graph in graphs], staging / "weights.fp32.bin")
+        wave = _sound(sound, enhancer.audio)
+        multiple = int(np.lcm.reduce(blocks))
+        truth = pytorch_truth(enhancer, wave, multiple)
+        results = []
+        for graph in graphs:
+            tell(f"block of {graph.block}: against PyTorch, {VERIFICATION_HOPS} hops")
+            results.append(verify_graph(staging, graph, truth))
+        reference = _write_reference(enhancer, staging, sound.name, truth)
+        if model_card:
+            shutil.copyfile(model_card, staging / "MODEL_CARD.md")
+        manifest = {
+            "name": name,
+            **network_facts(enhancer),
+            "graphs": graphs,
+            "tools": _tools(),
+            "calibration": None,
+            "verification": {
+                "passed": all(result.passed for result in results) and len(results) == len(blocks),
+                "limits": {precision: dataclasses.asdict(limits) for precision, limits in LIMITS.items()},
+                "sound": sound.name,
+                "results": [result.entry() for result in results],
+            },
+            "reference": reference,
+        }
+        seal_bundle(staging, manifest)
+    passed = all(result.passed for result in results)
+    landed = path if passed else path.with_name(f"{path.name}.unverified")
+    return Export(landed, Bundle.open(path) if passed else None, tuple(results))
+
+
+def network_facts(enhancer: WaveformEnhancer) -> dict[str, Any]:
+    """What a network is and costs: model, audio, latency, parameters and MACs of each part."""
+    audio = enhancer.audio
+    with _exported_form(enhancer):
+        macs = macs_per_frame(enhancer)
+    return {
+        "model": to_dict(enhancer.network.config),
+        "audio": to_dict(audio) | {"n_bins": audio.n_bins},
+        "latency": {"samples": audio.latency_samples, "ms": audio.latency_ms, "overlap_samples": audio.overlap},
+        "parameters": parameters(enhancer),
+        "macs_per_frame": macs,
+    }
+
+
+def require_passed(export: Export) -> Bundle:
+    """The bundle.
+
+    Raises:
+        VerificationError: it failed; the message says where it was kept and what differed.
+    """
+    if export.bundle is None:
+        reasons = "; ".join(
+            f"{result.graph}: {', '.join(result.failures)}" for result in export.results if not result.passed
+        )
+        raise VerificationError(f"{export.path}: kept aside, it does not agree with PyTorch. {reasons}")
+    return export.bundle
+
+
+def _write_graph(enhancer: WaveformEnhancer, folder: Path, name: str, digest: str, block: int) -> Graph:
+    states = enhancer.initial_state()
+    n_samples = block * enhancer.audio.hop
+    successors = {state: f"{state}_next" for state in states}
+    file = f"block{block}.fp32.onnx"
+    inputs = {"wave": torch.zeros(1, n_samples), **states}
+    with _exported_form(enhancer):
+        write_onnx(
+            StreamStep(enhancer).eval(),
+            inputs,
+            ["enhanced", *successors.values()],
+            folder / file,
+            dynamic_axes={tensor: {0: "streams"} for tensor in inputs},
+            metadata={
+                "edgese.bundle": name,
+                "edgese.weights": digest,
+                "edgese.precision": "fp32",
+                "edgese.block": str(block),
+            },
+        )
+    specs = {tensor: ("streams", *value.shape[1:]) for tensor, value in inputs.items()}
+    return Graph(
+        file=file,
+        precision="fp32",
+        block=block,
+        inputs=tuple(TensorSpec(tensor, shape, "float32") for tensor, shape in specs.items()),
+        outputs=(
+            TensorSpec("enhanced", specs["wave"], "float32"),
+            *(TensorSpec(successors[state], specs[state], "float32") for state in states),
+        ),
+        states=successors,
+    )
+
+
+def _tools() -> dict[str, str]:
+    versions = {tool: importlib.metadata.version(tool) for tool in _TOOLS}
+    return {"edgese": __version__, "python": platform.python_version()} | versions
+
+
+@contextlib.contextmanager
+def _exported_form(enhancer: WaveformEnhancer) -> Iterator[None]:
+    """The network as a graph sees it: unrolled scan, DFT as a product."""
+    enhancer.network.use_scan("unrolled")
+    enhancer.transform.form = "matmul"
+    try:
+        yield
+    finally:
+        enhancer.network.use_scan("chunked")
+        enhancer.transform.form = "fft"
+
+
+def _sound(path: Path, audio: AudioConfig) -> Samples:
+    """Speech of the length that verification wants, at several levels: repetitions at 0, -10 and -20 dB."""
+    wave, wanted = read_wave(path, audio.sample_rate_hz), VERIFICATION_HOPS * audio.hop
+    repeats = [wave * np.float32(gain) for _ in range(-(-wanted // len(wave))) for gain in (1.0, 0.32, 0.1)]
+    return np.concatenate(repeats)[:wanted]
+
+
+@torch.no_grad()
+def _write_reference(enhancer: WaveformEnhancer, folder: Path, sound: str, truth: Truth) -> dict[str, str]:
+    """Input and PyTorch's output, for a self-test on devices that have no PyTorch."""
+    n_samples = min(REFERENCE_HOPS * enhancer.audio.hop, len(truth.wave))
+    start = len(truth.wave) // 4 // enhancer.audio.hop * enhancer.audio.hop  # amid speech, not in its lead-in
+    wave = truth.wave[start : start + n_samples]
+    enhanced, _ = enhancer(torch.from_numpy(wave)[None], enhancer.initial_state())
+    batch = {"wave": wave[None], "enhanced": enhanced.numpy()}
+    digest = write_batches(
+        folder / "reference.npz", [batch], {"sound": sound, "start_sample": start, "runtime": "pytorch"}
+    )
+    return {"file": "reference.npz", "digest": digest}

@@ -1,0 +1,156 @@
+"""Does a graph do what the network does in PyTorch? Streamed with carried state over real sound, and judged.
+
+The truth is the enhancer in PyTorch, run over the whole recording at once in its training form (FFT, chunked scan):
+another transform, another scan and another cut than the graph has, so agreement says more than a repetition would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgese.errors import VerificationError
+from edgese.metrics import snr_db
+from edgese.model.waveform import WaveformEnhancer
+from export.bundle import Graph
+from runtimes.base import Runtime
+from runtimes.registry import open_runtime
+
+Wave = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a graph must meet to be shipped."""
+
+    max_abs: float  # largest difference of a sample
+    snr_db: float  # of PyTorch's output over the difference
+    state_relative: float  # largest difference of a state over the state's largest value
+
+
+# DESIGN.md, section 6. Measured for fp32 on the shipped network: 3e-7, 119 dB and 5e-6 (benchmarks/RESULTS.md).
+LIMITS = {"fp32": Limits(max_abs=1e-5, snr_db=100.0, state_relative=1e-3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How far one graph is from PyTorch, and the verdict with its reasons."""
+
+    graph: str
+    runtime: str
+    block: int
+    precision: str
+    n_hops: int
+    max_abs: float
+    snr_db: float  # infinite if the samples are equal
+    state_relative: dict[str, float]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def entry(self) -> dict[str, object]:
+        """Plain values for a manifest; what is not finite (JSON has neither inf nor NaN) becomes a string."""
+
+        def plain(value: float) -> float | str:
+            return value if math.isfinite(value) else str(value)
+
+        states = {name: plain(value) for name, value in self.state_relative.items()}
+        numbers = {"max_abs": plain(self.max_abs), "snr_db": plain(self.snr_db), "state_relative": states}
+        return dataclasses.asdict(self) | numbers | {"failures": list(self.failures), "passed": self.passed}
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """PyTorch's answer to a stretch of sound: samples as streamed (with their lag) and the states after it."""
+
+    wave: Wave  # (n_samples,) what went in, whole hops
+    enhanced: Wave  # (n_samples,)
+    states: Mapping[str, NDArray[np.float32]]
+
+
+@torch.no_grad()
+def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -> Truth:
+    """What a graph is compared with; `wave` is cut to whole blocks of `block_multiple` hops.
+
+    Raises:
+        VerificationError: nothing is left of it, or PyTorch itself gives NaN.
+    """
+    size = block_multiple * enhancer.audio.hop
+    whole = wave[: len(wave) // size * size]
+    if not len(whole):
+        raise VerificationError(f"verification sound: found {len(wave)} samples, wanted at least {size}")
+    enhanced, states = enhancer(torch.from_numpy(whole)[None], enhancer.initial_state())
+    if not torch.isfinite(enhanced).all():
+        raise VerificationError("PyTorch itself gives NaN or Inf: the weights are broken")
+    return Truth(whole, enhanced[0].numpy(), {name: state.numpy() for name, state in states.items()})
+
+
+def verify_graph(folder: Path, graph: Graph, truth: Truth, *, runtime: str = "onnxruntime") -> Result:
+    """Streams one graph of a bundle with carried state over the truth's sound and compares.
+
+    Raises:
+        RuntimeUnavailable: the runtime is missing, or cannot open or run the graph.
+    """
+    if graph.precision not in LIMITS:
+        raise VerificationError(f"{graph.file}: no limits are set for precision {graph.precision}")
+    with open_runtime(runtime, folder / graph.file) as opened:
+        enhanced, states = _stream(opened, graph, truth.wave)
+    return judge(graph, runtime, truth, enhanced, states)
+
+
+def judge(
+    graph: Graph, runtime: str, truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[np.float32]]
+) -> Result:
+    """The verdict on what a graph gave; anything missing, unequal in length or not finite is a failure."""
+    limits, failures = LIMITS[graph.precision], []
+    max_abs, ratio_db = math.nan, math.nan
+    if enhanced.shape != truth.enhanced.shape:
+        failures.append(f"output: found shape {enhanced.shape}, wanted {truth.enhanced.shape}")
+    elif not np.isfinite(enhanced).all():
+        failures.append("output: NaN or Inf")
+    elif not truth.enhanced.any():
+        failures.append("output: PyTorch's is silent, nothing was compared")
+    else:
+        max_abs = float(np.abs(enhanced - truth.enhanced).max())
+        ratio_db = snr_db(truth.enhanced, enhanced)
+        if max_abs > limits.max_abs:
+            failures.append(f"output: differs by up to {max_abs:.2g}, limit {limits.max_abs:.0e}")
+        if ratio_db < limits.snr_db:
+            failures.append(f"output: SNR {ratio_db:.1f} dB, limit {limits.snr_db:.0f} dB")
+    differences: dict[str, float] = {}
+    for name, wanted in truth.states.items():
+        if name not in states or states[name].shape != wanted.shape:
+            failures.append(f"state {name}: missing or of another shape")
+            continue
+        largest = float(np.abs(wanted).max()) or 1.0
+        differences[name] = float(np.abs(states[name] - wanted).max()) / largest
+        if not differences[name] <= limits.state_relative:  # NaN fails as well
+            failures.append(f"state {name}: differs by {differences[name]:.2g} of its range, limit 1e-3")
+    n_hops = len(truth.wave) * graph.block // _block_samples(graph)
+    return Result(
+        *(graph.file, runtime, graph.block, graph.precision, n_hops, max_abs, ratio_db, differences, tuple(failures))
+    )
+
+
+def _block_samples(graph: Graph) -> int:
+    size = next(spec for spec in graph.inputs if spec.name == "wave").shape[1]
+    assert isinstance(size, int), "the wave's length is static"
+    return size
+
+
+def _stream(opened: Runtime, graph: Graph, wave: Wave) -> tuple[Wave, dict[str, NDArray[np.float32]]]:
+    stream = opened.stream(graph.states, streams=1)
+    size = _block_samples(graph)
+    pieces = [
+        stream({"wave": np.ascontiguousarray(wave[None, start : start + size])})["enhanced"][0]
+        for start in range(0, len(wave), size)
+    ]
+    return np.concatenate(pieces), stream.states
