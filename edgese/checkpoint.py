@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgese.config import AudioConfig, ModelConfig, from_dict, to_dict
-from edgese.errors import CheckpointError
+from edgese.errors import CheckpointError, ConfigError
 from edgese.model.registry import build
 from edgese.model.waveform import WaveformEnhancer
 
@@ -62,7 +62,10 @@ def load_enhancer(path: Path) -> WaveformEnhancer:
             raise CheckpointError(f"{path}: not a checkpoint of `edgese train`: {error} is missing") from error
     else:
         settings, weights = _read_safetensors(path)
-    enhancer = build(from_dict(ModelConfig, settings["model"]), from_dict(AudioConfig, settings["audio"]))
+    try:
+        enhancer = build(from_dict(ModelConfig, settings["model"]), from_dict(AudioConfig, settings["audio"]))
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: the config it holds is none of edgese ({error})") from error
     try:
         enhancer.load_state_dict(weights)
     except RuntimeError as error:
@@ -81,4 +84,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     if "edgese" not in metadata:
         raise CheckpointError(f"{path}: found no edgese config in its metadata; wanted weights saved by `edgese train`")
-    return json.loads(metadata["edgese"]), weights
+    try:
+        return json.loads(metadata["edgese"]), weights
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the config in its metadata cannot be read ({error})") from error

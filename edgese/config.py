@@ -7,6 +7,7 @@ N states per channel, L layers, H decay heads.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -138,7 +139,9 @@ class DataConfig:
     validation_share: float = 0.05  # of speakers, kept out of training
 
     def __post_init__(self) -> None:
-        _require(self.segment_s > 0, f"data.segment_s: found {self.segment_s}, wanted a positive length")
+        _require(
+            0 < self.segment_s < math.inf, f"data.segment_s: found {self.segment_s}, wanted a positive, finite length"
+        )
         for name in ("snr_db", "gain_db"):
             pair = getattr(self, name)
             _require(len(pair) == 2 and pair[0] <= pair[1], f"data.{name}: found {pair}, wanted [low, high]")
@@ -173,7 +176,15 @@ class TrainConfig:
         )
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, wanted at least 1")
-        _require(self.learning_rate > 0, f"learning_rate: found {self.learning_rate}, wanted a positive number")
+        shortest_s = self.audio.latency_ms / 1000
+        _require(
+            self.data.segment_s >= shortest_s,
+            f"data.segment_s: found {self.data.segment_s}, wanted at least one window, {shortest_s} s",
+        )
+        for name in ("learning_rate", "clip_norm"):
+            _require(getattr(self, name) > 0, f"{name}: found {getattr(self, name)}, wanted a positive number")
+        for name in ("weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, f"{name}: found {getattr(self, name)}, wanted 0 or more")
         _require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
         _require(self.workers >= 0, f"workers: found {self.workers}, wanted 0 or more")
 
@@ -181,11 +192,12 @@ class TrainConfig:
 Config = TypeVar("Config")
 
 
-def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", base: Config | None = None) -> Config:
     """A config from plain values (TOML, JSON, a checkpoint), nested tables included.
 
     Args:
         where: name of the table, for messages.
+        base: what keys that are left out keep; the defaults of `kind` where it is None.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range.
@@ -203,14 +215,16 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
         if dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{path}: found {value!r}, wanted a table of settings")
-            made[key] = from_dict(type(default), value, f"{path}.")
+            made[key] = from_dict(type(default), value, f"{path}.", default)
         else:
             made[key] = _convert(path, value, default)
     if kind is ModelConfig and "size" in values:
         size = values["size"]
-        if size not in MODEL_SIZES:
+        if not isinstance(size, str) or size not in MODEL_SIZES:
             raise ConfigError(f"{where}size: found {size!r}, wanted one of {', '.join(MODEL_SIZES)}")
-        made = {field: getattr(MODEL_SIZES[size], field) for field in fields} | made
+        base = MODEL_SIZES[size]  # type: ignore[assignment]
+    if base is not None:
+        made = {field: getattr(base, field) for field in fields} | made
     return kind(**made)
 
 

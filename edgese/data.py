@@ -146,8 +146,9 @@ class MixedExamples:
             choice = group[int(rng.integers(len(group)))]
             spare = self.speech.length(choice) - length
             start = int(rng.integers(spare + 1)) if spare > 0 and lead_in else 0
-            piece = self.speech.read(choice, start, length - place)
-            level = float(np.sqrt(np.mean(piece**2))) + 1e-9
+            piece = self.speech.read(choice, start, length)
+            level = float(np.sqrt(np.mean(piece**2))) + 1e-9  # also of what no longer fits: its first samples are noise
+            piece = piece[: length - place]
             wave[place : place + len(piece)] = piece * np.float32(0.1 / level)
             place += len(piece) + int(rng.integers(1, length // 4))
         return wave
@@ -181,6 +182,7 @@ def open_data(
 
     Raises:
         TrainingError: the folder is missing, has neither layout, or holds too little.
+        AudioError: a recording that cannot be read, or holds no sound.
     """
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; wanted clean and noisy recordings, or speech and noise")
@@ -239,7 +241,11 @@ def _speech_files(folder: Path) -> tuple[list[Path], list[str]]:
     manifest = folder / "manifest.csv"
     if manifest.exists():
         with manifest.open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if (folder / row["file"]).exists()]
+            reader = csv.DictReader(lines)
+            columns = reader.fieldnames or []
+            if not {"file", "speaker"} <= set(columns):
+                raise TrainingError(f"{manifest}: found columns {', '.join(columns)}; wanted file and speaker too")
+            rows = [row for row in reader if (folder / row["file"]).exists()]
         return [folder / row["file"] for row in rows], [row["speaker"] for row in rows]
     files = _audio_files(folder)
     return files, [file.parent.name if file.parent != folder else file.stem.split("_")[0] for file in files]
@@ -282,17 +288,21 @@ def _decode(
 ) -> None:
     bounds = [0]
     partial = samples_path.with_suffix(f".{os.getpid()}.tmp")
-    with partial.open("wb") as out:
-        for number, file in enumerate(files):
-            wave = read_wave(file, sample_rate_hz)
-            out.write((np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
-            bounds.append(bounds[-1] + len(wave))
-            if progress:
-                progress(number + 1, len(files))
-    if bounds[-1] == 0:
-        raise TrainingError(f"{files[0].parent if files else 'data'}: no audio in {len(files)} files")
-    partial.replace(samples_path)
-    index_path.write_text(json.dumps(bounds))
+    try:
+        with partial.open("wb") as out:
+            for number, file in enumerate(files):
+                wave = read_wave(file, sample_rate_hz)
+                out.write(np.rint(wave * 32768).clip(-32768, 32767).astype("<i2").tobytes())
+                bounds.append(bounds[-1] + len(wave))
+                if progress:
+                    progress(number + 1, len(files))
+        if bounds[-1] == 0:
+            raise TrainingError(f"{files[0].parent if files else 'data'}: no audio in {len(files)} files")
+        partial.replace(samples_path)
+        partial.write_text(json.dumps(bounds))
+        partial.replace(index_path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _fit(wave: Wave, length: int, *, repeat: bool = False) -> Wave:
@@ -303,8 +313,8 @@ def _fit(wave: Wave, length: int, *, repeat: bool = False) -> Wave:
 
 
 def _limit(noisy: Wave, clean: Wave) -> tuple[Wave, Wave]:
-    """Both scaled down together where the mixture would leave [-1, 1]."""
-    peak = max(float(np.abs(noisy).max()), 1.0)
+    """Both scaled down together where one of them would leave [-1, 1]."""
+    peak = max(float(np.abs(noisy).max()), float(np.abs(clean).max()), 1.0)
     return (noisy / peak).astype(np.float32), (clean / peak).astype(np.float32)
 
 

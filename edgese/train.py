@@ -97,7 +97,7 @@ def train(
         trainer.resume()
     else:
         (run / "config.json").write_text(json.dumps(to_dict(config), indent=2))
-    last_step = min(config.steps, stop_at_step or config.steps)
+    last_step = max(trainer.step, min(config.steps, config.steps if stop_at_step is None else stop_at_step))
     batches = _batches(data.train, config, trainer.step, last_step)
     validation = [data.validation(index) for index in range(N_VALIDATION)]
     started, first_step = time.monotonic(), trainer.step
@@ -108,9 +108,9 @@ def train(
             row["audio_per_second"] = noisy.numel() / config.audio.sample_rate_hz / per_step
             if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
                 row |= trainer.validate(validation, device)
+            log.write(row)  # before the checkpoint: rows past it are dropped on resume, a missing one stays missing
             if trainer.step % config.checkpoint_every == 0 or trainer.step == last_step:
                 trainer.save()
-            log.write(row)
             if on_progress:
                 left = (last_step - trainer.step) * per_step
                 validated = row.get("validation_loss")
@@ -155,8 +155,8 @@ class _Trainer:
         values = {name: float(term.detach()) for name, term in terms.items()} | {"gradient_norm": float(norm)}
         if not all(map(math.isfinite, values.values())):
             raise TrainingError(
-                f"step {self.step + 1}: {values}: not finite. The last checkpoint is untouched; lower learning_rate "
-                "or clip_norm, or look for broken recordings in the data, and start again to go on from it"
+                f"step {self.step + 1}: {values}: not finite. The last checkpoint is untouched: mend broken "
+                "recordings in the data and start again to go on from it, or lower learning_rate and choose a new --out"
             )
         self.optimizer.step()
         self.step += 1
@@ -195,6 +195,8 @@ class _Trainer:
 
     def resume(self) -> None:
         content = load_checkpoint(self.last_path)
+        if not {"config", "step", "best", "ema", "model", "optimizer"} <= set(content):
+            raise CheckpointError(f"{self.last_path}: no checkpoint to go on from: remove it, or choose another --out")
         if content["config"] != to_dict(self.config):
             found, wanted = content["config"], to_dict(self.config)
             changed = sorted(key for key in wanted if found.get(key) != wanted[key])
@@ -277,7 +279,7 @@ class _Log:
             self._board.close()
 
     def write(self, row: dict[str, float]) -> None:
-        self._writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+        self._writer.writerow({key: value if key == "step" else f"{value:.6g}" for key, value in row.items()})
         if self._board:
             for key, value in row.items():
                 if key != "step":

@@ -1,0 +1,266 @@
+"""Who may import whom (DESIGN.md, section 2), read from the syntax of all modules; no module is imported for it."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("edgese", "export", "calib", "runtimes")
+
+MAY_IMPORT = {
+    "edgese": {"edgese", "export", "calib", "runtimes"},
+    "export": {"export", "calib"},
+    "calib": {"calib"},
+    "runtimes": {"runtimes"},
+}
+
+# Layers of edgese, lowest first; a module may import its own layer and lower ones. Modules that are not named are
+# commands (train, enhance, verify, bench, ...): between the parts they are made of and the command line.
+LAYERS = [
+    {"edgese", "edgese.config", "edgese.errors"},
+    {"edgese.audio", "edgese.partial", "edgese.jobs", "edgese.plot", "edgese.metrics"}
+    | {"edgese.features", "edgese.model", "edgese.checkpoint", "edgese.data", "edgese.losses"},
+    {"(commands)"},
+    {"edgese.cli"},
+    {"edgese.__main__"},
+]
+
+# Loaded by nothing but the file that is about it: the file's importers decide when it is paid for.
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "typer")
+HEAVY_AT_IMPORT = {
+    "runtimes.pytorch": {"torch"},
+    "runtimes.ort": {"onnxruntime"},
+    "export.graph": {"torch", "onnx", "onnxscript"},
+    "export.weights": {"onnx"},
+}
+
+
+class Import(NamedTuple):
+    """`importer` imports `imported`; `at_once`: when it is itself imported, not only when a function runs."""
+
+    importer: str
+    imported: str
+    at_once: bool
+
+
+def read_imports(root: Path, folders: Sequence[str] = FOLDERS) -> list[Import]:
+    """All imports of all modules below `root`."""
+    sources = {file.relative_to(root): file for folder in folders for file in sorted((root / folder).rglob("*.py"))}
+    modules = {_module_name(path) for path in sources}
+    texts = {path: file.read_text(encoding="utf-8") for path, file in sources.items()}
+    return [found for path, text in texts.items() for found in _imports(path, text, modules)]
+
+
+def _module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path, source: str, modules: set[str]) -> Iterator[Import]:
+    importer = _module_name(path)
+    package = importer if path.name == "__init__.py" else importer.rpartition(".")[0]
+    for node, at_once in _statements(ast.parse(source), at_once=True):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(importer, alias.name, at_once)
+        elif isinstance(node, ast.ImportFrom):
+            start = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(part for part in (start, node.module) if part)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield Import(importer, inner if inner in modules else base, at_once)
+
+
+def _statements(node: ast.AST, at_once: bool) -> Iterator[tuple[ast.AST, bool]]:
+    for child in ast.iter_child_nodes(node):
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for inner in child.body:
+                yield inner, False
+                yield from _statements(inner, False)
+            for inner in child.orelse:
+                yield inner, at_once
+                yield from _statements(inner, at_once)
+            continue
+        yield child, at_once
+        yield from _statements(child, at_once and not later)
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def folder_violations(imports: Sequence[Import]) -> list[str]:
+    """Imports of one of our folders by another that must know nothing of it, type hints and late imports included."""
+    return [
+        f"{found.importer} imports {found.imported}"
+        for found in imports
+        if top(found.imported) in FOLDERS and top(found.imported) not in MAY_IMPORT[top(found.importer)]
+    ]
+
+
+def heavy_violations(imports: Sequence[Import]) -> list[str]:
+    """Heavy libraries loaded by the mere import of a module in the three general folders that is not about them."""
+    return [
+        f"{found.importer} loads {found.imported}"
+        for found in imports
+        if found.at_once
+        and top(found.importer) != "edgese"
+        and top(found.imported) in HEAVY
+        and top(found.imported) not in HEAVY_AT_IMPORT.get(found.importer, set())
+    ]
+
+
+def layer_of(module: str) -> int:
+    for height, names in enumerate(LAYERS):
+        if any(module == name or (module.startswith(f"{name}.") and name != "edgese") for name in names):
+            return height
+    return 2
+
+
+def layer_violations(imports: Sequence[Import]) -> list[str]:
+    """Imports inside edgese that point upwards."""
+    return [
+        f"{found.importer} imports {found.imported}"
+        for found in imports
+        if top(found.importer) == top(found.imported) == "edgese"
+        and layer_of(found.imported) > layer_of(found.importer)
+    ]
+
+
+def cycles(imports: Sequence[Import]) -> list[str]:
+    """Modules of ours that import each other in a circle, late imports and type hints included."""
+    graph: dict[str, set[str]] = {}
+    for found in imports:
+        if top(found.imported) in FOLDERS and found.imported != found.importer:
+            graph.setdefault(found.importer, set()).add(found.imported)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.fixture(scope="module")
+def imports() -> list[Import]:
+    return read_imports(ROOT)
+
+
+def test_folders_import_in_the_allowed_direction_only(imports: list[Import]) -> None:
+    assert folder_violations(imports) == []
+
+
+def test_modules_of_edgese_import_downwards_only(imports: list[Import]) -> None:
+    assert layer_violations(imports) == []
+
+
+def test_no_modules_import_each_other_in_a_circle(imports: list[Import]) -> None:
+    assert cycles(imports) == []
+
+
+def test_heavy_libraries_are_loaded_only_by_the_files_about_them(imports: list[Import]) -> None:
+    assert heavy_violations(imports) == []
+
+
+def test_nothing_imports_tests_or_benchmarks(imports: list[Import]) -> None:
+    assert [found for found in imports if top(found.imported) in ("tests", "benchmarks")] == []
+
+
+def test_the_map_sees_what_it_should(imports: list[Import]) -> None:
+    """Known imports of each kind: an empty list of violations then means something."""
+    assert Import("edgese.model.registry", "edgese.model.enhancer", at_once=True) in imports
+    assert Import("edgese.model.waveform", "edgese.features", at_once=True) in imports  # from edgese import features
+    assert Import("edgese.__main__", "edgese.cli", at_once=False) in imports
+    assert Import("runtimes.pytorch", "torch", at_once=True) in imports  # inside try
+    assert Import("runtimes.registry", "runtimes.ort", at_once=False) in imports
+    assert {top(found.importer) for found in imports} == set(FOLDERS)
+    found_modules = {found.importer for found in imports} | {found.imported for found in imports}
+    named = {name for layer in LAYERS for name in layer if name != "(commands)"}
+    assert [name for name in named if not any(module.startswith(name) for module in found_modules)] == []
+
+
+def written(root: Path, sources: dict[str, str]) -> list[Import]:
+    """The imports of a made-up tree."""
+    for name, source in sources.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    return read_imports(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "violation"),
+    [
+        ("runtimes/ort.py", "import edgese.audio", "runtimes.ort imports edgese.audio"),
+        ("runtimes/ort.py", "def f():\n    from export import bundle", "runtimes.ort imports export"),
+        ("runtimes/ort.py", "if TYPE_CHECKING:\n    from export import x", "runtimes.ort imports export"),
+        ("calib/batches.py", "from runtimes.base import Runtime", "calib.batches imports runtimes.base"),
+        ("calib/batches.py", "try:\n    import export\nexcept ImportError:\n    pass", "calib.batches imports export"),
+        ("export/graph.py", "from edgese import config", "export.graph imports edgese"),
+        ("export/graph.py", "class A:\n    import runtimes", "export.graph imports runtimes"),
+        ("export/deep/__init__.py", "from edgese.config import x", "export.deep imports edgese.config"),
+    ],
+)
+def test_forbidden_folder_is_detected(name: str, source: str, violation: str, tmp_path: Path) -> None:
+    assert folder_violations(written(tmp_path, {name: source})) == [violation]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("runtimes/base.py", "import torch"),
+        ("runtimes/ort.py", "from torch.nn import Module"),
+        ("runtimes/ort.py", "try:\n    import torch\nexcept ImportError:\n    torch = None"),
+        ("calib/batches.py", "with x:\n    import torch.nn as nn"),
+        ("export/bundle.py", "if True:\n    import onnx"),
+        ("runtimes/registry.py", "class A:\n    import onnxruntime"),
+    ],
+)
+def test_forbidden_heavy_import_is_detected(name: str, source: str, tmp_path: Path) -> None:
+    assert len(heavy_violations(written(tmp_path, {name: source}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("runtimes/pytorch.py", "import torch"),
+        ("runtimes/base.py", "def f():\n    import torch"),
+        ("calib/batches.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("calib/batches.py", "from calib import CalibrationError\nimport torchlike"),
+        ("edgese/train.py", "import torch"),
+        ("edgese/train.py", "import export.bundle, calib.batches, runtimes.base"),
+        ("export/engine.py", "from calib.batches import read_batches\nfrom . import bundle"),
+    ],
+)
+def test_allowed_import_is_not_reported(name: str, source: str, tmp_path: Path) -> None:
+    imports = written(tmp_path, {name: source})
+    assert folder_violations(imports) == heavy_violations(imports) == layer_violations(imports) == cycles(imports) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("edgese/config.py", "from edgese.audio import AudioReader"),
+        ("edgese/config.py", "from . import audio"),
+        ("edgese/model/scan.py", "from edgese import train"),
+        ("edgese/model/scan.py", "from ..enhance import Denoiser"),
+        ("edgese/features.py", "def f():\n    import edgese.verify"),
+        ("edgese/enhance.py", "from edgese.cli import app"),
+        ("edgese/cli.py", "from edgese.__main__ import main"),
+    ],
+)
+def test_upward_import_is_detected(name: str, source: str, tmp_path: Path) -> None:
+    others = {f"edgese/{other}.py": "" for other in ("audio", "train", "cli") if f"edgese/{other}.py" != name}
+    assert len(layer_violations(written(tmp_path, others | {name: source}))) == 1
+
+
+def test_circle_is_detected(tmp_path: Path) -> None:
+    late, hidden = "def f():\n    import edgese.partial", "from edgese import audio"
+    imports = written(tmp_path, {"edgese/audio.py": late, "edgese/partial.py": hidden})
+    assert set(cycles(imports)) == {"edgese.audio", "edgese.partial"}
