@@ -153,7 +153,7 @@ class _ChunkedByChannel(torch.autograd.Function):
         return y, h
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
         u, dt, a, b, c, before = ctx.saved_tensors
         grad_u, grad_dt, grad_b, grad_c = (torch.empty_like(tensor) for tensor in (u, dt, b, c))
