@@ -59,7 +59,7 @@ def common(
 
 @app.command("enhance")
 def enhance_command(
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE...", help="Audio files, folders, or - for stdin.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE", help="Audio files, folders, or - for stdin.")],
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="File, folder, or - for stdout. Default: NAME.enhanced.EXT beside NAME."),

@@ -159,28 +159,24 @@ class _ChunkedByChannel(torch.autograd.Function):
         grad_u, grad_dt, grad_b, grad_c = (torch.empty_like(tensor) for tensor in (u, dt, b, c))
         grad_a = torch.zeros_like(a)
         starts = range(0, u.shape[1], ctx.chunk)
-        for start, h0 in reversed(list(zip(starts, before, strict=True))):
-            part = slice(start, min(start + ctx.chunk, u.shape[1]))
-            decay = (dt[:, part, None, :] * a).exp_()  # (S, chunk, N, D)
-            states = torch.empty_like(decay)  # the state before each frame, then turned into decay * state
-            h = h0
-            for t in range(decay.shape[1]):
-                states[:, t] = h
-                h = decay[:, t] * h + b[:, start + t, :, None] * (dt[:, start + t] * u[:, start + t])[:, None, :]
-            grad_states = torch.empty_like(decay)  # gradient of the state after each frame
-            for t in reversed(range(decay.shape[1])):
-                grad_states[:, t] = grad_h + c[:, start + t, :, None] * grad_y[:, start + t, None, :]
-                grad_h = decay[:, t] * grad_states[:, t]
-            states.mul_(decay)
-            del decay  # three tensors of this size are the peak of the whole pass
-            x = dt[:, part] * u[:, part]
-            # h_t = decay_t h_{t-1} + b_t x_t, so c_t's gradient splits into both terms without keeping h_t itself
-            grad_c[:, part] = torch.einsum("std,stnd->stn", grad_y[:, part], states)
-            grad_c[:, part] += b[:, part] * (grad_y[:, part] * x).sum(-1, keepdim=True)
-            grad_b[:, part] = torch.einsum("std,stnd->stn", x, grad_states)
-            grad_x = torch.einsum("stn,stnd->std", b[:, part], grad_states)
-            grad_log = states.mul_(grad_states)  # gradient of dt_t * a
-            grad_u[:, part] = grad_x * dt[:, part]
-            grad_a += torch.einsum("std,stnd->nd", dt[:, part], grad_log)
-            grad_dt[:, part] = grad_x * u[:, part] + grad_log.mul_(a).sum(2)
+        for start, h in reversed(list(zip(starts, before, strict=True))):
+            frames = range(start, min(start + ctx.chunk, u.shape[1]))
+            states = []  # before each frame of the chunk: all that is kept, the rest is made again frame by frame
+            for t in frames:
+                states.append(h)
+                h = torch.exp(dt[:, t, None, :] * a) * h + b[:, t, :, None] * (dt[:, t] * u[:, t])[:, None, :]
+            for t in reversed(frames):
+                x = dt[:, t] * u[:, t]  # (S, D)
+                decay = torch.exp(dt[:, t, None, :] * a)  # (S, N, D)
+                grad_h = grad_h + c[:, t, :, None] * grad_y[:, t, None, :]  # of the state after frame t
+                kept = decay * states.pop()  # the state after frame t is kept + b x
+                grad_c[:, t] = (kept @ grad_y[:, t, :, None]).squeeze(-1)
+                grad_c[:, t] += b[:, t] * (grad_y[:, t] * x).sum(-1, keepdim=True)
+                grad_b[:, t] = (grad_h @ x[..., None]).squeeze(-1)
+                grad_x = (b[:, t, None, :] @ grad_h).squeeze(1)
+                grad_log = kept.mul_(grad_h)  # of dt_t * a
+                grad_a += torch.einsum("sd,snd->nd", dt[:, t], grad_log)
+                grad_u[:, t] = grad_x * dt[:, t]
+                grad_dt[:, t] = grad_x * u[:, t] + grad_log.mul_(a).sum(1)
+                grad_h = decay.mul_(grad_h)
         return None, grad_u, grad_dt, grad_a, grad_b, grad_c, grad_h
