@@ -72,7 +72,16 @@ def export_bundle(
     blocks = sorted(set(blocks))
     if not blocks or blocks[0] < 1 or blocks[-1] > MAX_BLOCK:
         raise ConfigError(f"blocks: found {list(blocks)}, wanted numbers of hops from 1 to {MAX_BLOCK}")
+    multiple = int(np.lcm.reduce(blocks))
+    if multiple > VERIFICATION_HOPS:
+        raise ConfigError(
+            f"blocks: found {list(blocks)}, whose least common multiple is {multiple}, wanted at most "
+            f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
+        )
     enhancer = load_enhancer(weights)
+    wave = _sound(sound, enhancer.audio)
+    if model_card and not model_card.is_file():
+        raise ConfigError(f"{model_card}: found no such file, wanted a model card")
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(stage_bundle(path, replace=replace))
         save_weights(staging / "model.safetensors", enhancer, enhancer.state_dict())
@@ -82,8 +91,6 @@ def export_bundle(
             tell(f"block of {block}: to ONNX")
             graphs.append(_write_graph(enhancer, staging, name, digest, block))
         share_weights([staging / graph.file for graph in graphs], staging / "weights.fp32.bin")
-        wave = _sound(sound, enhancer.audio)
-        multiple = int(np.lcm.reduce(blocks))
         truth = pytorch_truth(enhancer, wave, multiple)
         results = []
         for graph in graphs:

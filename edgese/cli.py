@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -296,7 +297,9 @@ def train_command(
             settings, sets, out, device=device, on_progress=_train_meter(bar, settings), stop_at_step=stop_at
         )
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result) | {"weights": str(result.weights)}))
+        best = result.best_validation_loss if math.isfinite(result.best_validation_loss) else None  # none was made yet
+        entry = {"weights": str(result.weights), "best_validation_loss": best}
+        typer.echo(json.dumps(dataclasses.asdict(result) | entry))
     elif result.finished:
         typer.echo(
             f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}"

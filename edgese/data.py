@@ -54,7 +54,12 @@ class Recordings:
         self.files = list(files)
         samples_path, index_path = cache / f"{key}.i16", cache / f"{key}.json"
         if not index_path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrainingError(
+                    f"{cache}: cannot be the cache ({error.strerror}); choose another --cache"
+                ) from error
             _decode(files, sample_rate_hz, samples_path, index_path, progress)
         self.bounds = np.array(json.loads(index_path.read_text()))
         self._samples = np.memmap(samples_path, dtype=np.int16, mode="r")

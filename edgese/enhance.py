@@ -137,7 +137,11 @@ class Denoiser:
         self._runtime = open_runtime(
             runtime,
             bundle.path / graph.file,
-            metadata={"edgese.bundle": str(bundle.manifest["name"]), "edgese.block": str(graph.block)},
+            metadata={
+                "edgese.bundle": str(bundle.manifest["name"]),
+                "edgese.block": str(graph.block),
+                "edgese.precision": graph.precision,
+            },
         )
 
     def __enter__(self) -> Self:

@@ -7,6 +7,8 @@ other and equally long.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ def pesq_wb(clean: Wave, enhanced: Wave) -> float:
     """Wideband PESQ, a listening quality of 1.04 to 4.64 (MOS-LQO).
 
     Raises:
-        EdgeseError: the package is missing, or PESQ finds no utterance.
+        EdgeseError: the package is missing, or PESQ finds no utterance or no sound.
     """
     try:
         import pesq
@@ -31,7 +33,7 @@ def pesq_wb(clean: Wave, enhanced: Wave) -> float:
         raise EdgeseError(_MISSING.format("pesq")) from error
     try:
         return float(pesq.pesq(SAMPLE_RATE_HZ, clean, enhanced, "wb"))
-    except pesq.PesqError as error:
+    except (pesq.PesqError, ValueError) as error:  # it divides by the level: silence gives a ValueError
         raise EdgeseError(f"PESQ cannot score this pair ({type(error).__name__}: {error})") from error
 
 
@@ -39,13 +41,18 @@ def stoi(clean: Wave, enhanced: Wave) -> float:
     """Short-time objective intelligibility, 0 to 1.
 
     Raises:
-        EdgeseError: the package is missing.
+        EdgeseError: the package is missing, or less than 0.4 s is not silent.
     """
     try:
         import pystoi
     except ImportError as error:
         raise EdgeseError(_MISSING.format("pystoi")) from error
-    return float(pystoi.stoi(clean, enhanced, SAMPLE_RATE_HZ))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # it would go on and answer 1e-5
+        try:
+            return float(pystoi.stoi(clean, enhanced, SAMPLE_RATE_HZ))
+        except RuntimeWarning as error:
+            raise EdgeseError(f"STOI cannot score this pair ({error})") from error
 
 
 def si_sdr(clean: Wave, enhanced: Wave) -> float:

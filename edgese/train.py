@@ -88,7 +88,11 @@ def train(
         TrainingError: a loss or gradient is not finite (the last checkpoint stays as it was).
         CheckpointError: run/last.pt was made with another config.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    _require_device(device)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --out") from error
     _keep_freed_memory()
     torch.manual_seed(config.seed)
     enhancer = build(config.model, config.audio).to(device)
@@ -116,6 +120,13 @@ def train(
                 validated = row.get("validation_loss")
                 on_progress(Progress(trainer.step, config.steps, row["loss"], row["audio_per_second"], left, validated))
     return Result(trainer.step, trainer.best, run / "weights.safetensors", trainer.step == config.steps)
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, a PyTorch without CUDA, no such GPU
+        raise TrainingError(f"device {device}: cannot be used ({str(error).splitlines()[0]}); try cpu") from error
 
 
 def _keep_freed_memory() -> None:

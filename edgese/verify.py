@@ -97,11 +97,15 @@ def verify_graph(folder: Path, graph: Graph, truth: Truth, *, runtime: str = "on
     """Streams one graph of a bundle with carried state over the truth's sound and compares.
 
     Raises:
+        VerificationError: no limits for its precision, or outputs that are not those it should have.
         RuntimeUnavailable: the runtime is missing, or cannot open or run the graph.
     """
     if graph.precision not in LIMITS:
         raise VerificationError(f"{graph.file}: no limits are set for precision {graph.precision}")
     with open_runtime(runtime, folder / graph.file) as opened:
+        missing = {spec.name for spec in graph.outputs} - {spec.name for spec in opened.outputs}
+        if missing:
+            raise VerificationError(f"{graph.file}: lacks the outputs {', '.join(sorted(missing))}; export it again")
         enhanced, states = _stream(opened, graph, truth.wave)
     return judge(graph, runtime, truth, enhanced, states)
 
@@ -133,7 +137,9 @@ def judge(
         largest = float(np.abs(wanted).max()) or 1.0
         differences[name] = float(np.abs(states[name] - wanted).max()) / largest
         if not differences[name] <= limits.state_relative:  # NaN fails as well
-            failures.append(f"state {name}: differs by {differences[name]:.2g} of its range, limit 1e-3")
+            failures.append(
+                f"state {name}: differs by {differences[name]:.2g} of its range, limit {limits.state_relative:.0e}"
+            )
     n_hops = len(truth.wave) * graph.block // _block_samples(graph)
     return Result(
         *(graph.file, runtime, graph.block, graph.precision, n_hops, max_abs, ratio_db, differences, tuple(failures))

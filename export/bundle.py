@@ -159,8 +159,11 @@ def stage_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     _check_free(path, replace)
     staging = _beside(path, "partial")
-    _remove(staging)  # left by a run that was killed
-    staging.mkdir(parents=True)
+    try:
+        _remove(staging)  # left by a run that was killed
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     try:
         yield staging
         if staging.is_dir() and not (staging / MANIFEST).is_file():
@@ -208,7 +211,10 @@ def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(sealed, indent=2, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ExportError(f"{staging}: the manifest holds a value that JSON cannot ({error})") from error
-    (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    manifest_path = staging / MANIFEST
+    manifest_path.write_text(text + "\n", encoding="utf-8")
+    for name in files:  # some were written by way of private temporary files
+        (staging / name).chmod(manifest_path.stat().st_mode)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -262,7 +268,7 @@ def _check_free(path: Path, replace: bool) -> None:
     if not path.exists():
         return
     if not replace:
-        raise ExportError(f"{path}: exists already; choose another place or ask for it to be replaced")
+        raise ExportError(f"{path}: exists already; choose another place, or replace it (--force)")
     if not (path / MANIFEST).is_file():
         raise ExportError(f"{path}: exists and is not a bundle; it is not replaced, choose another place")
 
