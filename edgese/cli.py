@@ -120,14 +120,19 @@ def enhance_command(
         raise typer.BadParameter(str(error)) from error
     planned = plan(inputs, options)
     if dry_run:
-        n_failed = 0
+        entries: list[dict[str, Any]] = []
         for job in planned:
             try:
-                _print_preview(preview(job), as_json)
+                seen = preview(job)
+                entries.append(_preview_entry(seen))
+                if not as_json:
+                    typer.echo(_preview_line(seen))
             except AudioError as error:
-                n_failed += 1
+                entries.append({"source": job.source_name, "error": str(error)})
                 typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(code=1 if n_failed else 0)
+        if as_json:
+            typer.echo(json.dumps({"files": entries}, indent=2))
+        raise typer.Exit(code=1 if any("error" in entry for entry in entries) else 0)
 
     results_on_stderr = any(job.target is None for job in planned)
     with stopping_on_signals() as stop, _progress_bar(quiet or as_json) as bar:
@@ -441,16 +446,16 @@ def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]
     return meter
 
 
-def _print_preview(preview: Preview, as_json: bool) -> None:
-    if as_json:
-        entry = {"source": preview.job.source_name, "target": preview.job.target_name}
-        infos = {"from": dataclasses.asdict(preview.source), "to": dataclasses.asdict(preview.target)}
-        typer.echo(json.dumps(entry | infos))
-        return
+def _preview_entry(preview: Preview) -> dict[str, Any]:
+    infos = {"from": dataclasses.asdict(preview.source), "to": dataclasses.asdict(preview.target)}
+    return {"source": preview.job.source_name, "target": preview.job.target_name} | infos
+
+
+def _preview_line(preview: Preview) -> str:
     target = preview.target
     length = f"{preview.source.duration_s:.1f} s" if preview.source.duration_s else "unknown length"
     form = f"{target.container} {target.subtype}, {target.sample_rate_hz} Hz, {_channels(target.n_channels)}"
-    typer.echo(f"would write {preview.job.target_name} from {preview.job.source_name}: {length}, {form}")
+    return f"would write {preview.job.target_name} from {preview.job.source_name}: {length}, {form}"
 
 
 def _print_outcome(outcome: Outcome, on_stderr: bool) -> None:

@@ -34,7 +34,7 @@ class Limits:
     state_relative: float  # largest difference of a state over the state's largest value
 
 
-# DESIGN.md, section 6. Measured for fp32 on the shipped network: 3e-7, 119 dB and 5e-6 (benchmarks/RESULTS.md).
+# DESIGN, section 6. Measured for fp32 on the shipped network: 9e-7, 119 dB and 2e-6 (benchmarks/RESULTS.md).
 LIMITS = {"fp32": Limits(max_abs=1e-5, snr_db=100.0, state_relative=1e-3)}
 
 

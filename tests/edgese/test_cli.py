@@ -510,3 +510,13 @@ def test_an_export_that_fails_its_proof_is_kept_aside_and_exits_with_1(trained: 
     assert "FAILED" in done.stdout.decode()
     assert [path.name for path in folder.iterdir()] == ["out.unverified"]
     assert not Bundle.open(folder / "out.unverified").verified
+
+
+def test_a_dry_run_in_json_is_one_object_that_lists_bad_files_too(noisy: Path) -> None:
+    (noisy.parent / "bad.wav").write_bytes(b"not audio")
+    done = edgese("enhance", "noisy.wav", "bad.wav", "-o", "out", "--dry-run", "--json", cwd=noisy.parent)
+    assert done.returncode == 1
+    good, bad = json.loads(done.stdout)["files"]
+    assert good["target"] == "out/noisy.wav"
+    assert "error" in bad
+    assert not (noisy.parent / "out").exists()
