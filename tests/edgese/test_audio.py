@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
 import resource
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,18 @@ def wav(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Writing beyond a size fails as on a full disk, with an errno from the file system."""
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writing beyond a size fails as on a full disk, with an errno from the file system.
+
+    Ends before the test does: pytest's own output, if it goes to a long file, would fail as well.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Reading and writing
@@ -398,12 +405,9 @@ def test_the_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     ("container", "subtype"),
     [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
 )
-def test_a_full_disk_gives_one_line_and_leaves_nothing(
-    tmp_path: Path, container: str, subtype: str | None, file_size_limit: Callable[[int], None]
-) -> None:
+def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path: Path, container: str, subtype: str | None) -> None:
     info = AudioInfo(48_000, 2, None, container, subtype or "MPEG_LAYER_III")
-    file_size_limit(50_000)
-    with AudioWriter(tmp_path / "out", info) as writer:
+    with file_size_limit(50_000), AudioWriter(tmp_path / "out", info) as writer:
         wave = noise(9600 * 100, 2)
         with pytest.raises(AudioError, match=r"out: cannot be written \(File too large\)"):
             writer.write(wave)
@@ -414,13 +418,13 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(
     ("container", "subtype"), [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
 )
 def test_a_disk_that_is_full_when_the_file_is_completed_is_noticed(
-    tmp_path: Path, container: str, subtype: str, file_size_limit: Callable[[int], None]
+    tmp_path: Path, container: str, subtype: str
 ) -> None:
     with AudioWriter(tmp_path / "out", AudioInfo(16_000, 1, None, container, subtype)) as writer:
         for _ in range(10):
             writer.write(noise(2500))
-        file_size_limit(writer.path.stat().st_size + 100)  # the encoders still hold the rest
-        with pytest.raises(AudioError, match="out"):
+        limit = writer.path.stat().st_size + 100  # the encoders still hold the rest
+        with file_size_limit(limit), pytest.raises(AudioError, match="out"):
             writer.finish()
     assert list(tmp_path.iterdir()) == []
 
