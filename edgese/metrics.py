@@ -31,9 +31,11 @@ def pesq_wb(clean: Wave, enhanced: Wave) -> float:
         import pesq
     except ImportError as error:
         raise EdgeseError(_MISSING.format("pesq")) from error
+    if not (clean.any() and enhanced.any()):
+        raise EdgeseError("PESQ cannot score this pair (one of them is silent, and it divides by the level)")
     try:
         return float(pesq.pesq(SAMPLE_RATE_HZ, clean, enhanced, "wb"))
-    except (pesq.PesqError, ValueError) as error:  # it divides by the level: silence gives a ValueError
+    except pesq.PesqError as error:
         raise EdgeseError(f"PESQ cannot score this pair ({type(error).__name__}: {error})") from error
 
 
