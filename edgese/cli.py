@@ -297,7 +297,7 @@ def train_command(
             _counter(bar, "decoding", "files"),
         )
         if not as_json:
-            typer.echo(f"data: {sets.description}", err=True)
+            typer.echo(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
         result = train(
             settings, sets, out, device=device, on_progress=_train_meter(bar, settings), stop_at_step=stop_at
         )
