@@ -377,7 +377,7 @@ class _Level:
     def meter(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
         for block in blocks:
             flat = block.astype(np.float64).ravel()
-            self.energy += float(flat @ flat)
+            self.energy += float(np.square(flat).sum())  # no dot product: BLAS would keep a second core spinning
             self.peak = max(self.peak, float(np.abs(flat).max(initial=0.0)))
             self.n_samples += flat.size
             yield block
