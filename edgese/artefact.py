@@ -99,6 +99,7 @@ def export_bundle(
         reference = _write_reference(enhancer, staging, sound.name, truth)
         if model_card:
             shutil.copyfile(model_card, staging / "MODEL_CARD.md")
+        passed = len(results) == len(blocks) and all(result.passed for result in results)
         manifest = {
             "name": name,
             **network_facts(enhancer),
@@ -106,7 +107,7 @@ def export_bundle(
             "tools": _tools(),
             "calibration": None,
             "verification": {
-                "passed": all(result.passed for result in results) and len(results) == len(blocks),
+                "passed": passed,
                 "limits": {precision: dataclasses.asdict(limits) for precision, limits in LIMITS.items()},
                 "sound": sound.name,
                 "results": [result.entry() for result in results],
@@ -114,7 +115,6 @@ def export_bundle(
             "reference": reference,
         }
         seal_bundle(staging, manifest)
-    passed = all(result.passed for result in results)
     landed = path if passed else path.with_name(f"{path.name}.unverified")
     return Export(landed, Bundle.open(path) if passed else None, tuple(results))
 

@@ -36,9 +36,6 @@ SILENCE_DBFS = -60.0
 class Examples(Protocol):
     """Numbered (noisy, clean) pairs of float32 waves in [-1, 1], in time with each other and equally long."""
 
-    n_recordings: int
-    hours: float
-
     def __call__(self, index: int) -> tuple[Wave, Wave]: ...
 
 
@@ -88,7 +85,6 @@ class PairedExamples:
 
     def __init__(self, noisy: Recordings, clean: Recordings, config: DataConfig, length: int, seed: int) -> None:
         self.noisy, self.clean, self.config, self.length, self.seed = noisy, clean, config, length, seed
-        self.n_recordings, self.hours = len(clean), clean.n_samples / 16_000 / 3600
 
     def __call__(self, index: int) -> tuple[Wave, Wave]:
         rng = np.random.default_rng([self.seed, index])
@@ -115,7 +111,6 @@ class MixedExamples:
     ) -> None:
         self.speech, self.noise, self.rooms, self.config = speech, noise, rooms, config
         self.length, self.seed = length, seed
-        self.n_recordings, self.hours = len(speech), speech.n_samples / 16_000 / 3600
         grouped: dict[str, list[int]] = defaultdict(list)
         for index, speaker in enumerate(speakers):
             grouped[speaker].append(index)

@@ -13,9 +13,8 @@ import numpy as np
 
 from edgese import metrics
 from edgese.audio import READABLE, read_wave
-from edgese.enhance import Denoiser, denoise
+from edgese.enhance import EnhanceOptions, denoise, denoiser_factory
 from edgese.errors import AudioError, EdgeseError
-from export.bundle import Bundle
 
 Scores = dict[str, float]
 
@@ -89,7 +88,7 @@ def _score(task: tuple[Path, str, Path, str, Path | None]) -> Pair | str:
     try:
         clean, noisy = (read_wave(_by_stem(data / kind)[name], metrics.SAMPLE_RATE_HZ) for kind in ("clean", "noisy"))
         if enhanced_file is None:
-            with Denoiser(Bundle.open(system), runtime=runtime) as denoiser:
+            with denoiser_factory(system, EnhanceOptions(runtime=runtime))() as denoiser:
                 blocks = denoise([noisy[:, None]], metrics.SAMPLE_RATE_HZ, 1, denoiser)
                 enhanced = np.concatenate(list(blocks))[:, 0]
         else:

@@ -174,6 +174,14 @@ def test_a_damaged_bundle_ends_the_evaluation(data: Path, tmp_path: Path) -> Non
         evaluate(data, bundle, jobs=1)
 
 
+def test_a_bundle_that_failed_its_verification_is_not_scored(data: Path, tmp_path: Path) -> None:
+    bundle = write_identity_bundle(tmp_path / "bundle")
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"passed": true', '"passed": false'))
+    with pytest.raises(AudioError, match="did not pass its verification"):
+        evaluate(data, bundle, jobs=1)
+
+
 def test_a_silent_output_is_an_error_of_one_line_and_no_crash(waves: dict[str, tuple[Wave, Wave]]) -> None:
     """The package divides by the level of what it is given."""
     clean, _ = waves["p0"]

@@ -29,8 +29,6 @@ N_SAMPLES = 2000  # an eighth of a second, not a whole number of hops
 class Tones:
     """Numbered examples: a tone in noise, both of the number's own."""
 
-    n_recordings, hours = 1, 0.1
-
     def __call__(self, index: int) -> tuple[Wave, Wave]:
         rng = np.random.default_rng([7, index])
         clean = 0.2 * np.sin(2 * np.pi * rng.uniform(200, 3000) * np.arange(N_SAMPLES) / 16_000)
