@@ -32,7 +32,7 @@ from torch import Tensor
 
 from benchmarks.machine import MB, Row, describe, parser, peak_growth_mb, report, verdict
 from edgese.config import MODEL_SIZES, AudioConfig, LossConfig
-from edgese.losses import objective
+from edgese.losses import Objective
 from edgese.model import mamba
 from edgese.model.registry import build
 from edgese.model.scan import Scan, chunked_scan, full_scan
@@ -134,6 +134,7 @@ def scan_work(form: str) -> Work:
 def step_work(form: str) -> Work:
     audio = AudioConfig()
     enhancer = build(CONFIG, audio)
+    objective = Objective(LossConfig(), audio, CONFIG.compression)
     optimizer = torch.optim.AdamW(enhancer.parameters())
 
     def prepare(batch: int, frames: int) -> Callable[[], None]:
@@ -144,7 +145,7 @@ def step_work(form: str) -> Work:
             output, _ = enhancer(noisy, state)
             length = noisy.shape[1] - audio.overlap  # the output runs behind the input
             parts = (output[:, audio.overlap :], clean[:, :length], noisy[:, :length])
-            terms = objective(*parts, enhancer.transform, LossConfig(), CONFIG.compression)
+            terms = objective(*parts)
             terms["loss"].backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)

@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from edgese.config import AudioConfig, to_dict
 from edgese.errors import ConfigError, VerificationError
 from edgese.model.cost import macs_per_frame, parameters
 from edgese.model.waveform import StreamStep, WaveformEnhancer
-from edgese.verify import LIMITS, Result, Truth, pytorch_truth, verify_graph
+from edgese.verify import LIMITS, Result, pytorch_truth, verify_graph
 from export.bundle import Bundle, Graph, TensorSpec, seal_bundle, stage_bundle
 from export.graph import write_onnx
 from export.weights import share_weights
@@ -53,6 +53,7 @@ def export_bundle(
     blocks: Sequence[int] = DEFAULT_BLOCKS,
     sound: Path = SAMPLE,
     model_card: Path | None = None,
+    pcs: bool = False,
     replace: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Export:
@@ -62,6 +63,7 @@ def export_bundle(
         weights: .safetensors, or a checkpoint of `edgese train`.
         blocks: hops that a call of each graph takes.
         sound: speech to verify with.
+        pcs: add a second graph for each block, with perceptual contrast stretching (edgese.model.pcs).
         on_progress: told what is being done.
 
     Raises:
@@ -79,6 +81,9 @@ def export_bundle(
             f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
         )
     enhancer = load_enhancer(weights)
+    variants = {"": enhancer}
+    if pcs:
+        variants["pcs"] = WaveformEnhancer(enhancer.network, enhancer.audio, pcs=True).eval()
     wave = _sound(sound, enhancer.audio)
     if model_card and not model_card.is_file():
         raise ConfigError(f"{model_card}: found no such file, wanted a model card")
@@ -87,19 +92,20 @@ def export_bundle(
         save_weights(staging / "model.safetensors", enhancer, enhancer.state_dict())
         digest = hashlib.sha256((staging / "model.safetensors").read_bytes()).hexdigest()
         graphs = []
-        for block in blocks:
-            tell(f"block of {block}: to ONNX")
-            graphs.append(_write_graph(enhancer, staging, name, digest, block))
+        for variant in variants:
+            for block in blocks:
+                tell(f"{_graph_file(block, variant)}: to ONNX")
+                graphs.append(_write_graph(variants[variant], staging, name, digest, block, variant))
         share_weights([staging / graph.file for graph in graphs], staging / "weights.fp32.bin")
-        truth = pytorch_truth(enhancer, wave, multiple)
+        truths = {variant: pytorch_truth(variants[variant], wave, multiple) for variant in variants}
         results = []
         for graph in graphs:
-            tell(f"block of {graph.block}: against PyTorch, {VERIFICATION_HOPS} hops")
-            results.append(verify_graph(staging, graph, truth))
-        reference = _write_reference(enhancer, staging, sound.name, truth)
+            tell(f"{graph.file}: against PyTorch, {VERIFICATION_HOPS} hops")
+            results.append(verify_graph(staging, graph, truths[graph.variant]))
+        reference = _write_reference(variants, staging, sound.name, truths[""].wave)
         if model_card:
             shutil.copyfile(model_card, staging / "MODEL_CARD.md")
-        passed = len(results) == len(blocks) and all(result.passed for result in results)
+        passed = len(results) == len(variants) * len(blocks) and all(result.passed for result in results)
         manifest = {
             "name": name,
             **network_facts(enhancer),
@@ -147,11 +153,11 @@ def require_passed(export: Export) -> Bundle:
     return export.bundle
 
 
-def _write_graph(enhancer: WaveformEnhancer, folder: Path, name: str, digest: str, block: int) -> Graph:
+def _write_graph(enhancer: WaveformEnhancer, folder: Path, name: str, digest: str, block: int, variant: str) -> Graph:
     states = enhancer.initial_state()
     n_samples = block * enhancer.audio.hop
     successors = {state: f"{state}_next" for state in states}
-    file = f"block{block}.fp32.onnx"
+    file = _graph_file(block, variant)
     inputs = {"wave": torch.zeros(1, n_samples), **states}
     with _exported_form(enhancer):
         write_onnx(
@@ -165,6 +171,7 @@ def _write_graph(enhancer: WaveformEnhancer, folder: Path, name: str, digest: st
                 "edgese.weights": digest,
                 "edgese.precision": "fp32",
                 "edgese.block": str(block),
+                **({"edgese.variant": variant} if variant else {}),
             },
         )
     specs = {tensor: ("streams", *value.shape[1:]) for tensor, value in inputs.items()}
@@ -178,7 +185,12 @@ def _write_graph(enhancer: WaveformEnhancer, folder: Path, name: str, digest: st
             *(TensorSpec(successors[state], specs[state], "float32") for state in states),
         ),
         states=successors,
+        variant=variant,
     )
+
+
+def _graph_file(block: int, variant: str) -> str:
+    return f"block{block}.fp32.{variant}.onnx" if variant else f"block{block}.fp32.onnx"
 
 
 def _tools() -> dict[str, str]:
@@ -206,13 +218,17 @@ def _sound(path: Path, audio: AudioConfig) -> Samples:
 
 
 @torch.no_grad()
-def _write_reference(enhancer: WaveformEnhancer, folder: Path, sound: str, truth: Truth) -> dict[str, str]:
-    """Input and PyTorch's output, for a self-test on devices that have no PyTorch."""
-    n_samples = min(REFERENCE_HOPS * enhancer.audio.hop, len(truth.wave))
-    start = len(truth.wave) // 4 // enhancer.audio.hop * enhancer.audio.hop  # amid speech, not in its lead-in
-    wave = truth.wave[start : start + n_samples]
-    enhanced, _ = enhancer(torch.from_numpy(wave)[None], enhancer.initial_state())
-    batch = {"wave": wave[None], "enhanced": enhanced.numpy()}
+def _write_reference(
+    variants: Mapping[str, WaveformEnhancer], folder: Path, sound: str, heard: Samples
+) -> dict[str, str]:
+    """Input and PyTorch's output (`enhanced`, `enhanced_pcs`), for a self-test on devices that have no PyTorch."""
+    hop = variants[""].audio.hop
+    start = len(heard) // 4 // hop * hop  # amid speech, not in its lead-in
+    wave = heard[start : start + min(REFERENCE_HOPS * hop, len(heard))]
+    batch = {"wave": wave[None]}
+    for variant, enhancer in variants.items():
+        enhanced, _ = enhancer(torch.from_numpy(wave)[None], enhancer.initial_state())
+        batch[f"enhanced_{variant}" if variant else "enhanced"] = enhanced.numpy()
     digest = write_batches(
         folder / "reference.npz", [batch], {"sound": sound, "start_sample": start, "runtime": "pytorch"}
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from edgese.config import TrainConfig
     from edgese.enhance import Outcome, Preview, Summary
+    from edgese.evaluate import Evaluation, Which
     from edgese.train import Progress as Step
     from export.bundle import Bundle
 
@@ -68,6 +69,9 @@ def enhance_command(
     atten_limit_db: Annotated[
         float | None, typer.Option("--atten-limit", metavar="DB", min=0, help="Never attenuate by more than this.")
     ] = None,
+    pcs: Annotated[
+        bool, typer.Option("--pcs", help="Stretch perceptual contrast; needs a bundle made by `edgese export --pcs`.")
+    ] = False,
     plot: Annotated[
         bool, typer.Option("--plot", help="Write before/after spectrograms as PNG beside the output.")
     ] = False,
@@ -114,6 +118,7 @@ def enhance_command(
             runtime=runtime,
             block=block,
             jobs=jobs,
+            pcs=pcs,
             plot=plot,
         )
     except ConfigError as error:
@@ -158,37 +163,89 @@ def enhance_command(
 @app.command("evaluate")
 def evaluate_command(
     data: Annotated[Path, typer.Option(help="Folder with clean/ and noisy/, files of the same names.")],
-    system: Annotated[
-        Path | None,
-        typer.Option("--system", "-s", help="A bundle, or a folder of enhanced files. Default: the shipped bundle."),
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="A bundle. Default: the shipped one, if no system is named.")
     ] = None,
+    systems: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--system",
+            "-s",
+            metavar="DIR",
+            help="A folder of files that any system has enhanced, or a further bundle; may be repeated.",
+        ),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all scores, file by file.")] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing CSV file.")] = False,
     runtime: Annotated[str, typer.Option(help="What runs a bundle's network.")] = "onnxruntime",
+    pcs: Annotated[
+        bool, typer.Option("--pcs", help="Run bundles with perceptual contrast stretching, as `enhance --pcs` does.")
+    ] = False,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes. Default: one a core.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score a model, or files that any system has enhanced, by PESQ, STOI and SI-SDR; the noisy input beside it."""
+    """Score a model, and files that other systems have enhanced, beside the noisy input of the same files."""
     from edgese.enhance import shipped_bundle
-    from edgese.evaluate import evaluate
-    from edgese.metrics import NAMES
+    from edgese.errors import AudioError
+    from edgese.evaluate import evaluate_all, report, write_csv
 
+    if csv and csv.exists() and not force:  # said now, not after minutes of work
+        raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
+    named = [*([model] if model else []), *(systems or [])] or [shipped_bundle()]
     with _progress_bar(quiet or as_json) as bar:
-        result = evaluate(
-            data, system or shipped_bundle(), runtime=runtime, jobs=jobs, on_progress=_counter(bar, "scoring", "files")
-        )
-    means = {which: result.mean(which) for which in ("noisy", "enhanced")}
+        counter = _counter(bar, "scoring", "files")
+        results = evaluate_all(data, named, runtime=runtime, pcs=pcs, jobs=jobs, on_progress=counter)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result) | {"mean": means}, indent=2))
+        typer.echo(json.dumps(report(data, results), indent=2))
     else:
-        _print_table(
-            f"{result.system}: mean of {len(result.pairs)} files",
-            ["", "PESQ-WB", "STOI", "SI-SDR dB"],
-            [[which, *(f"{means[which][name]:.3f}" for name in NAMES)] for which in means],
-        )
-    for name, reason in result.failed.items():
+        _print_evaluations(data, results)
+    if csv:
+        write_csv(csv, results, replace=force)
+    failed = dict.fromkeys((name, reason) for result in results for name, reason in result.failed.items())
+    for name, reason in failed:
         typer.echo(f"error: {name}: not scored: {reason}", err=True)
-    if result.failed:
+    if failed:
         raise typer.Exit(code=1)
+
+
+def _print_evaluations(data: Path, results: list[Evaluation]) -> None:
+    """One table; systems that were scored on the same files stand together under the noisy input of these files."""
+    from edgese.evaluate import CONFIDENCE, RESAMPLES
+    from edgese.metrics import METRICS, packages
+
+    groups: dict[tuple[str, ...], list[Evaluation]] = {}
+    for result in results:
+        groups.setdefault(tuple(pair.name for pair in result.pairs), []).append(result)
+    unique = len({Path(result.system).name for result in results}) == len(results)
+    rows: list[list[str]] = []
+    for names, group in sorted(groups.items(), key=lambda item: -len(item[0])):
+        files = f"{len(names)}/{group[0].n_files}"
+        rows += _score_rows("noisy", files, group[0], "noisy")
+        for result in group:
+            rows += _score_rows(Path(result.system).name if unique else result.system, files, result, "enhanced")
+            rows += _score_rows("  gain", "", result, "gain")
+    versions = packages()
+    lower = ", ".join(metric.title for metric in METRICS.values() if not metric.higher_is_better)
+    title = [
+        f"{data}: means over files, {CONFIDENCE:.0%} intervals by bootstrap ({RESAMPLES:,} resamples of the files)",
+        "gain: system - noisy, file by file; higher is better, but lower in " + lower,
+        f"PESQ: pesq {versions['pesq']}, MOS-LQO; WB: P.862.2, NB: P.862.1 at 16 kHz; CSIG, CBAK, COVL from PESQ-WB; "
+        f"STOI, ESTOI: pystoi {versions['pystoi']}",
+    ]
+    _print_table("\n".join(title), ["", "files", *(metric.title for metric in METRICS.values())], rows)
+
+
+def _score_rows(label: str, files: str, result: Evaluation, which: Which) -> list[list[str]]:
+    """Means, and below them their intervals where there are any."""
+    from edgese.metrics import METRICS
+
+    means, intervals, sign = result.mean(which), result.interval(which), "+" if which == "gain" else ""
+    form = {name: f"{{:{sign}.{metric.digits}f}}" for name, metric in METRICS.items()}
+    rows = [[label, files, *(form[name].format(means[name]) if means else "-" for name in METRICS)]]
+    if intervals:
+        rows.append(["", "", *("..".join(map(form[name].format, intervals[name])) for name in METRICS)])
+    return rows
 
 
 @app.command("export")
@@ -201,6 +258,9 @@ def export_command(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name. Default: the folder's.")] = None,
     blocks: Annotated[str, typer.Option(help="Hops a call takes; one graph for each.")] = "1,4,8,16",
+    pcs: Annotated[
+        bool, typer.Option("--pcs", help="Add graphs with perceptual contrast stretching, for `enhance --pcs`.")
+    ] = False,
     sound: Annotated[
         Path | None, typer.Option(help="Noisy speech to verify with. Default: the shipped sample.")
     ] = None,
@@ -229,6 +289,7 @@ def export_command(
             blocks=sizes,
             sound=sound or SAMPLE,
             model_card=model_card,
+            pcs=pcs,
             replace=force,
             on_progress=lambda step: bar.update(task, description=step),
         )
@@ -266,6 +327,9 @@ def train_command(
     stop_at: Annotated[
         int | None, typer.Option(min=1, help="End this slice at this step; the same command goes on later.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="End this slice after this time; the same command goes on later.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     cache: Annotated[Path, typer.Option(help="Where decoded recordings are kept.")] = Path("~/.cache/edgese"),
     quiet: Quiet = False,
@@ -275,6 +339,7 @@ def train_command(
     _require("torch", "scipy", "safetensors", extra="train")
     from edgese.config import MODEL_SIZES, TrainConfig, read_train_config
     from edgese.data import open_data
+    from edgese.ranks import leads
     from edgese.train import train
 
     settings = read_train_config(config) if config else TrainConfig()
@@ -287,7 +352,7 @@ def train_command(
         "model": MODEL_SIZES[size] if size else None,
     }
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
-    with _progress_bar(quiet or as_json, _step_columns) as bar:
+    with _progress_bar(quiet or as_json or not leads(), _step_columns) as bar:
         sets = open_data(
             data,
             settings.data,
@@ -296,11 +361,20 @@ def train_command(
             cache.expanduser(),
             _counter(bar, "decoding", "files"),
         )
-        if not as_json:
+        if not as_json and leads():
             typer.echo(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
         result = train(
-            settings, sets, out, device=device, on_progress=_train_meter(bar, settings), stop_at_step=stop_at
+            settings,
+            sets,
+            out,
+            device=device,
+            on_progress=_train_meter(bar, settings),
+            stop_at_step=stop_at,
+            stop_after_s=math.inf if minutes is None else 60 * minutes,
         )
+    if not leads():
+        return
+    _draw_curves(out)
     if as_json:
         best = result.best_validation_loss if math.isfinite(result.best_validation_loss) else None  # none was made yet
         entry = {"weights": str(result.weights), "best_validation_loss": best}
@@ -336,7 +410,8 @@ def info_command(
     latency = facts["latency"]
     typer.echo(f"{giga:.2f} GMAC a second of sound; latency {latency['ms']:.0f} ms ({latency['samples']} samples)")
     if "graphs" in facts:
-        blocks = ", ".join(f"{graph['block']} ({graph['precision']})" for graph in facts["graphs"])
+        kinds = [" ".join(filter(None, (graph["precision"], graph.get("variant")))) for graph in facts["graphs"]]
+        blocks = ", ".join(f"{graph['block']} ({kind})" for graph, kind in zip(facts["graphs"], kinds, strict=True))
         verified = "verified against PyTorch" if facts["verification"]["passed"] else "NOT verified"
         typer.echo(f"blocks: {blocks}; {verified}")
 
@@ -427,6 +502,18 @@ def _counter(bar: Progress, description: str, unit: str) -> Callable[[int, int],
         bar.update(tasks[0], completed=done, total=total)
 
     return count
+
+
+def _draw_curves(run: Path) -> None:
+    """The run's learning curves beside its log, where there is something to draw them with."""
+    from edgese.errors import EdgeseError
+
+    try:
+        from edgese.plot import write_learning_curves
+
+        write_learning_curves(run / "log.csv", run / "curves.png")
+    except EdgeseError as error:
+        logging.getLogger(__name__).info("no picture of the learning curves: %s", error)
 
 
 def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]:

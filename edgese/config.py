@@ -33,7 +33,7 @@ class AudioConfig:
 
     def __post_init__(self) -> None:
         _require(self.sample_rate_hz > 0, f"sample_rate_hz: found {self.sample_rate_hz}, wanted a positive number")
-        _require(self.n_fft > 0 and self.n_fft % 2 == 0, f"n_fft: found {self.n_fft}, wanted an even number")
+        _require(self.n_fft > 0 and self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
         _require(
             self.hop > 0 and self.n_fft % self.hop == 0 and self.n_fft // self.hop >= 2,
             f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it",
@@ -114,11 +114,14 @@ MODEL_SIZES: dict[str, ModelConfig] = {
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the training objective's terms; 0 leaves a term out. See losses.py for the terms."""
+    """Weights of the training objective's terms; 0 leaves a term out. Terms: losses.py; choice: docs/training.md."""
 
     magnitude: float = 1.0
     complex: float = 0.3
-    waveform: float = 0.2
+    waveform: float = 0.5
+    perceptual: float = 0.2
+    phase: float = 0.0
+    multi_resolution: float = 0.0
 
     def __post_init__(self) -> None:
         weights = dataclasses.astuple(self)
@@ -127,26 +130,51 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """How training mixtures are made."""
+    """How training examples are made; see mixing.py. Speeds are factors, as of a tape."""
 
     segment_s: float = 2.0
     snr_db: tuple[float, float] = (-5.0, 20.0)
+    near_clean_probability: float = 0.04  # of an SNR out of the range below: a good recording must stay as it is
+    near_clean_snr_db: tuple[float, float] = (25.0, 45.0)
     gain_db: tuple[float, float] = (-25.0, 5.0)
     offset: bool = True  # speech and noise start at random places
-    reverb_probability: float = 0.3
-    babble_probability: float = 0.15
-    second_noise_probability: float = 0.3
-    validation_share: float = 0.05  # of speakers, kept out of training
+    speech_speed_probability: float = 0.25
+    speech_speed: tuple[float, float] = (0.9, 1.1)
+    speech_tilt_probability: float = 0.3  # a brighter or darker microphone
+    reverb_probability: float = 0.2
+    babble_probability: float = 0.2  # of a noise; what is neither babble nor synthetic is recorded
+    synthetic_probability: float = 0.25
+    another_noise_probability: float = 0.4  # of a second noise, and then of a third
+    noise_speed_probability: float = 0.4
+    noise_speed: tuple[float, float] = (0.7, 1.4)
+    noise_reversal_probability: float = 0.2
+    noise_colour_probability: float = 0.5
+    noise_stages_probability: float = 0.2  # of a noise that comes, goes or passes by
+    band_limit_probability: float = 0.03
+    clipping_probability: float = 0.03
+    remix_probability: float = 0.5  # recorded pairs only: speech of one with the noise of another
+    made_rooms: int = 0  # rooms made by pyroomacoustics where the data has none
+    validation_share: float = 0.05  # of speakers and of noise recordings, kept out of training
 
     def __post_init__(self) -> None:
         _require(
             0 < self.segment_s < math.inf, f"data.segment_s: found {self.segment_s}, wanted a positive, finite length"
         )
-        for name in ("snr_db", "gain_db"):
+        for name in ("snr_db", "near_clean_snr_db", "gain_db", "speech_speed", "noise_speed"):
             pair = getattr(self, name)
             _require(len(pair) == 2 and pair[0] <= pair[1], f"data.{name}: found {pair}, wanted [low, high]")
-        for name in ("reverb_probability", "babble_probability", "second_noise_probability", "validation_share"):
-            _require(0 <= getattr(self, name) <= 1, f"data.{name}: found {getattr(self, name)}, wanted [0, 1]")
+        for name in ("speech_speed", "noise_speed"):
+            low, high = getattr(self, name)
+            _require(low >= 0.25 and high <= 4, f"data.{name}: found {(low, high)}, wanted factors of 0.25 to 4")
+        for field in dataclasses.fields(self):
+            if field.name.endswith(("_probability", "_share")):
+                value = getattr(self, field.name)
+                _require(0 <= value <= 1, f"data.{field.name}: found {value}, wanted [0, 1]")
+        both = self.babble_probability + self.synthetic_probability
+        _require(
+            both <= 1, f"data.babble_probability, synthetic_probability: found {both:g} together, wanted at most 1"
+        )
+        _require(self.made_rooms >= 0, f"data.made_rooms: found {self.made_rooms}, wanted 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +196,9 @@ class TrainConfig:
     validate_every: int = 250
     checkpoint_every: int = 250
     workers: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products; scan and losses stay float32
+    compile: bool = False  # torch.compile: fewer passes over memory, a minute of waiting first
+    start_from: str = ""  # weights (.safetensors) to begin with instead of random ones
 
     def __post_init__(self) -> None:
         _require(
@@ -181,12 +212,20 @@ class TrainConfig:
             self.data.segment_s >= shortest_s,
             f"data.segment_s: found {self.data.segment_s}, wanted at least one window, {shortest_s} s",
         )
+        _require(
+            self.loss.perceptual == 0 or self.data.segment_s >= 0.4,
+            f"data.segment_s: found {self.data.segment_s}, wanted at least 0.4 s for loss.perceptual",
+        )
         for name in ("learning_rate", "clip_norm"):
             _require(getattr(self, name) > 0, f"{name}: found {getattr(self, name)}, wanted a positive number")
         for name in ("weight_decay", "seed"):
             _require(getattr(self, name) >= 0, f"{name}: found {getattr(self, name)}, wanted 0 or more")
         _require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
         _require(self.workers >= 0, f"workers: found {self.workers}, wanted 0 or more")
+        _require(
+            self.precision in ("float32", "bfloat16"),
+            f"precision: found {self.precision!r}, wanted 'float32' or 'bfloat16'",
+        )
 
 
 Config = TypeVar("Config")

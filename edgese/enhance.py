@@ -118,20 +118,29 @@ class Denoiser:
     Args:
         runtime: a name that `runtimes.registry` knows.
         block: frames that one call takes; None: the largest graph of the bundle.
+        pcs: take the graphs with perceptual contrast stretching (edgese.model.pcs).
 
     Raises:
         ExportError: the bundle has no such graph or does not say what a frame is.
         RuntimeUnavailable: the runtime is missing or cannot open the graph.
     """
 
-    def __init__(self, bundle: Bundle, *, runtime: str = "onnxruntime", block: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, runtime: str = "onnxruntime", block: int | None = None, pcs: bool = False
+    ) -> None:
         try:
             audio = {key: bundle.manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
         except (KeyError, TypeError) as error:
             raise ExportError(f"{bundle.path}: the manifest's audio lacks {error}; export the bundle again") from error
         self.config = from_dict(AudioConfig, audio, "audio.")
-        fp32 = [graph.block for graph in bundle.graphs if graph.precision == "fp32"]
-        graph = bundle.graph(block=block if block is not None else max(fp32, default=0))
+        variant = "pcs" if pcs else ""
+        fp32 = [graph.block for graph in bundle.graphs if (graph.precision, graph.variant) == ("fp32", variant)]
+        if pcs and not fp32:
+            raise ExportError(
+                f"{bundle.path}: found no graphs with PCS, wanted some; make a bundle that has them "
+                "(edgese export --pcs) and name it (--model)"
+            )
+        graph = bundle.graph(block=block if block is not None else max(fp32, default=0), variant=variant)
         self.block_samples = graph.block * self.config.hop
         self._states = dict(graph.states)
         self._runtime = open_runtime(
@@ -141,6 +150,7 @@ class Denoiser:
                 "edgese.bundle": str(bundle.manifest["name"]),
                 "edgese.block": str(graph.block),
                 "edgese.precision": graph.precision,
+                **({"edgese.variant": variant} if variant else {}),
             },
         )
 
@@ -341,7 +351,7 @@ def denoiser_factory(bundle_path: Path, options: EnhanceOptions) -> Callable[[],
         raise VerificationError(
             f"{bundle_path}: this bundle did not pass its verification, its sound cannot be trusted: export it again"
         )
-    return lambda: Denoiser(bundle, runtime=options.runtime, block=options.block)
+    return lambda: Denoiser(bundle, runtime=options.runtime, block=options.block, pcs=options.pcs)
 
 
 @contextlib.contextmanager

@@ -1,22 +1,43 @@
-"""Scores of a bundle, or of already enhanced files, on clean/noisy pairs; the noisy input stands in the same table."""
+"""Scores of bundles and of already enhanced files on clean/noisy pairs, each beside the noisy input of the same files.
+
+    first, second = evaluate_all(Path("eval"), [Path("bundle"), Path("folder_of_enhanced_files")])
+    first.mean("noisy"), first.mean("enhanced"), first.interval("gain")
+
+A system that lacks files is compared with the noisy input on those that it has.
+"""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+import logging
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgese import metrics
 from edgese.audio import READABLE, read_wave
 from edgese.enhance import EnhanceOptions, denoise, denoiser_factory
 from edgese.errors import AudioError, EdgeseError
+from edgese.partial import PartialFile, shown
+
+logger = logging.getLogger(__name__)
 
 Scores = dict[str, float]
+Which = Literal["noisy", "enhanced", "gain"]  # gain: enhanced - noisy, file by file
+
+WHICH: tuple[Which, ...] = ("noisy", "enhanced", "gain")
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +51,55 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of all pairs; those that could not be scored are listed with the reason."""
+    """Scores of one system on all pairs that it has; those that could not be scored are listed with the reason."""
 
     system: str
     pairs: tuple[Pair, ...]
     failed: dict[str, str]
+    missing: tuple[str, ...] = ()  # pairs that the folder of enhanced files lacks
 
-    def mean(self, which: str) -> Scores:
-        """Mean of each metric over the pairs; `which` is "noisy" or "enhanced"."""
-        scores = [getattr(pair, which) for pair in self.pairs]
-        return {name: float(np.mean([score[name] for score in scores])) for name in metrics.NAMES}
+    @property
+    def n_files(self) -> int:
+        """All pairs of the data, scored or not."""
+        return len(self.pairs) + len(self.failed) + len(self.missing)
+
+    def mean(self, which: Which) -> Scores:
+        """Mean of each metric over the pairs; empty where there are none."""
+        return dict(zip(metrics.NAMES, self._values(which).mean(axis=0).tolist(), strict=True)) if self.pairs else {}
+
+    def interval(self, which: Which) -> dict[str, tuple[float, float]]:
+        """95 % interval of each mean over other files of the same kind and voices; empty for fewer than two pairs."""
+        if len(self.pairs) < 2:
+            return {}
+        low, high = bootstrap_interval(self._values(which))
+        return {name: (float(low[at]), float(high[at])) for at, name in enumerate(metrics.NAMES)}
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self) | {
+            "mean": {which: self.mean(which) for which in WHICH},
+            "interval": {which: self.interval(which) for which in WHICH},
+        }
+
+    def _values(self, which: Which) -> NDArray[np.float64]:
+        """(n_pairs, n_metrics)"""
+        if which == "gain":
+            return np.asarray(self._values("enhanced") - self._values("noisy"))
+        sides: list[Scores] = [getattr(pair, which) for pair in self.pairs]
+        return np.array([[scores[name] for name in metrics.NAMES] for scores in sides])
+
+
+def bootstrap_interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the 95 % percentile interval of the mean over the first axis (Efron & Tibshirani 1993, ch. 13); seeded.
+
+    Args:
+        values: (n, n_metrics); the rows are drawn whole, so that columns stay paired.
+    """
+    rng, n = np.random.default_rng(SEED), len(values)
+    drawn = (rng.multinomial(n, np.full(n, 1 / n), RESAMPLES // 10) for _ in range(10))  # a tenth of the memory
+    means = np.concatenate([counts @ values for counts in drawn]) / n
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return low, high
 
 
 def evaluate(
@@ -47,69 +107,252 @@ def evaluate(
     system: Path,
     *,
     runtime: str = "onnxruntime",
+    pcs: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Scores of every pair of `data`/clean and `data`/noisy.
+    """One system's scores, as `evaluate_all` gives them."""
+    (result,) = evaluate_all(data, [system], runtime=runtime, pcs=pcs, jobs=jobs, on_progress=on_progress)
+    return result
+
+
+def evaluate_all(
+    data: Path,
+    systems: Sequence[Path],
+    *,
+    runtime: str = "onnxruntime",
+    pcs: bool = False,
+    jobs: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Evaluation]:
+    """Scores of several systems on the pairs of `data`/clean and `data`/noisy; the noisy input is scored once.
 
     Args:
-        system: a bundle, or a folder of files that some system has enhanced already, named like the pairs.
+        systems: bundles, or folders of files that some system has enhanced already, named like the pairs.
+        runtime: what runs the bundles.
+        pcs: run the bundles' graphs with perceptual contrast stretching; their systems' names say so.
+        jobs: processes; None: one for each core.
+        on_progress: told of the files done and of those in all.
+
+    Returns:
+        One evaluation for each system, in their order; one that could not be scored at all has no pairs.
 
     Raises:
-        AudioError: no pairs there, or none could be scored.
+        AudioError: no pairs there, two files of one name, or nothing could be scored.
+        EdgeseError: a package is missing, a bundle is unverified.
+        ExportError, RuntimeUnavailable: a bundle is damaged or cannot be run.
     """
-    names = _pair_names(data)
-    enhanced_files: dict[str, Path] | None = None
-    if not (system / "manifest.json").is_file():
-        enhanced_files = _by_stem(system)
-        names = [name for name in names if name in enhanced_files]
-        if not names:
-            raise AudioError(f"{system}: neither a bundle nor a folder with enhanced files named like those of {data}")
-    tasks = [(data, name, system, runtime, enhanced_files and enhanced_files[name]) for name in names]
-    pairs: list[Pair] = []
-    failed: dict[str, str] = {}
-    # spawned: a fork would inherit locks of the caller's threads
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs or len(os.sched_getaffinity(0)), mp_context=context) as pool:
-        for number, (name, result) in enumerate(zip(names, pool.map(_score, tasks), strict=True)):
-            if isinstance(result, Pair):
-                pairs.append(result)
-            else:
-                failed[name] = result
-            if on_progress:
-                on_progress(number + 1, len(names))
-    if not pairs:
-        raise AudioError(f"{data}: none of {len(names)} pairs could be scored: {next(iter(failed.values()))}")
-    return Evaluation(str(system), tuple(pairs), failed)
-
-
-def _score(task: tuple[Path, str, Path, str, Path | None]) -> Pair | str:
-    data, name, system, runtime, enhanced_file = task
-    try:
-        clean, noisy = (read_wave(_by_stem(data / kind)[name], metrics.SAMPLE_RATE_HZ) for kind in ("clean", "noisy"))
-        if enhanced_file is None:
-            with denoiser_factory(system, EnhanceOptions(runtime=runtime))() as denoiser:
-                blocks = denoise([noisy[:, None]], metrics.SAMPLE_RATE_HZ, 1, denoiser)
-                enhanced = np.concatenate(list(blocks))[:, 0]
-        else:
-            enhanced = read_wave(enhanced_file, metrics.SAMPLE_RATE_HZ)
-        lengths = {len(clean), len(noisy), len(enhanced)}
-        if len(lengths) > 1:
-            return f"clean, noisy and enhanced have {len(clean)}, {len(noisy)} and {len(enhanced)} samples"
-        return Pair(name, metrics.all_scores(clean, noisy), metrics.all_scores(clean, enhanced))
-    except EdgeseError as error:
-        return str(error)
-
-
-def _pair_names(data: Path) -> list[str]:
+    metrics.packages()
+    for at, system in enumerate(systems):
+        if system in systems[:at]:
+            raise AudioError(f"{system}: named twice, wanted each system once")
+    options = EnhanceOptions(runtime=runtime, pcs=pcs)
     clean, noisy = (_by_stem(data / kind) for kind in ("clean", "noisy"))
+    names = _pair_names(data, clean, noisy)
+    sources = [_sources(system, names, options, data) for system in systems]
+    wanted = [name for name in names if any(name in source for source in sources)]
+    tasks = [
+        _Task(name, clean[name], noisy[name], tuple(source.get(name) for source in sources), options) for name in wanted
+    ]
+    outcomes: list[tuple[_Outcome, ...]] = []
+    for outcome in in_processes(_score, tasks, jobs, _killed):
+        outcomes.append(outcome)
+        if on_progress:
+            on_progress(len(outcomes), len(tasks))
+    results = [
+        _evaluation(_label(system, pcs), names, dict(zip(wanted, column, strict=True)))
+        for system, column in zip(systems, zip(*outcomes, strict=True), strict=True)
+    ]
+    if not any(result.pairs for result in results):
+        reason = next(iter(results[0].failed.values()))
+        raise AudioError(f"{data}: none of {len(wanted)} pairs could be scored: {reason}")
+    return results
+
+
+def report(data: Path, results: Sequence[Evaluation]) -> dict[str, Any]:
+    """Plain values for JSON: the scores, and all that must be known to compare them with others."""
+    return {
+        "data": str(data),
+        "packages": metrics.packages(),
+        "metrics": {name: dataclasses.asdict(metric) for name, metric in metrics.METRICS.items()},
+        "interval": {
+            "method": "percentile bootstrap over files",
+            "level": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+        },
+        "systems": [result.entry() for result in results],
+    }
+
+
+def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> None:
+    """One row a system and file: its scores beside those of the noisy input, or why there are none.
+
+    Raises:
+        AudioError: the file exists and must not be replaced, or cannot be written.
+    """
+    columns = [f"{which}_{name}" for which in ("noisy", "enhanced") for name in metrics.NAMES]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["system", "file", *columns, "error"], lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        for pair in result.pairs:
+            scores = [side[name] for side in (pair.noisy, pair.enhanced) for name in metrics.NAMES]
+            writer.writerow({"system": result.system, "file": pair.name} | dict(zip(columns, scores, strict=True)))
+        for name, reason in result.failed.items():
+            writer.writerow({"system": result.system, "file": name, "error": reason})
+    with PartialFile(path) as partial:
+        try:
+            partial.path.write_text(text.getvalue(), encoding="utf-8")
+        except OSError as error:
+            raise partial.error(error) from error
+        partial.publish(replace=replace)
+
+
+# Scoring, one recording a task
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One recording: where it lies, and where each system's version of it comes from."""
+
+    name: str
+    clean: Path
+    noisy: Path
+    sources: tuple[Path | None, ...]  # a bundle's folder, an enhanced file, or None where a system lacks it
+    options: EnhanceOptions  # for bundles
+
+
+_Outcome = Pair | str | None  # scores, the reason why there are none, or nothing to score
+
+
+def _score(task: _Task) -> tuple[_Outcome, ...]:
+    """What became of each source, in their order."""
+    try:
+        clean, noisy = (read_wave(path, metrics.SAMPLE_RATE_HZ) for path in (task.clean, task.noisy))
+        before = _scores(clean, noisy, task.noisy)
+    except EdgeseError as error:
+        return tuple(None if source is None else str(error) for source in task.sources)
+
+    def outcome(source: Path | None) -> _Outcome:
+        if source is None:
+            return None
+        try:
+            enhanced = _enhanced(noisy, source, task.options)
+            return Pair(task.name, before, _scores(clean, enhanced, source))
+        except EdgeseError as error:
+            return str(error)
+
+    return tuple(outcome(source) for source in task.sources)
+
+
+def _scores(clean: metrics.Wave, wave: metrics.Wave, source: Path) -> Scores:
+    try:
+        return metrics.all_scores(clean, wave)
+    except EdgeseError as error:
+        raise EdgeseError(f"{shown(source)}: {error}") from error
+
+
+def _enhanced(noisy: metrics.Wave, source: Path, options: EnhanceOptions) -> metrics.Wave:
+    if not source.is_dir():
+        return read_wave(source, metrics.SAMPLE_RATE_HZ)
+    with denoiser_factory(source, options)() as denoiser:
+        blocks = denoise([noisy[:, None]], metrics.SAMPLE_RATE_HZ, 1, denoiser, options.atten_limit_db)
+        return np.concatenate(list(blocks))[:, 0]
+
+
+def _killed(task: _Task) -> tuple[_Outcome, ...]:
+    reason = f"{shown(task.noisy)}: the process that scored it died (no memory left, or PESQ's C program): cut it"
+    return tuple(None if source is None else reason for source in task.sources)
+
+
+def _label(system: Path, pcs: bool) -> str:
+    return f"{system} with PCS" if pcs and _is_bundle(system) else str(system)
+
+
+def _evaluation(system: str, names: Sequence[str], outcomes: Mapping[str, _Outcome]) -> Evaluation:
+    pairs = tuple(outcome for outcome in outcomes.values() if isinstance(outcome, Pair))
+    failed = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    missing = tuple(name for name in names if outcomes.get(name) is None)
+    return Evaluation(system, pairs, failed, missing)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], jobs: int | None, killed: Callable[[Item], Result]
+) -> Iterator[Result]:
+    """`work(item)` of each item, in their order, on several cores; `killed(item)` where it ends its process.
+
+    Args:
+        jobs: processes; None: one for each core.
+    """
+    n_workers = min(jobs or len(os.sched_getaffinity(0)), len(items))
+    while items:
+        n_done = 0
+        try:
+            with _pool(n_workers) as pool:
+                for result in pool.map(work, items):
+                    yield result
+                    n_done += 1
+        except BrokenProcessPool:  # all under way are lost with the one that did it: it is looked for among them
+            for item in items[n_done : n_done + n_workers]:
+                yield _alone(work, item, killed)
+            n_done += n_workers
+        items = items[n_done:]
+
+
+def _alone(work: Callable[[Item], Result], item: Item, killed: Callable[[Item], Result]) -> Result:
+    try:
+        with _pool(1) as pool:
+            return pool.submit(work, item).result()
+    except BrokenProcessPool:
+        return killed(item)
+
+
+def _pool(n_workers: int) -> ProcessPoolExecutor:
+    # spawned: a fork would inherit locks of the caller's threads
+    return ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+# Which files there are
+
+
+def _pair_names(data: Path, clean: Mapping[str, Path], noisy: Mapping[str, Path]) -> list[str]:
     names = sorted(clean.keys() & noisy.keys())
     if not names:
         raise AudioError(f"{data}: found no pairs, wanted files of the same names in clean/ and noisy/")
+    alone = sorted(clean.keys() ^ noisy.keys())
+    if alone:
+        logger.warning("%s: %d files are left out, the first %s: in clean/ or noisy/ only", data, len(alone), alone[0])
     return names
+
+
+def _is_bundle(system: Path) -> bool:
+    return (system / "manifest.json").is_file()
+
+
+def _sources(system: Path, names: Sequence[str], options: EnhanceOptions, data: Path) -> dict[str, Path]:
+    """Where the system's version of each recording comes from: always the bundle, or the file of that name."""
+    if _is_bundle(system):
+        denoiser_factory(system, options)  # whatever is wrong with the bundle is told here, once
+        return dict.fromkeys(names, system)
+    files = _by_stem(system)
+    found = {name: files[name] for name in names if name in files}
+    if not found:
+        raise AudioError(f"{system}: neither a bundle nor a folder with enhanced files named like those of {data}")
+    return found
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise AudioError(f"{folder}: no such folder")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in READABLE}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in READABLE:
+            other = files.setdefault(path.stem, path)
+            if other is not path:
+                raise AudioError(f"{folder}: found both {other.name} and {path.name}, wanted one file of a name")
+    return files

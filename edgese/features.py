@@ -22,25 +22,6 @@ def window(config: AudioConfig) -> FloatArray:
     return half_sine
 
 
-def analysis_basis(config: AudioConfig) -> FloatArray:
-    """Windowed DFT as a matrix, (n_fft, 2 * F) float64: frame @ basis = real parts, then imaginary parts."""
-    angle = _angles(config)
-    basis: FloatArray = window(config)[:, None] * np.concatenate([np.cos(angle), -np.sin(angle)], axis=1)
-    return basis
-
-
-def synthesis_basis(config: AudioConfig) -> FloatArray:
-    """Inverse of `analysis_basis` with the synthesis window and its normalisation, (2 * F, n_fft) float64.
-
-    Overlap-adding the products at every hop restores the waveform.
-    """
-    angle = _angles(config).T
-    weight = np.full((config.n_bins, 1), 2.0)  # every bin but the first and the last stands for a conjugate pair
-    weight[[0, -1]] = 1.0
-    inverse = np.concatenate([weight * np.cos(angle), -weight * np.sin(angle)]) / config.n_fft
-    return inverse * window(config) * synthesis_scale(config)
-
-
 def synthesis_scale(config: AudioConfig) -> float:
     """What overlap-added frames, windowed twice, must be multiplied by to have unit gain."""
     return 2.0 * config.hop / config.n_fft
@@ -77,7 +58,3 @@ def istft(spectrum: NDArray[np.complexfloating], config: AudioConfig) -> NDArray
     for index, frame in enumerate(frames):
         wave[index * config.hop : index * config.hop + config.n_fft] += frame
     return wave[config.overlap : len(frames) * config.hop]
-
-
-def _angles(config: AudioConfig) -> FloatArray:
-    return 2.0 * np.pi * np.outer(np.arange(config.n_fft), np.arange(config.n_bins)) / config.n_fft

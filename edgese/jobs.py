@@ -25,6 +25,7 @@ class EnhanceOptions:
     runtime: str = "onnxruntime"
     block: int | None = None  # frames a call; None: the largest graph of the bundle
     jobs: int | None = None  # files at a time; None: one for each core
+    pcs: bool = False  # the graphs with perceptual contrast stretching
     plot: bool = False  # before/after spectrograms beside the output
 
     def __post_init__(self) -> None:

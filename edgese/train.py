@@ -1,11 +1,12 @@
 """The training loop: seeded, resumable to the same result, stopped by NaN, logged as CSV and TensorBoard.
 
 A run is a folder: config.json, log.csv, last.pt (to go on from), best.pt (lowest validation loss), and the averaged
-weights of best.pt as weights.safetensors.
+weights of best.pt as weights.safetensors. Under `torchrun` the processes share each batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -22,21 +23,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from edgese.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from edgese.config import TrainConfig, to_dict
+from edgese.checkpoint import load_checkpoint, load_enhancer, save_checkpoint, save_weights
+from edgese.config import LossConfig, TrainConfig, to_dict
 from edgese.data import DataSets, Examples
-from edgese.errors import CheckpointError, TrainingError
-from edgese.losses import objective
-from edgese.metrics import si_sdr
+from edgese.errors import CheckpointError, EdgeseError, TrainingError
+from edgese.losses import Objective
+from edgese.metrics import pesq_wb, si_sdr
 from edgese.model.registry import build
 from edgese.model.waveform import WaveformEnhancer
+from edgese.ranks import Ranks, joined
 
 logger = logging.getLogger(__name__)
 
-N_VALIDATION = 48  # examples, always the same
+N_VALIDATION = 96  # examples, always the same
+TERMS = tuple(field.name for field in dataclasses.fields(LossConfig))
 COLUMNS = (
-    *("step", "loss", "magnitude", "complex", "waveform", "learning_rate", "gradient_norm", "audio_per_second"),
-    *("validation_loss", "validation_si_sdr_db", "validation_si_sdr_gain_db"),
+    *("step", "loss", *TERMS, "learning_rate", "gradient_norm", "audio_per_second"),
+    *("validation_loss", "validation_pesq_wb", "validation_si_sdr_db", "validation_si_sdr_gain_db"),
 )
 
 
@@ -78,48 +81,83 @@ def train(
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
     stop_at_step: int | None = None,
+    stop_after_s: float = math.inf,
 ) -> Result:
     """Trains in `run` until config.steps, going on from run/last.pt where there is one.
 
     Args:
-        stop_at_step: ends this slice early, with a checkpoint; the next call goes on to the same result.
+        device: cpu, cuda, ...; under torchrun, cuda is the GPU of each process.
+        stop_at_step, stop_after_s: end this slice early, with a checkpoint; the next call goes on to the same result.
 
     Raises:
         TrainingError: a loss or gradient is not finite (the last checkpoint stays as it was).
         CheckpointError: run/last.pt was made with another config.
     """
+    with joined(device) as (ranks, own_device):
+        return _train(config, data, run, ranks, own_device, on_progress, stop_at_step, stop_after_s)
+
+
+def _train(
+    config: TrainConfig,
+    data: DataSets,
+    run: Path,
+    ranks: Ranks,
+    device: str,
+    on_progress: Callable[[Progress], None] | None,
+    stop_at_step: int | None,
+    stop_after_s: float,
+) -> Result:
     _require_device(device)
+    if config.batch % ranks.size:
+        raise TrainingError(f"batch: found {config.batch}, wanted a multiple of torchrun's {ranks.size} processes")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --out") from error
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.manual_seed(config.seed)
-    enhancer = build(config.model, config.audio).to(device)
-    trainer = _Trainer(config, enhancer, run)
+    trainer = _Trainer(config, _start(config).to(device), run, ranks, device)
     if trainer.last_path.exists():
         trainer.resume()
-    else:
+    elif ranks.leads:
         (run / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+    ranks.wait()
     last_step = max(trainer.step, min(config.steps, config.steps if stop_at_step is None else stop_at_step))
-    batches = _batches(data.train, config, trainer.step, last_step)
-    validation = [data.validation(index) for index in range(N_VALIDATION)]
+    batches = _batches(data.train, config, trainer.step, last_step, ranks)
+    validation = [data.validation(index) for index in range(N_VALIDATION)] if ranks.leads else []
     started, first_step = time.monotonic(), trainer.step
-    with _Log(run, trainer.step) as log:
+    with _Log(run, trainer.step) if ranks.leads else contextlib.nullcontext() as log:
         for noisy, clean in batches:
             row = trainer.update(noisy.to(device), clean.to(device))
-            per_step = (time.monotonic() - started) / (trainer.step - first_step)
-            row["audio_per_second"] = noisy.numel() / config.audio.sample_rate_hz / per_step
-            if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
-                row |= trainer.validate(validation, device)
-            log.write(row)  # before the checkpoint: rows past it are dropped on resume, a missing one stays missing
-            if trainer.step % config.checkpoint_every == 0 or trainer.step == last_step:
-                trainer.save()
-            if on_progress:
-                left = (last_step - trainer.step) * per_step
-                validated = row.get("validation_loss")
-                on_progress(Progress(trainer.step, config.steps, row["loss"], row["audio_per_second"], left, validated))
+            elapsed_s = time.monotonic() - started
+            last = trainer.step == last_step or ranks.any(elapsed_s > stop_after_s)
+            if log:
+                per_step = elapsed_s / (trainer.step - first_step)
+                row["audio_per_second"] = config.batch * noisy.shape[1] / config.audio.sample_rate_hz / per_step
+                if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
+                    row |= trainer.validate(validation)
+                log.write(row)  # before the checkpoint: rows past it are dropped on resume, a missing one stays missing
+                if trainer.step % config.checkpoint_every == 0 or last:
+                    trainer.save()
+                if on_progress:
+                    left, validated = (last_step - trainer.step) * per_step, row.get("validation_loss")
+                    speed = row["audio_per_second"]
+                    on_progress(Progress(trainer.step, config.steps, row["loss"], speed, left, validated))
+            if last:
+                break
+    ranks.wait()
     return Result(trainer.step, trainer.best, run / "weights.safetensors", trainer.step == config.steps)
+
+
+def _start(config: TrainConfig) -> WaveformEnhancer:
+    """A network with random weights, or with those that the config names."""
+    enhancer = build(config.model, config.audio)
+    if config.start_from:
+        found = load_enhancer(Path(config.start_from))
+        if (found.network.config, found.audio) != (config.model, config.audio):
+            raise TrainingError(f"{config.start_from}: weights of another model or signal than the config's")
+        enhancer.load_state_dict(found.state_dict())
+    return enhancer
 
 
 def _require_device(device: str) -> None:
@@ -129,7 +167,7 @@ def _require_device(device: str) -> None:
         raise TrainingError(f"device {device}: cannot be used ({str(error).splitlines()[0]}); try cpu") from error
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Makes glibc reuse a step's buffers: giving them back and faulting them in again takes half of a step on a CPU."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -143,13 +181,18 @@ def _keep_freed_memory() -> None:
 class _Trainer:
     """Everything that changes from step to step, and how it is kept."""
 
-    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path) -> None:
-        self.config, self.enhancer, self.run = config, enhancer, run
+    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path, ranks: Ranks, device: str) -> None:
+        self.config, self.enhancer, self.run, self.ranks, self.device = config, enhancer, run, ranks, device
         self.last_path, self.best_path = run / "last.pt", run / "best.pt"
         self.step, self.best = 0, math.inf
-        matrices = [p for p in enhancer.parameters() if p.ndim >= 2]
-        others = [p for p in enhancer.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.objective = Objective(config.loss, config.audio, config.model.compression).to(device)
+        if config.compile:
+            enhancer.network.compile()
+        self.replica = ranks.wrap(enhancer)
+        groups = [
+            {"params": parameters, "weight_decay": weight_decay}
+            for parameters, weight_decay in zip(_by_decay(enhancer), (config.weight_decay, 0.0), strict=True)
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         self.ema = {name: tensor.clone() for name, tensor in enhancer.state_dict().items()}
 
@@ -160,10 +203,11 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self._terms(self.enhancer, noisy, clean)
+        terms = self._terms(self.replica, noisy, clean)
         terms["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.enhancer.parameters(), config.clip_norm)
-        values = {name: float(term.detach()) for name, term in terms.items()} | {"gradient_norm": float(norm)}
+        means = self.ranks.mean(torch.stack([term.detach() for term in terms.values()]))
+        values = dict(zip(terms, means.tolist(), strict=True)) | {"gradient_norm": float(norm)}
         if not all(map(math.isfinite, values.values())):
             raise TrainingError(
                 f"step {self.step + 1}: {values}: not finite. The last checkpoint is untouched: mend broken "
@@ -177,17 +221,19 @@ class _Trainer:
                 self.ema[name].lerp_(tensor, 1 - decay)
         return {"step": self.step, "learning_rate": rate} | values
 
-    def validate(self, examples: list[tuple[np.ndarray, np.ndarray]], device: str) -> dict[str, float]:
-        """Loss and SI-SDR of the averaged weights on held-out speakers; keeps the best weights so far."""
-        averaged = build(self.config.model, self.config.audio).to(device)
+    def validate(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """Loss, PESQ and SI-SDR of the averaged weights on held-out speakers; keeps the best weights so far."""
+        averaged = build(self.config.model, self.config.audio).to(self.device)
         averaged.load_state_dict(self.ema)
-        losses, ratios, gains = [], [], []
+        losses, scores, ratios, gains = [], [], [], []
         with torch.no_grad():
             for start in range(0, len(examples), self.config.batch):
                 part = examples[start : start + self.config.batch]
-                noisy, clean = (torch.from_numpy(np.stack(waves)).to(device) for waves in zip(*part, strict=True))
+                noisy, clean = (torch.from_numpy(np.stack(waves)).to(self.device) for waves in zip(*part, strict=True))
                 losses.append(float(self._terms(averaged, noisy, clean)["loss"]))
                 for (before, target), after in zip(part, averaged.enhance(noisy).cpu().numpy(), strict=True):
+                    with contextlib.suppress(EdgeseError):  # no speech in the segment, or no package: an empty column
+                        scores.append(pesq_wb(target, after))
                     ratios.append(si_sdr(target, after))
                     gains.append(ratios[-1] - si_sdr(target, before))
         loss = float(np.mean(losses))
@@ -195,7 +241,7 @@ class _Trainer:
             self.best = loss
             save_checkpoint(self.best_path, self._content(with_optimizer=False))
             save_weights(self.run / "weights.safetensors", self.enhancer, self.ema)
-        return {
+        return ({"validation_pesq_wb": float(np.mean(scores))} if scores else {}) | {
             "validation_loss": loss,
             "validation_si_sdr_db": float(np.mean(ratios)),
             "validation_si_sdr_gain_db": float(np.mean(gains)),
@@ -228,40 +274,51 @@ class _Trainer:
             content |= {"model": self.enhancer.state_dict(), "optimizer": self.optimizer.state_dict()}
         return content
 
-    def _terms(self, enhancer: WaveformEnhancer, noisy: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def _terms(self, enhancer: nn.Module, noisy: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """The objective over whole segments; output and target are brought in time by the known lag."""
         hop, overlap = self.config.audio.hop, self.config.audio.overlap
         whole = noisy.shape[1] // hop * hop
-        output, _ = enhancer(noisy[:, :whole], enhancer.initial_state(len(noisy)))
+        state = self.enhancer.initial_state(len(noisy))
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            output, _ = enhancer(noisy[:, :whole], state)
         length = whole - overlap
-        return objective(
-            output[:, overlap:],
-            clean[:, :length],
-            noisy[:, :length],
-            enhancer.transform,
-            self.config.loss,
-            self.config.model.compression,
-        )
+        terms: dict[str, Tensor] = self.objective(output[:, overlap:].float(), clean[:, :length], noisy[:, :length])
+        return terms
+
+
+def _by_decay(enhancer: WaveformEnhancer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights, which are decayed, and what is not: biases, gains and decay rates (as Mamba's authors train it)."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in enhancer.named_parameters():
+        exempt = parameter.ndim < 2 or name.endswith(("bias", "a_log"))
+        (kept if exempt else decayed).append(parameter)
+    return decayed, kept
 
 
 class _Numbered(Dataset[tuple[Tensor, Tensor]]):
-    """Examples first ... last - 1 for a loader with workers."""
+    """This process's share of the examples of steps first ... last - 1, for a loader with workers."""
 
-    def __init__(self, examples: Examples, first: int, last: int) -> None:
-        self.examples, self.first, self.last = examples, first, last
+    def __init__(self, examples: Examples, batch: int, first: int, last: int, ranks: Ranks) -> None:
+        self.examples, self.batch, self.first, self.last, self.ranks = examples, batch, first, last, ranks
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return (self.last - self.first) * self.batch // self.ranks.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        noisy, clean = self.examples(self.first + index)
+        step, place = divmod(index, self.batch // self.ranks.size)
+        noisy, clean = self.examples((self.first + step) * self.batch + place * self.ranks.size + self.ranks.rank)
         return torch.from_numpy(noisy), torch.from_numpy(clean)
 
 
-def _batches(examples: Examples, config: TrainConfig, step: int, last_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-    numbered = _Numbered(examples, step * config.batch, last_step * config.batch)
+def _batches(
+    examples: Examples, config: TrainConfig, step: int, last_step: int, ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor]]:
     loader = DataLoader(
-        numbered, batch_size=config.batch, num_workers=config.workers, prefetch_factor=8 if config.workers else None
+        _Numbered(examples, config.batch, step, last_step, ranks),
+        batch_size=config.batch // ranks.size,
+        num_workers=config.workers,
+        prefetch_factor=8 if config.workers else None,
     )
     yield from (tuple(batch) for batch in loader)
 

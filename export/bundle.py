@@ -64,10 +64,12 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: Mapping[str, str]  # name of a state's input -> name of the output that holds its successor
+    variant: str = ""  # what sets the graph apart from the plain one of its block and precision
 
     def entry(self) -> dict[str, Any]:
-        """Plain values for the manifest; `from_entry` restores an equal graph."""
-        return dataclasses.asdict(self)
+        """Plain values for the manifest; a plain graph names no variant. `from_entry` restores an equal graph."""
+        entry = dataclasses.asdict(self)
+        return entry if self.variant else {key: value for key, value in entry.items() if key != "variant"}
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> Graph:
@@ -81,6 +83,7 @@ class Graph:
             inputs=specs("inputs"),
             outputs=specs("outputs"),
             states=dict(entry["states"]),
+            variant=entry.get("variant", ""),
         )
 
 
@@ -130,17 +133,18 @@ class Bundle:
         """Whether every graph agreed with PyTorch within the recorded limits."""
         return self.manifest["verification"]["passed"] is True
 
-    def graph(self, *, block: int, precision: str = "fp32") -> Graph:
+    def graph(self, *, block: int, precision: str = "fp32", variant: str = "") -> Graph:
         """The graph that takes `block` frames a call.
 
         Raises:
             ExportError: the bundle has none; the message lists those it has.
         """
         for graph in self.graphs:
-            if (graph.block, graph.precision) == (block, precision):
+            if (graph.block, graph.precision, graph.variant) == (block, precision, variant):
                 return graph
-        offered = ", ".join(f"{graph.block} ({graph.precision})" for graph in self.graphs)
-        raise ExportError(f"{self.path}: no graph of block {block} ({precision}); this bundle has {offered}")
+        offered = ", ".join(_kind(graph.block, graph.precision, graph.variant) for graph in self.graphs)
+        wanted = _kind(block, precision, variant)
+        raise ExportError(f"{self.path}: no graph of block {wanted}; this bundle has {offered}")
 
 
 @contextlib.contextmanager
@@ -215,6 +219,10 @@ def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
     manifest_path.write_text(text + "\n", encoding="utf-8")
     for name in files:  # some were written by way of private temporary files
         (staging / name).chmod(manifest_path.stat().st_mode)
+
+
+def _kind(block: int, precision: str, variant: str) -> str:
+    return f"{block} ({precision} {variant})" if variant else f"{block} ({precision})"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -24,8 +24,9 @@ MAY_IMPORT = {
 # commands (train, enhance, verify, bench, ...): between the parts they are made of and the command line.
 LAYERS = [
     {"edgese", "edgese.config", "edgese.errors"},
-    {"edgese.audio", "edgese.partial", "edgese.jobs", "edgese.plot", "edgese.metrics"}
-    | {"edgese.features", "edgese.model", "edgese.checkpoint", "edgese.data", "edgese.losses"},
+    {"edgese.audio", "edgese.partial", "edgese.jobs", "edgese.plot", "edgese.metrics", "edgese.composite"}
+    | {"edgese.features", "edgese.model", "edgese.checkpoint", "edgese.data", "edgese.losses"}
+    | {"edgese.recordings", "edgese.noises", "edgese.rooms", "edgese.mixing", "edgese.perceptual", "edgese.ranks"},
     {"(commands)"},
     {"edgese.cli"},
     {"edgese.__main__"},

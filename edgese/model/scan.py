@@ -79,10 +79,16 @@ def chunked_scan(chunk: int) -> Scan:
     """The training form: keeps one state per `chunk` frames and recomputes what lies between for the gradients.
 
     With a decay per head the frames of a chunk are matrix products (Dao & Gu 2024, section 6); with a decay per
-    channel and state they are a short loop.
+    channel and state they are a short loop. Both run in float32 (or float64) where autocast is on: a decay rounded to
+    half precision is a wrong one after some hundred frames (FACTS.md, section 2).
     """
 
     def scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        u, dt, b, c = (tensor.to(h.dtype) for tensor in (u, dt, b, c))
+        with torch.autocast(u.device.type, enabled=False):
+            return chunked(u, dt, a, b, c, h)
+
+    def chunked(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         sequences = h.shape[:-2]
         u, dt, b, c, h = (tensor.flatten(0, -3) for tensor in (u, dt, b, c, h))  # (S, ...) with one axis for S
         if a.shape[0] == 1 and dt.shape[-1] < u.shape[-1]:

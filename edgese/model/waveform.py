@@ -1,8 +1,8 @@
 """Waveform in, waveform out: analysis, network and synthesis as one causal module with explicit states.
 
 The same module is trained on, run over whole files, streamed hop by hop, and exported; it gives the same samples in
-all four. The transform has two forms that a test holds together: `torch.fft` where PyTorch runs it, and a product
-with the DFT matrix in exported graphs (TensorRT has no FFT).
+all four. The transform has two forms that a test holds together: `torch.fft` where PyTorch runs it, and products with
+folded DFT matrices (dft.py) in exported graphs (TensorRT has no FFT).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from edgese import features
 from edgese.config import AudioConfig
+from edgese.model.dft import FoldedDft
 from edgese.model.enhancer import MbsNet
+from edgese.model.pcs import ContrastStretching
 
 TransformForm = Literal["fft", "matmul"]
 
@@ -25,21 +27,12 @@ class Transform(nn.Module):
     Letters: B streams, T frames, F bins.
     """
 
-    window: Tensor  # (n_fft,)
-    analysis: Tensor  # (n_fft, 2 F)
-    synthesis: Tensor  # (2 F, n_fft)
-
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.config = config
         self.form: TransformForm = "fft"
-        tables = {
-            "window": features.window(config),
-            "analysis": features.analysis_basis(config),
-            "synthesis": features.synthesis_basis(config),
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
+        window = features.window(config)
+        self.dft = FoldedDft(window, window * features.synthesis_scale(config))
 
     def forward(self, wave: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Spectra of T new hops.
@@ -57,9 +50,9 @@ class Transform(nn.Module):
         n_frames = hops.shape[1] - steps + 1
         frames = torch.cat([hops[:, step : step + n_frames] for step in range(steps)], dim=2)  # (B, T, n_fft)
         if self.form == "fft":
-            spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window))
+            spectrum = torch.view_as_real(torch.fft.rfft(frames * self.dft.window))
         else:
-            spectrum = (frames @ self.analysis).unflatten(-1, (2, -1)).transpose(-1, -2)
+            spectrum = self.dft(frames)
         return spectrum, samples[:, -self.config.overlap :]
 
     def inverse(self, spectrum: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +68,9 @@ class Transform(nn.Module):
         hop, steps = self.config.hop, self.config.n_fft // self.config.hop
         if self.form == "fft":
             frames = torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), self.config.n_fft)
-            frames = frames * (self.window * features.synthesis_scale(self.config))
+            frames = frames * self.dft.synthesis_window
         else:
-            frames = spectrum.transpose(-1, -2).flatten(-2) @ self.synthesis  # (B, T, n_fft)
+            frames = self.dft.inverse(spectrum)  # (B, T, n_fft)
         shares = frames.split(hop, dim=2)  # steps x (B, T, hop)
         total = nn.functional.pad(before.unflatten(1, (-1, hop)), (0, 0, 0, frames.shape[1]))
         for step, share in enumerate(shares):
@@ -87,18 +80,19 @@ class Transform(nn.Module):
 
 
 class WaveformEnhancer(nn.Module):
-    """A causal network between analysis and synthesis."""
+    """A causal network between analysis and synthesis; with `pcs`, perceptual contrast stretching comes after it."""
 
-    def __init__(self, network: MbsNet, audio: AudioConfig) -> None:
+    def __init__(self, network: MbsNet, audio: AudioConfig, *, pcs: bool = False) -> None:
         super().__init__()
         self.network = network
         self.transform = Transform(audio)
+        self.contrast = ContrastStretching(audio) if pcs else None
         self.audio = audio
 
     def initial_state(self, streams: int = 1) -> dict[str, Tensor]:
         """Zero states of transform and network, in the order in which exported graphs list them."""
         network = self.network.initial_state(streams)
-        device = self.transform.window.device
+        device = self.transform.dft.window.device
         overlap = {name: torch.zeros(streams, self.audio.overlap, device=device) for name in ("analysis", "synthesis")}
         return overlap | network
 
@@ -114,6 +108,8 @@ class WaveformEnhancer(nn.Module):
         """
         spectrum, analysis = self.transform(wave, state["analysis"])
         enhanced, network = self.network(spectrum, state)
+        if self.contrast is not None:
+            enhanced = self.contrast(enhanced)
         output, synthesis = self.transform.inverse(enhanced, state["synthesis"])
         return output, {"analysis": analysis, "synthesis": synthesis} | network
 

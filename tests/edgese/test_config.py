@@ -167,7 +167,7 @@ def test_wrong_type_is_refused_with_path_found_and_wanted(text: str, message: st
         ("[data]\nreverb_probability = 1.5", r"data\.reverb_probability"),
         ("[data]\nvalidation_share = -0.1", r"data\.validation_share"),
         ("[loss]\nmagnitude = -1", "loss"),
-        ("[loss]\nmagnitude = 0\ncomplex = 0\nwaveform = 0", "loss"),
+        ("[loss]\nmagnitude = 0\ncomplex = 0\nwaveform = 0\nperceptual = 0", "loss"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(text: str, name: str, tmp_path: Path) -> None:

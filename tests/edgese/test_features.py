@@ -87,17 +87,6 @@ def test_frame_ends_with_its_hop(audio: AudioConfig) -> None:
     assert loud[8:].all()
 
 
-def test_bases_are_the_transform_as_matrices(audio: AudioConfig) -> None:
-    frame = np.random.default_rng(0).standard_normal(audio.n_fft)
-    spectrum = np.fft.rfft(features.window(audio) * frame)
-    np.testing.assert_allclose(
-        frame @ features.analysis_basis(audio), np.concatenate([spectrum.real, spectrum.imag]), atol=1e-11
-    )
-    restored = np.concatenate([spectrum.real, spectrum.imag]) @ features.synthesis_basis(audio)
-    expected = frame * features.window(audio) ** 2 * features.synthesis_scale(audio)
-    np.testing.assert_allclose(restored, expected, atol=1e-12)
-
-
 @pytest.mark.parametrize("form", ["fft", "matmul"])
 @pytest.mark.parametrize("config", OTHER_FRAMINGS, ids=lambda config: f"{config.n_fft}-{config.hop}")
 def test_torch_transform_equals_the_numpy_definition(config: AudioConfig, form: str, speech_like) -> None:

@@ -7,6 +7,9 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +20,12 @@ from numpy.typing import NDArray
 
 from edgese import train as training
 from edgese.checkpoint import load_checkpoint, load_enhancer, save_checkpoint
-from edgese.config import MODEL_SIZES, DataConfig, ModelConfig, TrainConfig, from_dict, to_dict
+from edgese.config import MODEL_SIZES, DataConfig, LossConfig, ModelConfig, TrainConfig, from_dict, to_dict
 from edgese.data import DataSets, open_data
 from edgese.errors import CheckpointError, TrainingError
+from edgese.model.registry import build
+from edgese.model.scan import chunked_scan
+from edgese.model.waveform import WaveformEnhancer
 from edgese.train import Progress, Result, learning_rate, train
 
 Wave = NDArray[np.float32]
@@ -63,6 +69,7 @@ def small_run(model: ModelConfig) -> TrainConfig:
     return TrainConfig(
         model=dataclasses.replace(model, band_widths=(17, 80, 160)),
         data=DataConfig(segment_s=0.125),
+        loss=LossConfig(perceptual=0),  # wants longer examples
         steps=7,
         batch=2,
         warmup_steps=2,
@@ -210,6 +217,59 @@ def test_weights_decay_and_biases_do_not(config: TrainConfig, tmp_path: Path) ->
     train(config, DATA, tmp_path, stop_at_step=1)
     groups = load_checkpoint(tmp_path / "last.pt")["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [config.weight_decay, 0.0]
+    enhancer = build(config.model, config.audio)
+    decayed, kept = training._by_decay(enhancer)
+    assert [len(group["params"]) for group in groups] == [len(decayed), len(kept)]
+    names = {id(parameter): name for name, parameter in enhancer.named_parameters()}
+    free = {names[id(parameter)].split(".")[-1] for parameter in kept}
+    assert free == {"a_log", "bias", "conv_bias", "dt_bias", "hidden_bias", "skip", "weight"}  # weight: of the norms
+    assert not any(names[id(parameter)].endswith(("bias", "a_log")) for parameter in decayed)
+    assert len(decayed) + len(kept) == len(names)
+
+
+def test_starts_from_given_weights(config: TrainConfig, tmp_path: Path) -> None:
+    weights = train(config, DATA, tmp_path / "first").weights
+    still = dataclasses.replace(config, start_from=str(weights), learning_rate=1e-12, steps=1, warmup_steps=0, seed=5)
+    train(still, DATA, tmp_path / "second")
+    wanted, found = (load_enhancer(tmp_path / run / "weights.safetensors").state_dict() for run in ("first", "second"))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_weights_of_another_model_are_refused_at_the_start(config: TrainConfig, tmp_path: Path) -> None:
+    weights = train(config, DATA, tmp_path / "first", stop_at_step=3).weights
+    wider = dataclasses.replace(config.model, channels=16)
+    with pytest.raises(TrainingError, match=r"weights\.safetensors: weights of another model"):
+        train(dataclasses.replace(config, model=wider, start_from=str(weights)), DATA, tmp_path / "second")
+
+
+def test_bfloat16_products_follow_float32_ones(each_config: TrainConfig, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        train(dataclasses.replace(each_config, precision=precision), DATA, tmp_path / precision, stop_at_step=4)
+    single, half = (
+        [float(row["loss"]) for row in rows_of(tmp_path / precision)] for precision in ("float32", "bfloat16")
+    )
+    assert half == pytest.approx(single, rel=0.02)
+    model, exact = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("bfloat16", "float32"))
+    assert any(not torch.equal(tensor, exact[name]) for name, tensor in model.items())  # another precision indeed
+    assert {tensor.dtype for tensor in model.values()} == {torch.float32}
+
+
+def test_scan_runs_in_float32_where_the_products_are_bfloat16(tiny_enhancer: WaveformEnhancer) -> None:
+    seen: list[torch.dtype] = []
+    block = tiny_enhancer.network.blocks[0]
+    inner = chunked_scan(5)
+
+    def watch(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y, h = inner(*tensors)
+        seen.extend([tensors[3].dtype, y.dtype, h.dtype])  # b comes from a product
+        return y, h
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(block, "_scan", lambda: watch)
+        output, state = tiny_enhancer(torch.randn(1, 1280) * 0.1, tiny_enhancer.initial_state())
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+    assert {tensor.dtype for tensor in (output, *state.values())} == {torch.float32}
 
 
 def test_progress_tells_where_a_run_stands(config: TrainConfig, tmp_path: Path) -> None:
@@ -220,6 +280,56 @@ def test_progress_tells_where_a_run_stands(config: TrainConfig, tmp_path: Path) 
     assert all(progress.audio_per_second > 0 for progress in told)
     assert told[-1].seconds_left == 0
     assert [progress.step for progress in told if progress.validation_loss is not None] == [3, 6, 7]
+
+
+# Several processes
+
+TORCHRUN = """
+import dataclasses, json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_train import DATA
+from edgese import train as training
+from edgese.config import TrainConfig, from_dict
+training.N_VALIDATION = 3
+config = from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text()))
+training.train(config, DATA, Path(sys.argv[2]), stop_at_step=int(sys.argv[3]))
+"""
+
+
+def torchrun(config: TrainConfig, run: Path, stop_at_step: int) -> subprocess.CompletedProcess[str]:
+    folder = run.parent
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    (folder / "job.py").write_text(TORCHRUN.format(tests=str(Path(__file__).parent)))
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    job = [str(folder / "job.py"), str(folder / "config.json"), str(run), str(stop_at_step)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *launch, *job], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_two_processes_train_like_one_and_resume(config: TrainConfig, tmp_path: Path) -> None:
+    """Each has half of every batch; gradients are their mean (gloo)."""
+    train(config, DATA, tmp_path / "alone", stop_at_step=4)
+    for stop in (2, 4):  # the second slice goes on from the first one's checkpoint
+        done = torchrun(config, tmp_path / "shared", stop)
+        assert done.returncode == 0, done.stderr
+    alone, shared = rows_of(tmp_path / "alone"), rows_of(tmp_path / "shared")
+    assert len(shared) == 4
+    for row, wanted in zip(shared, alone, strict=True):
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            assert float(row[name]) == pytest.approx(float(wanted[name]), rel=2e-3), name
+    assert float(shared[2]["validation_loss"]) == pytest.approx(float(alone[2]["validation_loss"]), rel=2e-3)
+    weights = [load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("alone", "shared")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_batch_that_processes_cannot_share_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    done = torchrun(dataclasses.replace(config, batch=3), tmp_path / "run", 1)
+    assert done.returncode != 0
+    assert "batch: found 3, wanted a multiple of torchrun's 2 processes" in done.stderr
 
 
 # Going on
@@ -411,10 +521,13 @@ def test_log_has_one_complete_row_for_each_step(config: TrainConfig, tmp_path: P
     rows = rows_of(tmp_path)
     assert tuple(rows[0]) == training.COLUMNS
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 8)]
-    always = [name for name in training.COLUMNS if not name.startswith("validation")]
+    weightless = {name for name, weight in dataclasses.asdict(config.loss).items() if weight == 0}
+    always = [name for name in training.COLUMNS if not name.startswith("validation") and name not in weightless]
+    assert not any(row[name] for row in rows for name in weightless)
     for row in rows:
         assert all(math.isfinite(float(row[name])) for name in always), row
-        validated = [math.isfinite(float(row[name])) for name in training.COLUMNS if name not in always and row[name]]
+        judged = [row[name] for name in training.COLUMNS if name.startswith("validation") and "pesq" not in name]
+        validated = [math.isfinite(float(value)) for value in judged if value]
         assert validated == ([True] * 3 if int(row["step"]) in (3, 6, 7) else []), row
     assert float(rows[0]["learning_rate"]) == pytest.approx(learning_rate(0, config))
 

@@ -1,0 +1,75 @@
+"""Training in several processes, as `torchrun` starts them: who this process is, and what it does with the others.
+
+Without torchrun's environment there is one process and nothing happens here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from edgese.errors import TrainingError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """One process among `size`; the one with rank 0 logs, validates and saves."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients that are means over all processes."""
+        return nn.parallel.DistributedDataParallel(module) if self.size > 1 else module
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a value over all processes."""
+        if self.size > 1:
+            torch.distributed.all_reduce(value)
+        return value / self.size
+
+    def any(self, holds: bool) -> bool:
+        """Whether it holds in any of the processes: they decide alike."""
+        return bool(self.mean(torch.tensor(float(holds)))) if self.size > 1 else holds
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def leads() -> bool:
+    """Whether this process speaks for all of them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[tuple[Ranks, str]]:
+    """This process's place among torchrun's, and its own device: "cuda" becomes the GPU of its local rank.
+
+    Raises:
+        TrainingError: PyTorch has no way for the processes to talk to each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(), device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    try:
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"torchrun's processes cannot join ({error})") from error
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
+    finally:
+        torch.distributed.destroy_process_group()
