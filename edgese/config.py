@@ -212,10 +212,16 @@ class TrainConfig:
             self.data.segment_s >= shortest_s,
             f"data.segment_s: found {self.data.segment_s}, wanted at least one window, {shortest_s} s",
         )
-        _require(
-            self.loss.perceptual == 0 or self.data.segment_s >= 0.4,
-            f"data.segment_s: found {self.data.segment_s}, wanted at least 0.4 s for loss.perceptual",
-        )
+        if self.loss.perceptual > 0:  # P.862's frames and intervals, see perceptual.py
+            _require(
+                self.audio.sample_rate_hz == 16_000,
+                f"audio.sample_rate_hz: found {self.audio.sample_rate_hz}, wanted 16000 for loss.perceptual",
+            )
+            whole = int(self.data.segment_s * self.audio.sample_rate_hz) // self.audio.hop * self.audio.hop
+            _require(
+                whole - self.audio.overlap >= 512 + 19 * 256,
+                f"data.segment_s: found {self.data.segment_s}, wanted 0.4 s or more for loss.perceptual (or 0 of it)",
+            )
         for name in ("learning_rate", "clip_norm"):
             _require(getattr(self, name) > 0, f"{name}: found {getattr(self, name)}, wanted a positive number")
         for name in ("weight_decay", "seed"):

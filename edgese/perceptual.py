@@ -2,9 +2,10 @@
 
 Follows P.862 (2001), sections 10.2.2 to 10.2.12, in the wideband form of P.862.2 (2007): level alignment, input filter,
 Bark spectra, compensation of linear filtering and gain, Zwicker loudness, disturbances, aggregation. Left out is what
-training does not need: time alignment and the realignment of bad intervals. Levels are aligned per example on
-the power spectrum (325 Hz to 3.25 kHz), the input filter acts there too. The rule that keeps a frame's gain close to
-the one before it is cut after four frames (0.2^4 < 0.2 %).
+training does not need: time alignment, the realignment of bad intervals, cutting silence at both ends, the weights of
+recordings longer than 16 s, the last incomplete interval. Levels are aligned per example on the power spectrum (350 Hz
+to 3.25 kHz), the input filter acts there too. The rule that keeps a frame's gain close to the one before it is cut
+after four frames (0.2^4 < 0.2 %).
 
 The table beside this file holds the 49 bands of P.862 at 16 kHz, as the reference implementation gives them.
 
@@ -23,7 +24,7 @@ SAMPLE_RATE_HZ = 16_000
 N_FFT, HOP = 512, 256
 
 _LEVEL = 1e7  # mean power that speech is brought to (P.862, 10.2.1)
-_LEVEL_BAND_HZ = (325.0, 3250.0)
+_LEVEL_BAND_HZ = (350.0, 3250.0)
 _POWER_SCALE, _LOUDNESS_SCALE = 6.910853e-6, 1.866055e-1  # S_p and S_l of the reference implementation at 16 kHz
 _ZWICKER_POWER = 0.23
 # numerator and denominator of the wideband input filter at 16 kHz (P.862.2, reference implementation)
@@ -61,7 +62,7 @@ class PerceptualDisturbance(nn.Module):
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, enhanced: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """Disturbances of each example, 0 where both waves are equal.
+        """Disturbances of each example, below 0.02 where both waves are equal.
 
         Args:
             enhanced, clean: (B, n_samples) at 16 kHz, any level, at least 0.34 s (one interval of 20 frames).

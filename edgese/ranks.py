@@ -18,8 +18,9 @@ from edgese.errors import TrainingError
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """One process among `size`; the one with rank 0 logs, validates and saves."""
+    """One process among `size`, on its own device; the one with rank 0 logs, validates and saves."""
 
+    device: str
     rank: int = 0
     size: int = 1
 
@@ -29,7 +30,9 @@ class Ranks:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients that are means over all processes."""
-        return nn.parallel.DistributedDataParallel(module) if self.size > 1 else module
+        if self.size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)  # tables, equal everywhere
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a value over all processes."""
@@ -39,7 +42,7 @@ class Ranks:
 
     def any(self, holds: bool) -> bool:
         """Whether it holds in any of the processes: they decide alike."""
-        return bool(self.mean(torch.tensor(float(holds)))) if self.size > 1 else holds
+        return bool(self.mean(torch.tensor(float(holds), device=self.device))) if self.size > 1 else holds
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -53,23 +56,24 @@ def leads() -> bool:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[tuple[Ranks, str]]:
+def joined(device: str) -> Iterator[Ranks]:
     """This process's place among torchrun's, and its own device: "cuda" becomes the GPU of its local rank.
 
     Raises:
         TrainingError: PyTorch has no way for the processes to talk to each other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks(), device
+        yield Ranks(device)
         return
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
+    if device.startswith("cuda:"):
+        raise TrainingError(f"device: found {device}, wanted cuda: torchrun's processes have one GPU each")
     try:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"torchrun's processes cannot join ({error})") from error
-    try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
-    finally:
-        torch.distributed.destroy_process_group()
+    except (RuntimeError, ValueError, AssertionError) as error:  # no GPU, fewer than processes, no way to the others
+        raise TrainingError(f"torchrun's processes cannot join on {device} ({str(error).splitlines()[0]})") from error
+    yield Ranks(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    # after an error nobody is waited for: the process ends, and torchrun ends the others
+    torch.distributed.destroy_process_group()

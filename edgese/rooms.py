@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def make_rooms(count: int, sample_rate_hz: int, seed: int, cache: Path) -> list[
     if not path.exists():
         made = [_make_room(np.random.default_rng([seed, number]), sample_rate_hz) for number in range(count)]
         cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp.npz")
+        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")  # torchrun's processes may make them at once
         try:
             np.savez(partial, *(room.response for room in made), t60_s=[room.t60_s for room in made])
             partial.replace(path)

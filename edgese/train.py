@@ -35,7 +35,9 @@ from edgese.ranks import Ranks, joined
 
 logger = logging.getLogger(__name__)
 
+LAST = "last.pt"
 N_VALIDATION = 96  # examples, always the same
+WORST_PESQ = 1.04  # bottom of the wideband scale
 TERMS = tuple(field.name for field in dataclasses.fields(LossConfig))
 COLUMNS = (
     *("step", "loss", *TERMS, "learning_rate", "gradient_norm", "audio_per_second"),
@@ -93,8 +95,8 @@ def train(
         TrainingError: a loss or gradient is not finite (the last checkpoint stays as it was).
         CheckpointError: run/last.pt was made with another config.
     """
-    with joined(device) as (ranks, own_device):
-        return _train(config, data, run, ranks, own_device, on_progress, stop_at_step, stop_after_s)
+    with joined(device) as ranks:
+        return _train(config, data, run, ranks, on_progress, stop_at_step, stop_after_s)
 
 
 def _train(
@@ -102,11 +104,11 @@ def _train(
     data: DataSets,
     run: Path,
     ranks: Ranks,
-    device: str,
     on_progress: Callable[[Progress], None] | None,
     stop_at_step: int | None,
     stop_after_s: float,
 ) -> Result:
+    device = ranks.device
     _require_device(device)
     if config.batch % ranks.size:
         raise TrainingError(f"batch: found {config.batch}, wanted a multiple of torchrun's {ranks.size} processes")
@@ -116,8 +118,9 @@ def _train(
         raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --out") from error
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    trainer = _Trainer(config, _start(config).to(device), run, ranks, device)
-    if trainer.last_path.exists():
+    resumes = (run / LAST).exists()
+    trainer = _Trainer(config, _start(config, resumes).to(device), run, ranks)
+    if resumes:
         trainer.resume()
     elif ranks.leads:
         (run / "config.json").write_text(json.dumps(to_dict(config), indent=2))
@@ -130,7 +133,8 @@ def _train(
         for noisy, clean in batches:
             row = trainer.update(noisy.to(device), clean.to(device))
             elapsed_s = time.monotonic() - started
-            last = trainer.step == last_step or ranks.any(elapsed_s > stop_after_s)
+            late = stop_after_s < math.inf and ranks.any(elapsed_s > stop_after_s)
+            last = trainer.step == last_step or late
             if log:
                 per_step = elapsed_s / (trainer.step - first_step)
                 row["audio_per_second"] = config.batch * noisy.shape[1] / config.audio.sample_rate_hz / per_step
@@ -149,10 +153,10 @@ def _train(
     return Result(trainer.step, trainer.best, run / "weights.safetensors", trainer.step == config.steps)
 
 
-def _start(config: TrainConfig) -> WaveformEnhancer:
-    """A network with random weights, or with those that the config names."""
+def _start(config: TrainConfig, resumes: bool) -> WaveformEnhancer:
+    """A network with random weights, or with those that the config names; a checkpoint will bring its own."""
     enhancer = build(config.model, config.audio)
-    if config.start_from:
+    if config.start_from and not resumes:
         found = load_enhancer(Path(config.start_from))
         if (found.network.config, found.audio) != (config.model, config.audio):
             raise TrainingError(f"{config.start_from}: weights of another model or signal than the config's")
@@ -181,11 +185,11 @@ def keep_freed_memory() -> None:
 class _Trainer:
     """Everything that changes from step to step, and how it is kept."""
 
-    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path, ranks: Ranks, device: str) -> None:
-        self.config, self.enhancer, self.run, self.ranks, self.device = config, enhancer, run, ranks, device
-        self.last_path, self.best_path = run / "last.pt", run / "best.pt"
+    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path, ranks: Ranks) -> None:
+        self.config, self.enhancer, self.run, self.ranks, self.device = config, enhancer, run, ranks, ranks.device
+        self.last_path, self.best_path = run / LAST, run / "best.pt"
         self.step, self.best = 0, math.inf
-        self.objective = Objective(config.loss, config.audio, config.model.compression).to(device)
+        self.objective = Objective(config.loss, config.audio, config.model.compression).to(self.device)
         if config.compile:
             enhancer.network.compile()
         self.replica = ranks.wrap(enhancer)
@@ -232,16 +236,20 @@ class _Trainer:
                 noisy, clean = (torch.from_numpy(np.stack(waves)).to(self.device) for waves in zip(*part, strict=True))
                 losses.append(float(self._terms(averaged, noisy, clean)["loss"]))
                 for (before, target), after in zip(part, averaged.enhance(noisy).cpu().numpy(), strict=True):
-                    with contextlib.suppress(EdgeseError):  # no speech in the segment, or no package: an empty column
-                        scores.append(pesq_wb(target, after))
+                    scores.append(_score(target, after))
                     ratios.append(si_sdr(target, after))
                     gains.append(ratios[-1] - si_sdr(target, before))
         loss = float(np.mean(losses))
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {self.step}: the validation loss is {loss}: start again with a lower learning_rate"
+            )
+        heard = [score for score in scores if score is not None]
         if loss < self.best:
             self.best = loss
             save_checkpoint(self.best_path, self._content(with_optimizer=False))
             save_weights(self.run / "weights.safetensors", self.enhancer, self.ema)
-        return ({"validation_pesq_wb": float(np.mean(scores))} if scores else {}) | {
+        return ({"validation_pesq_wb": float(np.mean(heard))} if heard else {}) | {
             "validation_loss": loss,
             "validation_si_sdr_db": float(np.mean(ratios)),
             "validation_si_sdr_gain_db": float(np.mean(gains)),
@@ -284,6 +292,17 @@ class _Trainer:
         length = whole - overlap
         terms: dict[str, Tensor] = self.objective(output[:, overlap:].float(), clean[:, :length], noisy[:, :length])
         return terms
+
+
+def _score(target: np.ndarray, enhanced: np.ndarray) -> float | None:
+    """PESQ-WB; the worst there is where nothing is left of the speech, None where there is none or PESQ is missing."""
+    if target.any() and not enhanced.any():
+        return WORST_PESQ
+    try:
+        return pesq_wb(target, enhanced)
+    except EdgeseError as error:
+        logger.info("validation without PESQ of one example: %s", error)
+        return None
 
 
 def _by_decay(enhancer: WaveformEnhancer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -332,10 +351,14 @@ class _Log:
         if self.path.exists():
             with self.path.open(newline="") as lines:
                 kept = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
-        self._file = self.path.open("w", newline="", buffering=1)
+        partial = self.path.with_suffix(".csv.tmp")
+        with partial.open("w", newline="") as lines:
+            writer = csv.DictWriter(lines, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        partial.replace(self.path)  # a run that is killed here keeps its history
+        self._file = self.path.open("a", newline="", buffering=1)
         self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
         self._board = _summary_writer(run, step)
 
     def __enter__(self) -> _Log:

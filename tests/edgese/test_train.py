@@ -293,16 +293,18 @@ from edgese import train as training
 from edgese.config import TrainConfig, from_dict
 training.N_VALIDATION = 3
 config = from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text()))
-training.train(config, DATA, Path(sys.argv[2]), stop_at_step=int(sys.argv[3]))
+training.train(config, DATA, Path(sys.argv[2]), stop_at_step=int(sys.argv[3]), stop_after_s=float(sys.argv[4]))
 """
 
 
-def torchrun(config: TrainConfig, run: Path, stop_at_step: int) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    config: TrainConfig, run: Path, stop_at_step: int, stop_after_s: float = 1e9
+) -> subprocess.CompletedProcess[str]:
     folder = run.parent
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     (folder / "job.py").write_text(TORCHRUN.format(tests=str(Path(__file__).parent)))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
-    job = [str(folder / "job.py"), str(folder / "config.json"), str(run), str(stop_at_step)]
+    job = [str(folder / "job.py"), str(folder / "config.json"), str(run), str(stop_at_step), str(stop_after_s)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *launch, *job], env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -312,11 +314,11 @@ def torchrun(config: TrainConfig, run: Path, stop_at_step: int) -> subprocess.Co
 def test_two_processes_train_like_one_and_resume(config: TrainConfig, tmp_path: Path) -> None:
     """Each has half of every batch; gradients are their mean (gloo)."""
     train(config, DATA, tmp_path / "alone", stop_at_step=4)
-    for stop in (2, 4):  # the second slice goes on from the first one's checkpoint
-        done = torchrun(config, tmp_path / "shared", stop)
+    for stop, seconds in ((4, 0.0), (4, 1e9)):  # the first slice ends by time, the second goes on from its checkpoint
+        done = torchrun(config, tmp_path / "shared", stop, seconds)
         assert done.returncode == 0, done.stderr
+        assert len(rows_of(tmp_path / "shared")) == (1 if seconds == 0 else 4)
     alone, shared = rows_of(tmp_path / "alone"), rows_of(tmp_path / "shared")
-    assert len(shared) == 4
     for row, wanted in zip(shared, alone, strict=True):
         for name in ("loss", "gradient_norm", "learning_rate"):
             assert float(row[name]) == pytest.approx(float(wanted[name]), rel=2e-3), name
@@ -333,6 +335,29 @@ def test_batch_that_processes_cannot_share_is_refused(config: TrainConfig, tmp_p
 
 
 # Going on
+
+
+def test_slice_that_ends_by_time_goes_on_to_the_same_result(
+    config: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    first = train(config, DATA, tmp_path, stop_after_s=0.0)
+    assert (first.step, first.finished) == (1, False)
+    assert train(config, DATA, tmp_path, stop_after_s=1e9).finished
+    assert_same_result(tmp_path, uninterrupted(config))
+
+
+def test_resuming_needs_the_weights_of_the_start_no_more(config: TrainConfig, tmp_path: Path) -> None:
+    weights = train(config, DATA, tmp_path / "first", stop_at_step=3).weights
+    second = dataclasses.replace(config, start_from=str(weights))
+    train(second, DATA, tmp_path / "second", stop_at_step=1)
+    weights.unlink()
+    assert train(second, DATA, tmp_path / "second").finished
+
+
+def test_validation_counts_silence_as_the_worst_and_leaves_out_what_has_no_speech() -> None:
+    speech = DATA.train(0)[1]
+    assert training._score(speech, np.zeros_like(speech)) == training.WORST_PESQ
+    assert training._score(np.zeros_like(speech), speech) is None
 
 
 @pytest.mark.parametrize("stops", [(1,), (3, 4, 6)])
@@ -506,8 +531,8 @@ def test_mend_that_the_nan_message_names_is_possible(config: TrainConfig, tmp_pa
     broken = DataSets(BrokenFrom(5 * config.batch, math.nan), Tones(), {})
     with pytest.raises(TrainingError) as refusal:
         train(config, broken, tmp_path)
-    if "learning_rate" in str(refusal.value):
-        assert "--out" in str(refusal.value)
+    assert "learning_rate" in str(refusal.value)
+    assert "--out" in str(refusal.value)
 
 
 # The log
