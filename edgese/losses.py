@@ -57,10 +57,8 @@ def phase_loss(estimate: Tensor, target: Tensor) -> Tensor:
     real = (estimate * target).sum(-1) + 1e-6
     imag = estimate[..., 1] * target[..., 0] - estimate[..., 0] * target[..., 1]
     error = torch.atan2(imag, real)  # (B, T, F), in [-pi, pi]
-    return sum(
-        (_unwrapped(change).abs().mean() for change in (error, error.diff(dim=2), error.diff(dim=1))),
-        error.new_zeros(()),
-    )
+    along_frequency, along_time = (_wrapped(error.diff(dim=axis)) for axis in (2, 1))
+    return error.abs().mean() + along_frequency.abs().mean() + along_time.abs().mean()
 
 
 def multi_resolution_loss(estimate: Tensor, target: Tensor) -> Tensor:
@@ -117,5 +115,6 @@ class Objective(nn.Module):
         return (missing * (clean.square().mean(1) > 1e-6)).mean()
 
 
-def _unwrapped(angle: Tensor) -> Tensor:
+def _wrapped(angle: Tensor) -> Tensor:
+    """The angle in [-pi, pi]."""
     return angle - 2 * math.pi * torch.round(angle / (2 * math.pi))

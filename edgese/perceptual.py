@@ -136,8 +136,3 @@ def _over_time(disturbance: Tensor) -> Tensor:
 def raw_pesq(symmetric: Tensor, asymmetric: Tensor) -> Tensor:
     """P.862's raw score, 4.5 for no disturbance (section 10.2.12)."""
     return 4.5 - 0.1 * symmetric - 0.0309 * asymmetric
-
-
-def listening_quality(raw: Tensor) -> Tensor:
-    """MOS-LQO of a raw score in the wideband form (P.862.2, section 5)."""
-    return 0.999 + 4 / (1 + torch.exp(-1.3669 * raw + 3.8224))

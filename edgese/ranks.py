@@ -30,9 +30,7 @@ class Ranks:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients that are means over all processes."""
-        if self.size == 1:
-            return module
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)  # tables, equal everywhere
+        return nn.parallel.DistributedDataParallel(module) if self.size > 1 else module
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a value over all processes."""

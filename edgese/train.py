@@ -119,7 +119,11 @@ def _train(
     keep_freed_memory()
     torch.manual_seed(config.seed)
     resumes = (run / LAST).exists()
-    trainer = _Trainer(config, _start(config, resumes).to(device), run, ranks)
+    begins_with_weights = config.start_from and not resumes  # a checkpoint brings its own
+    enhancer = (
+        starting_enhancer(config, Path(config.start_from)) if begins_with_weights else build(config.model, config.audio)
+    )
+    trainer = _Trainer(config, enhancer.to(device), run, ranks)
     if resumes:
         trainer.resume()
     elif ranks.leads:
@@ -153,15 +157,17 @@ def _train(
     return Result(trainer.step, trainer.best, run / "weights.safetensors", trainer.step == config.steps)
 
 
-def _start(config: TrainConfig, resumes: bool) -> WaveformEnhancer:
-    """A network with random weights, or with those that the config names; a checkpoint will bring its own."""
-    enhancer = build(config.model, config.audio)
-    if config.start_from and not resumes:
-        found = load_enhancer(Path(config.start_from))
-        if (found.network.config, found.audio) != (config.model, config.audio):
-            raise TrainingError(f"{config.start_from}: weights of another model or signal than the config's")
-        enhancer.load_state_dict(found.state_dict())
-    return enhancer
+def starting_enhancer(config: TrainConfig, weights: Path) -> WaveformEnhancer:
+    """The enhancer of a file that a run with these settings can begin with.
+
+    Raises:
+        CheckpointError: not a file of weights.
+        TrainingError: weights of another model.
+    """
+    found = load_enhancer(weights)
+    if (found.network.config, found.audio) != (config.model, config.audio):
+        raise TrainingError(f"{weights}: weights of another model or signal than the settings'")
+    return found.train()
 
 
 def _require_device(device: str) -> None:

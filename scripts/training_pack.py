@@ -35,7 +35,7 @@ from edgese import __version__
 from edgese.audio import READABLE
 from edgese.config import TrainConfig, read_train_config, to_dict
 from edgese.data import DEPTH, HELD_OUT, LEAVES
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, TrainingError
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edgese", "export", "calib", "runtimes")
@@ -319,11 +319,12 @@ def _settings(path: Path, start_from: Path | None, scratch: Path) -> Iterator[Me
             "give the file with --start-from, or remove the setting"
         )
     if start_from:
-        from edgese.checkpoint import load_enhancer
+        from edgese.train import starting_enhancer
 
-        found = load_enhancer(start_from)
-        if (found.network.config, found.audio) != (config.model, config.audio):
-            raise PackError(f"{start_from}: weights of another model or signal than those of {path}")
+        try:
+            starting_enhancer(config, start_from)
+        except TrainingError as error:
+            raise PackError(f"{error} of {path}") from error
         name = f"start{start_from.suffix}"
         yield name, start_from.read_bytes()
         text = f'start_from = "{name}"\n' + re.sub(r"(?m)^\W*start_from\W*=.*\n?", "", text)
@@ -479,7 +480,7 @@ from pathlib import Path
 
 from edgese.config import read_train_config
 from edgese.data import open_data
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, TrainingError
 
 try:
     config = read_train_config(Path("config.toml"))

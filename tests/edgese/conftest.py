@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from edgese.config import DataConfig
 from edgese.enhance import Denoiser
 from export.bundle import Bundle
 
+from .data_folders import PLAIN, RATE_HZ, SpeechLike, write_mixing, write_pairs
 from .identity_bundle import write_identity_bundle
+
+if TYPE_CHECKING:
+    from edgese.data import DataSets
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +41,24 @@ def identity(identity_bundle: Path) -> Iterator[Denoiser]:
 def halving(halving_bundle: Path) -> Iterator[Denoiser]:
     with Denoiser(Bundle.open(halving_bundle)) as denoiser:
         yield denoiser
+
+
+@pytest.fixture
+def mixing(tmp_path: Path, speech_like: SpeechLike) -> Path:
+    return write_mixing(tmp_path / "mixing", speech_like)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, speech_like: SpeechLike) -> Path:
+    return write_pairs(tmp_path / "pairs", speech_like)
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Callable[..., DataSets]:
+    """`open_folder(folder, config=PLAIN, seed=0)` with a cache of the test's own."""
+    from edgese.data import open_data
+
+    def opened(folder: Path, config: DataConfig = PLAIN, seed: int = 0, **options) -> DataSets:
+        return open_data(folder, config, RATE_HZ, seed, tmp_path / "cache", **options)
+
+    return opened

@@ -17,29 +17,9 @@ from edgese.data import DataSets, open_data
 from edgese.errors import EdgeseError, TrainingError
 from edgese.recordings import Recordings
 
-from .data_folders import PLAIN, RATE_HZ, SpeechLike, write, write_mixing, write_pairs
+from .data_folders import PLAIN, RATE_HZ, SpeechLike, write
 
 Open = Callable[..., DataSets]
-
-
-@pytest.fixture
-def mixing(tmp_path: Path, speech_like: SpeechLike) -> Path:
-    return write_mixing(tmp_path / "mixing", speech_like)
-
-
-@pytest.fixture
-def pairs(tmp_path: Path, speech_like: SpeechLike) -> Path:
-    return write_pairs(tmp_path / "pairs", speech_like)
-
-
-@pytest.fixture
-def open_folder(tmp_path: Path) -> Open:
-    """`open_folder(folder, config=PLAIN, seed=0)` with a cache of the test's own."""
-
-    def opened(folder: Path, config: DataConfig = PLAIN, seed: int = 0, **options) -> DataSets:
-        return open_data(folder, config, RATE_HZ, seed, tmp_path / "cache", **options)
-
-    return opened
 
 
 # Splits

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgese.config import DataConfig
 from edgese.data import DataSets, open_data
 from edgese.mixing import numbered_generator, validation_config
 
@@ -25,33 +24,11 @@ from .data_folders import (
     strength,
     tone,
     write,
-    write_mixing,
-    write_pairs,
     write_tones,
 )
 
 Wave = NDArray[np.float32]
 Open = Callable[..., DataSets]
-
-
-@pytest.fixture
-def mixing(tmp_path: Path, speech_like: SpeechLike) -> Path:
-    return write_mixing(tmp_path / "mixing", speech_like)
-
-
-@pytest.fixture
-def pairs(tmp_path: Path, speech_like: SpeechLike) -> Path:
-    return write_pairs(tmp_path / "pairs", speech_like)
-
-
-@pytest.fixture
-def open_folder(tmp_path: Path) -> Open:
-    """`open_folder(folder, config=PLAIN, seed=0)` with a cache of the test's own."""
-
-    def opened(folder: Path, config: DataConfig = PLAIN, seed: int = 0, **options) -> DataSets:
-        return open_data(folder, config, RATE_HZ, seed, tmp_path / "cache", **options)
-
-    return opened
 
 
 @pytest.fixture(params=["mixing", "pairs"])

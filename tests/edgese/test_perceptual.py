@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgese.metrics import pesq_wb
-from edgese.perceptual import PerceptualDisturbance, listening_quality, raw_pesq
+from edgese.perceptual import PerceptualDisturbance, raw_pesq
 
 pytest.importorskip("pesq")
 
@@ -37,7 +37,9 @@ def noise() -> Tensor:
 
 
 def _score(disturbance: PerceptualDisturbance, enhanced: Tensor, clean: Tensor) -> np.ndarray:
-    return listening_quality(raw_pesq(*disturbance(enhanced, clean))).detach().numpy()
+    """MOS-LQO of the raw score in the wideband form (P.862.2, section 5)."""
+    raw = raw_pesq(*disturbance(enhanced, clean)).detach().numpy()
+    return 0.999 + 4 / (1 + np.exp(-1.3669 * raw + 3.8224))
 
 
 def test_agrees_with_the_reference_program(disturbance: PerceptualDisturbance, clean: Tensor, noise: Tensor) -> None:

@@ -317,6 +317,7 @@ def test_two_processes_train_like_one_and_resume(config: TrainConfig, tmp_path: 
     for stop, seconds in ((4, 0.0), (4, 1e9)):  # the first slice ends by time, the second goes on from its checkpoint
         done = torchrun(config, tmp_path / "shared", stop, seconds)
         assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr, done.stderr
         assert len(rows_of(tmp_path / "shared")) == (1 if seconds == 0 else 4)
     alone, shared = rows_of(tmp_path / "alone"), rows_of(tmp_path / "shared")
     for row, wanted in zip(shared, alone, strict=True):
