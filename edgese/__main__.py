@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Exit code 0: done; 1: failed, or a check was not met; 2: wrong usage. Bugs keep their traceback."""
-    from edgese.cli import app
+    from edgese.cli.app import app
 
     try:
         app(prog_name="edgese")

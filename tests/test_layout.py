@@ -177,7 +177,7 @@ def test_the_map_sees_what_it_should(imports: list[Import]) -> None:
     """Known imports of each kind: an empty list of violations then means something."""
     assert Import("edgese.model.registry", "edgese.model.enhancer", at_once=True) in imports
     assert Import("edgese.model.waveform", "edgese.features", at_once=True) in imports  # from edgese import features
-    assert Import("edgese.__main__", "edgese.cli", at_once=False) in imports
+    assert Import("edgese.__main__", "edgese.cli.app", at_once=False) in imports
     assert Import("runtimes.pytorch", "torch", at_once=True) in imports  # inside try
     assert Import("runtimes.registry", "runtimes.ort", at_once=False) in imports
     assert {top(found.importer) for found in imports} == set(FOLDERS)
@@ -252,12 +252,12 @@ def test_allowed_import_is_not_reported(name: str, source: str, tmp_path: Path) 
         ("edgese/model/scan.py", "from edgese import train"),
         ("edgese/model/scan.py", "from ..enhance import Denoiser"),
         ("edgese/features.py", "def f():\n    import edgese.verify"),
-        ("edgese/enhance.py", "from edgese.cli import app"),
-        ("edgese/cli.py", "from edgese.__main__ import main"),
+        ("edgese/enhance.py", "from edgese.cli.app import app"),
+        ("edgese/cli/app.py", "from edgese.__main__ import main"),
     ],
 )
 def test_upward_import_is_detected(name: str, source: str, tmp_path: Path) -> None:
-    others = {f"edgese/{other}.py": "" for other in ("audio", "train", "cli") if f"edgese/{other}.py" != name}
+    others = {f"edgese/{other}.py": "" for other in ("audio", "train", "cli/app") if f"edgese/{other}.py" != name}
     assert len(layer_violations(written(tmp_path, others | {name: source}))) == 1
 
 

@@ -20,7 +20,7 @@ LIGHT = {
     "export": (*NEVER, "typer", "rich", "soundfile"),
     "export.bundle": (*NEVER, "typer", "rich", "soundfile"),
     "edgese.config": (*NEVER, "typer", "rich", "soundfile"),
-    "edgese.cli": (*NEVER, "soundfile", "numpy"),
+    "edgese.cli.app": (*NEVER, "soundfile", "numpy"),
     "edgese.__main__": (*NEVER, "typer", "rich", "soundfile", "numpy"),
     "edgese.enhance": (*NEVER, "typer"),
     "edgese.metrics": NEVER,

@@ -1,0 +1,48 @@
+"""All commands under one name.
+
+Results go to stdout (`--json` for machines), everything else to stderr. Nothing heavy is imported before a command
+needs it: `edgese --help` loads neither NumPy nor a runtime.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from edgese import __version__
+from edgese.cli.enhance import enhance_command
+from edgese.cli.evaluate import evaluate_command
+from edgese.cli.export import export_command
+from edgese.cli.info import info_command
+from edgese.cli.train import train_command
+
+app = typer.Typer(
+    help="Speech enhancement from training to real time on the edge, proven at every step.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("enhance")(enhance_command)
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
+app.command("train")(train_command)
+app.command("info")(info_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgese {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell what is going on, on stderr.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")

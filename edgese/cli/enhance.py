@@ -1,0 +1,171 @@
+"""`edgese enhance`: noisy recordings made clean."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgese.cli.terminal import BundlePath, Json, Quiet, progress_bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from edgese.enhance import Outcome, Preview, Summary
+
+
+def enhance_command(
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE", help="Audio files, folders, or - for stdin.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="File, folder, or - for stdout. Default: NAME.enhanced.EXT beside NAME."),
+    ] = None,
+    atten_limit_db: Annotated[
+        float | None, typer.Option("--atten-limit", metavar="DB", min=0, help="Never attenuate by more than this.")
+    ] = None,
+    pcs: Annotated[
+        bool, typer.Option("--pcs", help="Stretch perceptual contrast; needs a bundle made by `edgese export --pcs`.")
+    ] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Write before/after spectrograms as PNG beside the output.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Say what would be written, and write nothing.")
+    ] = False,
+    container: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="WAV, FLAC, OGG, ... Default: the input's.")
+    ] = None,
+    subtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help="PCM_16, PCM_24, FLOAT, ... Default: the input's.")
+    ] = None,
+    model: BundlePath = None,
+    runtime: Annotated[str, typer.Option(help="What runs the network.")] = "onnxruntime",
+    block: Annotated[
+        int | None, typer.Option(min=1, help="Hops a call takes. Default: the most the model offers.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Files at a time. Default: one for each core.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make noisy recordings clean: any sample rate, channel count and common format, same length and alignment."""
+    from edgese.enhance import (
+        EnhanceOptions,
+        denoiser_factory,
+        enhance_files,
+        plan,
+        preview,
+        shipped_bundle,
+        stopping_on_signals,
+    )
+    from edgese.errors import AudioError, ConfigError
+
+    try:
+        options = EnhanceOptions(
+            output=output,
+            force=force,
+            atten_limit_db=atten_limit_db,
+            container=container.upper() if container else None,
+            subtype=subtype.upper() if subtype else None,
+            runtime=runtime,
+            block=block,
+            jobs=jobs,
+            pcs=pcs,
+            plot=plot,
+        )
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    planned = plan(inputs, options)
+    if dry_run:
+        entries: list[dict[str, Any]] = []
+        for job in planned:
+            try:
+                seen = preview(job)
+                entries.append(_preview_entry(seen))
+                if not as_json:
+                    typer.echo(_preview_line(seen))
+            except AudioError as error:
+                entries.append({"source": job.source_name, "error": str(error)})
+                typer.echo(f"error: {error}", err=True)
+        if as_json:
+            typer.echo(json.dumps({"files": entries}, indent=2))
+        raise typer.Exit(code=1 if any("error" in entry for entry in entries) else 0)
+
+    results_on_stderr = any(job.target is None for job in planned)
+    with stopping_on_signals() as stop, progress_bar(quiet or as_json) as bar:
+        meter = _EnhanceMeter(bar, len(planned))
+        outcomes = enhance_files(
+            planned,
+            denoiser_factory(model or shipped_bundle(), options),
+            n_workers=jobs,
+            progress=lambda job, done_s, total_s: meter.advance(job.source_name, done_s, total_s),
+            done=lambda outcome: meter.finish(),
+            stop=stop,
+        )
+    if as_json:
+        files = [_outcome_entry(outcome) for outcome in outcomes]
+        typer.echo(json.dumps({"files": files}, indent=2), err=results_on_stderr)
+    else:
+        for outcome in outcomes:
+            _print_outcome(outcome, results_on_stderr)
+    if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(code=1)
+
+
+class _EnhanceMeter:
+    """One bar: seconds of sound for a single file, files for several."""
+
+    def __init__(self, bar: Progress, n_jobs: int) -> None:
+        self.bar, self.n_jobs = bar, n_jobs
+        self.task = bar.add_task("enhancing", total=None if n_jobs == 1 else n_jobs, unit="files")
+
+    def advance(self, name: str, done_s: float, total_s: float | None) -> None:
+        if self.n_jobs == 1:
+            self.bar.update(self.task, completed=done_s, total=total_s, unit="s", description=name)
+
+    def finish(self) -> None:
+        if self.n_jobs > 1:
+            self.bar.advance(self.task)
+
+
+def _preview_entry(preview: Preview) -> dict[str, Any]:
+    infos = {"from": dataclasses.asdict(preview.source), "to": dataclasses.asdict(preview.target)}
+    return {"source": preview.job.source_name, "target": preview.job.target_name} | infos
+
+
+def _preview_line(preview: Preview) -> str:
+    target = preview.target
+    length = f"{preview.source.duration_s:.1f} s" if preview.source.duration_s else "unknown length"
+    form = f"{target.container} {target.subtype}, {target.sample_rate_hz} Hz, {_channels(target.n_channels)}"
+    return f"would write {preview.job.target_name} from {preview.job.source_name}: {length}, {form}"
+
+
+def _print_outcome(outcome: Outcome, on_stderr: bool) -> None:
+    if outcome.error:
+        typer.echo(f"error: {outcome.error}", err=True)
+    if outcome.summary:
+        typer.echo(_summary_line(outcome.summary), err=on_stderr)
+        for warning in outcome.summary.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+
+
+def _summary_line(summary: Summary) -> str:
+    sound = f"{summary.duration_s:.1f} s, {summary.sample_rate_hz} Hz, {_channels(summary.channels)}"
+    speed = f"{1 / summary.rtf:.0f}x real time (RTF {summary.rtf:.4f})"
+    plot = f", picture {summary.plot}" if summary.plot else ""
+    return f"{summary.source} -> {summary.target}: {sound}, {speed}, level {summary.level_change_db:+.1f} dB{plot}"
+
+
+def _outcome_entry(outcome: Outcome) -> dict[str, Any]:
+    if outcome.summary is None:
+        return {"source": outcome.job.source_name, "error": str(outcome.error)}
+    summary = outcome.summary
+    return dataclasses.asdict(summary) | {"rtf": summary.rtf, "level_change_db": summary.level_change_db}
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' if count != 1 else ''}"

@@ -1,0 +1,63 @@
+"""`edgese info`: what a network or a bundle is and costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgese.cli.terminal import Json, print_table, require
+
+
+def info_command(
+    what: Annotated[
+        str | None,
+        typer.Argument(help="A bundle, a weights file, or a size: small, base. Default: shipped bundle."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Parameters, operations and latency of a network, part by part."""
+    facts = _bundle_facts(Path(what) if what else None) or _network_facts(str(what))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    counts, macs = facts["parameters"], facts["macs_per_frame"]
+    frames_per_second = facts["audio"]["sample_rate_hz"] / facts["audio"]["hop"]
+    rows = [[part, f"{counts.get(part, 0):,}", f"{macs.get(part, 0):,}"] for part in dict.fromkeys([*macs, *counts])]
+    rows.append(["total", f"{sum(counts.values()):,}", f"{sum(macs.values()):,}"])
+    print_table(facts["name"], ["part", "parameters", "MACs a frame"], rows)
+    giga = sum(macs.values()) * frames_per_second / 1e9
+    latency = facts["latency"]
+    typer.echo(f"{giga:.2f} GMAC a second of sound; latency {latency['ms']:.0f} ms ({latency['samples']} samples)")
+    if "graphs" in facts:
+        kinds = [" ".join(filter(None, (graph["precision"], graph.get("variant")))) for graph in facts["graphs"]]
+        blocks = ", ".join(f"{graph['block']} ({kind})" for graph, kind in zip(facts["graphs"], kinds, strict=True))
+        verified = "verified against PyTorch" if facts["verification"]["passed"] else "NOT verified"
+        typer.echo(f"blocks: {blocks}; {verified}")
+
+
+def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
+    from edgese.enhance import shipped_bundle
+    from export.bundle import Bundle
+
+    if path is not None and not path.is_dir():
+        return None
+    return dict(Bundle.open(path or shipped_bundle()).manifest)
+
+
+def _network_facts(what: str) -> dict[str, Any]:
+    require("torch", extra="export")
+    from edgese.artefact import network_facts
+    from edgese.checkpoint import load_enhancer
+    from edgese.config import MODEL_SIZES, AudioConfig
+    from edgese.model.registry import build
+
+    if what in MODEL_SIZES:
+        return {"name": what, **network_facts(build(MODEL_SIZES[what], AudioConfig()))}
+    if not Path(what).exists():
+        raise typer.BadParameter(
+            f"{what}: found no such bundle or file, wanted one, or a size: {', '.join(MODEL_SIZES)}"
+        )
+    return {"name": what, **network_facts(load_enhancer(Path(what)))}

@@ -1,0 +1,83 @@
+"""What commands share: options, tables, progress bars, and what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+BundlePath = Annotated[
+    Path | None, typer.Option("--model", "-m", help="A bundle made by `edgese export`. Default: the shipped one.")
+]
+
+
+@contextlib.contextmanager
+def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -> Iterator[Progress]:
+    """A progress bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Units a second; seconds of sound a second are times real time."""
+
+        def render(self, task: Any) -> Text:
+            if not task.speed:
+                return Text("")
+            unit = task.fields.get("unit", "")
+            return Text(f"{task.speed:.0f}x real time" if unit == "s" else f"{task.speed:.1f} {unit}/s")
+
+    console = Console(stderr=True)
+    shown = columns() if columns else [Speed(), TimeRemainingColumn()]
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *shown,
+        TimeElapsedColumn(),
+        console=console,
+        disable=hidden or not console.is_terminal,
+        transient=True,
+    ) as bar:
+        yield bar
+
+
+def counter(bar: Progress, description: str, unit: str) -> Callable[[int, int], None]:
+    tasks: list[Any] = []
+
+    def count(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task(description, unit=unit, note=unit))
+        bar.update(tasks[0], completed=done, total=total)
+
+    return count
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A plain table, aligned: readable in a terminal, a log and a pipe."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    typer.echo(title)
+    for row in [header, *rows]:
+        cells = [
+            cell.ljust(width) if not index else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        typer.echo("  " + "  ".join(cells).rstrip())
+
+
+def require(*modules: str, extra: str) -> None:
+    """One line that says what to install, before anything is begun."""
+    import importlib.util
+
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        typer.echo(f"error: {', '.join(missing)} missing: pip install 'edgese[{extra}]'", err=True)
+        raise typer.Exit(code=1)

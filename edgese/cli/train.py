@@ -1,0 +1,128 @@
+"""`edgese train`: data made into weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgese.cli.terminal import Json, Quiet, counter, progress_bar, require
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from edgese.config import TrainConfig
+    from edgese.train import Progress as Step
+
+
+def train_command(
+    data: Annotated[Path, typer.Option(help="Folder with clean/ and noisy/ pairs, or with speech/ and noise/.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; a run that is there already is gone on with.")],
+    config: Annotated[Path | None, typer.Option(help="Settings in TOML.")] = None,
+    size: Annotated[str | None, typer.Option(help="Network size: small or base. Default: small.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
+    stop_at: Annotated[
+        int | None, typer.Option(min=1, help="End this slice at this step; the same command goes on later.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="End this slice after this time; the same command goes on later.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    cache: Annotated[Path, typer.Option(help="Where decoded recordings are kept.")] = Path("~/.cache/edgese"),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network; resumable to the same result, stopped by NaN, logged as CSV and TensorBoard."""
+    require("torch", "scipy", "safetensors", extra="train")
+    from edgese.config import MODEL_SIZES, TrainConfig, read_train_config
+    from edgese.data import open_data
+    from edgese.ranks import leads
+    from edgese.train import train
+
+    settings = read_train_config(config) if config else TrainConfig()
+    if size is not None and size not in MODEL_SIZES:
+        raise typer.BadParameter(f"--size: found {size!r}, wanted one of {', '.join(MODEL_SIZES)}")
+    changes: dict[str, Any] = {
+        "steps": steps,
+        "batch": batch,
+        "seed": seed,
+        "model": MODEL_SIZES[size] if size else None,
+    }
+    settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
+    with progress_bar(quiet or as_json or not leads(), _step_columns) as bar:
+        sets = open_data(
+            data,
+            settings.data,
+            settings.audio.sample_rate_hz,
+            settings.seed,
+            cache.expanduser(),
+            counter(bar, "decoding", "files"),
+        )
+        if not as_json and leads():
+            typer.echo(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
+        result = train(
+            settings,
+            sets,
+            out,
+            device=device,
+            on_progress=_train_meter(bar, settings),
+            stop_at_step=stop_at,
+            stop_after_s=math.inf if minutes is None else 60 * minutes,
+        )
+    if not leads():
+        return
+    _draw_curves(out)
+    if as_json:
+        best = result.best_validation_loss if math.isfinite(result.best_validation_loss) else None  # none was made yet
+        entry = {"weights": str(result.weights), "best_validation_loss": best}
+        typer.echo(json.dumps(dataclasses.asdict(result) | entry))
+    elif result.finished:
+        typer.echo(
+            f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}"
+        )
+        typer.echo(f"next: edgese export {result.weights} -o BUNDLE")
+    else:
+        typer.echo(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
+
+
+def _step_columns() -> list[Any]:
+    from rich.progress import TextColumn
+
+    return [TextColumn("{task.completed}/{task.total} {task.fields[note]}")]
+
+
+def _draw_curves(run: Path) -> None:
+    """The run's learning curves beside its log, where there is something to draw them with."""
+    from edgese.errors import EdgeseError
+
+    try:
+        from edgese.plot import write_learning_curves
+
+        write_learning_curves(run / "log.csv", run / "curves.png")
+    except EdgeseError as error:
+        logging.getLogger(__name__).info("no picture of the learning curves: %s", error)
+
+
+def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]:
+    task = bar.add_task("training", total=settings.steps, note="")
+    validated = ""
+
+    def meter(step: Step) -> None:
+        nonlocal validated
+        if step.validation_loss is not None:
+            validated = f", validation {step.validation_loss:.4f}"
+            if bar.disable:  # no terminal: a line now and then instead of the bar
+                typer.echo(f"step {step.step}/{step.steps}: loss {step.loss:.4f}{validated}", err=True)
+        left = f"{step.seconds_left // 60:.0f} min left"
+        note = f"loss {step.loss:.4f}{validated}, {step.audio_per_second:.1f}x real time, {left}"
+        bar.update(task, completed=step.step, note=note)
+
+    return meter
