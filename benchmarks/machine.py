@@ -1,14 +1,12 @@
-"""Where a measurement was made, what another process cost, and how both are shown. Linux, standard library only."""
+"""What another process cost, and how measurements are shown with the machine that they were made on. Linux only."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -16,15 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-MB = 1e6
+from edgese.machine import MB as MB
+from edgese.machine import Machine, memory_mb
+from edgese.machine import describe as describe
+
 EDGESE = (sys.executable, "-m", "edgese")  # from the root this needs no installation
 
 Row = Mapping[str, float | int | str | None]  # a column's name -> its value; None: not measured
-
-_LIBRARIES = ("numpy", "onnxruntime", "torch", "soundfile", "soxr")
-_EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -39,35 +36,12 @@ def enhance_command(model: Path | None) -> tuple[str, ...]:
     return (*EDGESE, "enhance", *(("--model", str(model)) if model else ()))
 
 
-def describe() -> dict[str, Any]:
-    """CPU, cores, governor, load and versions: what a number means nothing without."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "cpu": _cpu_field("model name") or _text("/proc/device-tree/model") or platform.machine(),
-        "extensions": [name for name in _EXTENSIONS if name in _cpu_field("flags", "Features").split()],
-        "cores": len(os.sched_getaffinity(0)),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not readable",
-        "load_before": round(os.getloadavg()[0], 2),  # of the minute before; what else ran then
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": versions,
-    }
-
-
-def report(
-    name: str, machine: Mapping[str, Any], rows: Sequence[Row], notes: Sequence[str] = (), *, as_json: bool
-) -> None:
+def report(name: str, machine: Machine, rows: Sequence[Row], notes: Sequence[str] = (), *, as_json: bool) -> None:
     """Print what was measured, and on what."""
     if as_json:
-        print(json.dumps({"benchmark": name, "machine": machine, "rows": rows, "notes": notes}, indent=2))
+        print(json.dumps({"benchmark": name, "machine": machine.entry(), "rows": rows, "notes": notes}, indent=2))
         return
-    versions = ", ".join(f"{library} {version}" for library, version in machine["versions"].items())
-    print(f"{machine['cpu']} ({', '.join(machine['extensions'])}), {machine['cores']} cores, ", end="")
-    print(f"governor {machine['governor']}, load before {machine['load_before']}\n{machine['system']}; {versions}\n")
+    print(machine, end="\n\n")
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
@@ -114,33 +88,16 @@ def peak_growth_mb(work: Callable[[], object]) -> float:
     """By how much the resident memory of this process grows at most while `work` runs, over what it was before."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
-    before = _memory("VmRSS")
+    before = _memory_mb("VmRSS")
     work()
-    return (_memory("VmHWM") - before) * 1024 / MB
+    return _memory_mb("VmHWM") - before
 
 
-def _memory(field: str) -> int:
-    """A line of /proc/self/status in kibibytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    raise SystemExit(f"/proc/self/status: has no {field}; this benchmark needs Linux")
-
-
-def _cpu_field(*names: str) -> str:
-    """The first line of /proc/cpuinfo with one of these names, or nothing."""
-    for line in (_text("/proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in names:
-            return value.strip()
-    return ""
-
-
-def _text(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip("\0\n ")
-    except OSError:
-        return None
+def _memory_mb(field: str) -> float:
+    found = memory_mb(field)
+    if found is None:
+        raise SystemExit(f"/proc/self/status: has no {field}; this benchmark needs Linux")
+    return found
 
 
 def _cell(value: float | int | str | None) -> str:

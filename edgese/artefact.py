@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,21 @@ from calib.batches import write_batches
 from edgese import __version__
 from edgese.audio import Samples, read_wave
 from edgese.checkpoint import load_enhancer, save_weights
-from edgese.config import AudioConfig, to_dict
+from edgese.config import to_dict
+from edgese.enhance import SAMPLE as SAMPLE
 from edgese.errors import ConfigError, VerificationError
+from edgese.exported import exported_form, with_variant
 from edgese.model.cost import macs_per_frame, parameters
 from edgese.model.waveform import StreamStep, WaveformEnhancer
-from edgese.verify import LIMITS, Result, pytorch_truth, verify_graph
-from export.bundle import Bundle, Graph, TensorSpec, seal_bundle, stage_bundle
+from edgese.opening import graph_metadata
+from edgese.verify import LIMITS, VERIFICATION_HOPS, Result, long_sound, pytorch_truth, verify_graph
+from export.bundle import WEIGHTS, Bundle, Graph, TensorSpec, seal_bundle, stage_bundle
 from export.graph import write_onnx
 from export.weights import share_weights
 
 DEFAULT_BLOCKS = (1, 4, 8, 16)
 MAX_BLOCK = 32  # the unrolled graph grows with the block; TensorRT builds up to here in seconds (FACTS.md)
-VERIFICATION_HOPS = 3000  # 24 s; repeats the sound as often as it takes
 REFERENCE_HOPS = 96  # 0.77 s: of a whole number of blocks of 1, 2, 3, 4, 6, 8, 12, 16, 24 and 32
-SAMPLE = Path(__file__).parent / "samples" / "noisy.flac"
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -81,16 +82,14 @@ def export_bundle(
             f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
         )
     enhancer = load_enhancer(weights)
-    variants = {"": enhancer}
-    if pcs:
-        variants["pcs"] = WaveformEnhancer(enhancer.network, enhancer.audio, pcs=True).eval()
-    wave = _sound(sound, enhancer.audio)
+    variants = {variant: with_variant(enhancer, variant) for variant in ("", *(("pcs",) if pcs else ()))}
+    wave = long_sound([read_wave(sound, enhancer.audio.sample_rate_hz)], VERIFICATION_HOPS * enhancer.audio.hop)
     if model_card and not model_card.is_file():
         raise ConfigError(f"{model_card}: found no such file, wanted a model card")
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(stage_bundle(path, replace=replace))
-        save_weights(staging / "model.safetensors", enhancer, enhancer.state_dict())
-        digest = hashlib.sha256((staging / "model.safetensors").read_bytes()).hexdigest()
+        save_weights(staging / WEIGHTS, enhancer, enhancer.state_dict())
+        digest = hashlib.sha256((staging / WEIGHTS).read_bytes()).hexdigest()
         graphs = []
         for variant in variants:
             for block in blocks:
@@ -110,7 +109,7 @@ def export_bundle(
             "name": name,
             **network_facts(enhancer),
             "graphs": graphs,
-            "tools": _tools(),
+            "tools": tool_versions(),
             "calibration": None,
             "verification": {
                 "passed": passed,
@@ -128,7 +127,7 @@ def export_bundle(
 def network_facts(enhancer: WaveformEnhancer) -> dict[str, Any]:
     """What a network is and costs: model, audio, latency, parameters and MACs of each part."""
     audio = enhancer.audio
-    with _exported_form(enhancer):
+    with exported_form(enhancer):
         macs = macs_per_frame(enhancer)
     return {
         "model": to_dict(enhancer.network.config),
@@ -154,35 +153,36 @@ def require_passed(export: Export) -> Bundle:
 
 
 def _write_graph(enhancer: WaveformEnhancer, folder: Path, name: str, digest: str, block: int, variant: str) -> Graph:
-    states = enhancer.initial_state()
-    n_samples = block * enhancer.audio.hop
-    successors = {state: f"{state}_next" for state in states}
-    file = _graph_file(block, variant)
-    inputs = {"wave": torch.zeros(1, n_samples), **states}
-    with _exported_form(enhancer):
+    graph = _graph(enhancer, block, variant)
+    inputs = {"wave": torch.zeros(1, block * enhancer.audio.hop), **enhancer.initial_state()}
+    with exported_form(enhancer):
         write_onnx(
             StreamStep(enhancer).eval(),
             inputs,
-            ["enhanced", *successors.values()],
-            folder / file,
+            [spec.name for spec in graph.outputs],
+            folder / graph.file,
             dynamic_axes={tensor: {0: "streams"} for tensor in inputs},
-            metadata={
-                "edgese.bundle": name,
-                "edgese.weights": digest,
-                "edgese.precision": "fp32",
-                "edgese.block": str(block),
-                **({"edgese.variant": variant} if variant else {}),
-            },
+            metadata=graph_metadata(name, digest, graph),
         )
-    specs = {tensor: ("streams", *value.shape[1:]) for tensor, value in inputs.items()}
+    return graph
+
+
+def _graph(enhancer: WaveformEnhancer, block: int, variant: str) -> Graph:
+    """What a graph of this block takes and gives; the file is yet to be written."""
+    states = enhancer.initial_state()
+    successors = {state: f"{state}_next" for state in states}
+    shapes = {
+        "wave": ("streams", block * enhancer.audio.hop),
+        **{name: ("streams", *state.shape[1:]) for name, state in states.items()},
+    }
     return Graph(
-        file=file,
+        file=_graph_file(block, variant),
         precision="fp32",
         block=block,
-        inputs=tuple(TensorSpec(tensor, shape, "float32") for tensor, shape in specs.items()),
+        inputs=tuple(TensorSpec(tensor, shape, "float32") for tensor, shape in shapes.items()),
         outputs=(
-            TensorSpec("enhanced", specs["wave"], "float32"),
-            *(TensorSpec(successors[state], specs[state], "float32") for state in states),
+            TensorSpec("enhanced", shapes["wave"], "float32"),
+            *(TensorSpec(successors[state], shapes[state], "float32") for state in states),
         ),
         states=successors,
         variant=variant,
@@ -193,28 +193,10 @@ def _graph_file(block: int, variant: str) -> str:
     return f"block{block}.fp32.{variant}.onnx" if variant else f"block{block}.fp32.onnx"
 
 
-def _tools() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
+    """Versions of all that a bundle is made with."""
     versions = {tool: importlib.metadata.version(tool) for tool in _TOOLS}
     return {"edgese": __version__, "python": platform.python_version()} | versions
-
-
-@contextlib.contextmanager
-def _exported_form(enhancer: WaveformEnhancer) -> Iterator[None]:
-    """The network as a graph sees it: unrolled scan, DFT as a product."""
-    enhancer.network.use_scan("unrolled")
-    enhancer.transform.form = "matmul"
-    try:
-        yield
-    finally:
-        enhancer.network.use_scan("chunked")
-        enhancer.transform.form = "fft"
-
-
-def _sound(path: Path, audio: AudioConfig) -> Samples:
-    """Speech of the length that verification wants, at several levels: repetitions at 0, -10 and -20 dB."""
-    wave, wanted = read_wave(path, audio.sample_rate_hz), VERIFICATION_HOPS * audio.hop
-    repeats = [wave * np.float32(gain) for _ in range(-(-wanted // len(wave))) for gain in (1.0, 0.32, 0.1)]
-    return np.concatenate(repeats)[:wanted]
 
 
 @torch.no_grad()

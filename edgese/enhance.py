@@ -44,12 +44,14 @@ from edgese.errors import AudioError, VerificationError
 from edgese.jobs import EnhanceOptions as EnhanceOptions
 from edgese.jobs import Job as Job
 from edgese.jobs import plan as plan
+from edgese.opening import open_graph
 from edgese.partial import PartialFile
 from export.bundle import Bundle, ExportError
-from runtimes.registry import open_runtime
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+SAMPLE = Path(__file__).parent / "samples" / "noisy.flac"  # comes with this package; clean.flac beside it
 
 _TAIL = 64  # samples beyond the end that the resampler may ask for
 _SILENCE_DBFS = -200.0
@@ -143,16 +145,8 @@ class Denoiser:
         graph = bundle.graph(block=block if block is not None else max(fp32, default=0), variant=variant)
         self.block_samples = graph.block * self.config.hop
         self._states = dict(graph.states)
-        self._runtime = open_runtime(
-            runtime,
-            bundle.path / graph.file,
-            metadata={
-                "edgese.bundle": str(bundle.manifest["name"]),
-                "edgese.block": str(graph.block),
-                "edgese.precision": graph.precision,
-                **({"edgese.variant": variant} if variant else {}),
-            },
-        )
+        self._open = contextlib.ExitStack()
+        self._runtime = self._open.enter_context(open_graph(bundle, graph, runtime))
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +155,7 @@ class Denoiser:
         self.close()
 
     def close(self) -> None:
-        self._runtime.close()
+        self._open.close()
 
     def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]:
         """The enhanced sound of blocks at the network's rate, in time with them, and some silence after their end.

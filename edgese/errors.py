@@ -5,7 +5,8 @@ EdgeseError
 ├── AudioError        a file that cannot be read, enhanced or written
 ├── CheckpointError   a checkpoint that is missing, broken or of another network
 ├── TrainingError     a training run that cannot go on: no data, NaN
-└── VerificationError an artefact that does not agree with PyTorch
+├── VerificationError an artefact that does not agree with PyTorch
+└── MeasurementError  a measurement that cannot be made here (bench/probe.py)
 
 The three general folders raise their own base errors (ExportError, CalibrationError, RuntimeUnavailable); the command
 line catches all of them and prints one line.

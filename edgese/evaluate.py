@@ -147,13 +147,11 @@ def evaluate_all(
         if system in systems[:at]:
             raise AudioError(f"{system}: named twice, wanted each system once")
     options = EnhanceOptions(runtime=runtime, pcs=pcs)
-    clean, noisy = (_by_stem(data / kind) for kind in ("clean", "noisy"))
-    names = _pair_names(data, clean, noisy)
+    pairs = pair_files(data)
+    names = sorted(pairs)
     sources = [_sources(system, names, options, data) for system in systems]
     wanted = [name for name in names if any(name in source for source in sources)]
-    tasks = [
-        _Task(name, clean[name], noisy[name], tuple(source.get(name) for source in sources), options) for name in wanted
-    ]
+    tasks = [_Task(name, *pairs[name], tuple(source.get(name) for source in sources), options) for name in wanted]
     outcomes: list[tuple[_Outcome, ...]] = []
     for outcome in in_processes(_score, tasks, jobs, _killed):
         outcomes.append(outcome)
@@ -320,14 +318,20 @@ def _pool(n_workers: int) -> ProcessPoolExecutor:
 # Which files there are
 
 
-def _pair_names(data: Path, clean: Mapping[str, Path], noisy: Mapping[str, Path]) -> list[str]:
+def pair_files(data: Path) -> dict[str, tuple[Path, Path]]:
+    """Name -> clean and noisy file, of the files that both `data`/clean and `data`/noisy hold.
+
+    Raises:
+        AudioError: no pairs there, or two files of one name.
+    """
+    clean, noisy = (_by_stem(data / kind) for kind in ("clean", "noisy"))
     names = sorted(clean.keys() & noisy.keys())
     if not names:
         raise AudioError(f"{data}: found no pairs, wanted files of the same names in clean/ and noisy/")
     alone = sorted(clean.keys() ^ noisy.keys())
     if alone:
         logger.warning("%s: %d files are left out, the first %s: in clean/ or noisy/ only", data, len(alone), alone[0])
-    return names
+    return {name: (clean[name], noisy[name]) for name in names}
 
 
 def _is_bundle(system: Path) -> bool:

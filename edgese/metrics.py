@@ -171,6 +171,8 @@ def _pesq(clean: Wave, enhanced: Wave, mode: str) -> float:
     pesq = _package("pesq")
     if not (clean.any() and enhanced.any()):
         raise EdgeseError("PESQ cannot score this pair (one of them is silent, and it divides by the level)")
+    if not (np.isfinite(clean).all() and np.isfinite(enhanced).all()):
+        raise EdgeseError("PESQ cannot score this pair (found NaN or Inf, wanted numbers)")
     if len(clean) > _MAX_PESQ_S * SAMPLE_RATE_HZ:
         raise EdgeseError(
             f"PESQ cannot score this pair ({len(clean) / SAMPLE_RATE_HZ:.0f} s, wanted at most {_MAX_PESQ_S:.0f} s; "

@@ -1,14 +1,15 @@
 """Does a graph do what the network does in PyTorch? Streamed with carried state over real sound, and judged.
 
-The truth is the enhancer in PyTorch, run over the whole recording at once in its training form (FFT, chunked scan):
+The truth is the enhancer in PyTorch in its training form (FFT, chunked scan), run over thousands of frames at once:
 another transform, another scan and another cut than the graph has, so agreement says more than a repetition would.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,45 @@ from runtimes.registry import open_runtime
 Wave = NDArray[np.float32]
 
 
+VERIFICATION_HOPS = 3000  # 24 s: what an export is verified over, and what PyTorch takes at a time
+LEVELS = (1.0, 0.32, 0.1)  # about 0, -10 and -20 dB
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a graph must meet to be shipped."""
+    """What a graph of one precision must meet to be shipped; None: no limit is set."""
 
-    max_abs: float  # largest difference of a sample
+    max_abs: float | None  # largest difference of a sample
     snr_db: float  # of PyTorch's output over the difference
-    state_relative: float  # largest difference of a state over the state's largest value
+    state_relative: float | None  # largest difference of a state over the state's largest value
+    drift_db: float  # by how much the SNR may fall from the first to the last tenth of a long stream
+    pesq_loss: float  # of PESQ-WB against PyTorch's, mean over recordings
+    stoi_loss: float
+    reason: str
 
 
-# DESIGN, section 6. Measured for fp32 on the shipped network: 9e-7, 119 dB and 2e-6 (benchmarks/RESULTS.md).
-LIMITS = {"fp32": Limits(max_abs=1e-5, snr_db=100.0, state_relative=1e-3)}
+LIMITS = {
+    "fp32": Limits(
+        max_abs=1e-5,
+        snr_db=100.0,
+        state_relative=1e-3,
+        drift_db=3.0,
+        pesq_loss=0.002,
+        stoi_loss=0.0005,
+        reason="DESIGN, section 6. Another order of sums, no more: the shipped network gave 2e-6, 120 dB, no drift "
+        "over ten minutes, a PESQ that differs by less than 0.0005 (benchmarks/RESULTS.md); 20 dB are left for others",
+    ),
+    "fp16": Limits(
+        max_abs=None,
+        snr_db=40.0,
+        state_relative=None,
+        drift_db=3.0,
+        pesq_loss=0.01,
+        stoi_loss=0.002,
+        reason="DESIGN, section 6: 40 dB and 0.01 PESQ. 11 bits of mantissa in the products give 60 to 90 dB; a "
+        "recurrence in FP16 falls to 22 to 58 dB within 3,000 hops (FACTS, section 2), which the drift shows",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +116,36 @@ def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -
     whole = wave[: len(wave) // size * size]
     if not len(whole):
         raise VerificationError(f"verification sound: found {len(wave)} samples, wanted at least {size}")
-    enhanced, states = enhancer(torch.from_numpy(whole)[None], enhancer.initial_state())
+    states, pieces = enhancer.initial_state(), []
+    for piece in torch.from_numpy(whole)[None].split(VERIFICATION_HOPS * enhancer.audio.hop, dim=1):
+        enhanced, states = enhancer(piece, states)
+        pieces.append(enhanced[0])
+    enhanced = torch.cat(pieces)
     if not torch.isfinite(enhanced).all():
         raise VerificationError("PyTorch itself gives NaN or Inf: the weights are broken")
-    return Truth(whole, enhanced[0].numpy(), {name: state.numpy() for name, state in states.items()})
+    return Truth(whole, enhanced.numpy(), {name: state.numpy() for name, state in states.items()})
+
+
+@torch.no_grad()
+def float64_truth(enhancer: WaveformEnhancer, wave: Wave) -> Truth:
+    """The answer of the same weights in double precision, by the scan's definition; outputs and states are float64."""
+    exact = copy.deepcopy(enhancer).double()
+    exact.network.use_scan("reference")
+    states = {name: state.double() for name, state in exact.initial_state().items()}
+    pieces = []
+    for piece in torch.from_numpy(wave).double()[None].split(1000 * enhancer.audio.hop, dim=1):
+        enhanced, states = exact(piece, states)
+        pieces.append(enhanced[0])
+    return Truth(wave, torch.cat(pieces).numpy(), {name: state.numpy() for name, state in states.items()})
+
+
+def long_sound(recordings: Sequence[Wave], n_samples: int) -> Wave:
+    """So many samples of these recordings, all of them at each level in turn, as often as it takes."""
+    once = [wave * np.float32(gain) for gain in LEVELS for wave in recordings]
+    length = sum(map(len, once))
+    if not length:
+        raise VerificationError("verification sound: found no samples, wanted speech")
+    return np.concatenate(once * -(-n_samples // length))[:n_samples]
 
 
 def verify_graph(folder: Path, graph: Graph, truth: Truth, *, runtime: str = "onnxruntime") -> Result:
@@ -125,7 +180,7 @@ def judge(
     else:
         max_abs = float(np.abs(enhanced - truth.enhanced).max())
         ratio_db = snr_db(truth.enhanced, enhanced)
-        if max_abs > limits.max_abs:
+        if limits.max_abs is not None and max_abs > limits.max_abs:
             failures.append(f"output: differs by up to {max_abs:.2g}, limit {limits.max_abs:.0e}")
         if ratio_db < limits.snr_db:
             failures.append(f"output: SNR {ratio_db:.1f} dB, limit {limits.snr_db:.0f} dB")
@@ -136,10 +191,9 @@ def judge(
             continue
         largest = float(np.abs(wanted).max()) or 1.0
         differences[name] = float(np.abs(states[name] - wanted).max()) / largest
-        if not differences[name] <= limits.state_relative:  # NaN fails as well
-            failures.append(
-                f"state {name}: differs by {differences[name]:.2g} of its range, limit {limits.state_relative:.0e}"
-            )
+        limit = math.inf if limits.state_relative is None else limits.state_relative
+        if not differences[name] <= limit:  # NaN fails as well
+            failures.append(f"state {name}: differs by {differences[name]:.2g} of its range, limit {limit:.0e}")
     n_hops = len(truth.wave) * graph.block // _block_samples(graph)
     return Result(
         *(graph.file, runtime, graph.block, graph.precision, n_hops, max_abs, ratio_db, differences, tuple(failures))

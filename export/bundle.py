@@ -25,6 +25,7 @@ from export import ExportError as ExportError
 SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it
 
 # What every manifest says, besides `schema_version` and `files`, which sealing adds.
 _KEYS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import logging
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from export import ExportError as ExportError
+from export.inspection import MODULE
 
 OPSET = 20  # the newest that TensorRT 10.3 of JetPack 6 reads
+_SCOPES = "pkg.torch.onnx.name_scopes"  # PyTorch's own: paths of all modules around a node, and the node itself
 
 
 def write_onnx(
@@ -32,6 +35,7 @@ def write_onnx(
     dynamic_axes: Mapping[str, Mapping[int, str]],
     metadata: Mapping[str, str],
     opset: int = OPSET,
+    note_modules: bool = False,
 ) -> None:
     """Write a module as a self-contained ONNX file that has passed onnx's full check.
 
@@ -43,6 +47,7 @@ def write_onnx(
         inputs: name -> example tensor; its shape and dtype count, its values do not.
         dynamic_axes: input name -> axis -> name of the dynamic axis; the same name means the same size.
         metadata: entries that runtimes compare before they run the graph.
+        note_modules: write on each node which submodule it came from; nothing else changes.
 
     Raises:
         ExportError: the module cannot be captured as it stands, or needs more than plain ONNX operators.
@@ -56,7 +61,7 @@ def write_onnx(
     with _quiet():
         program = _capture(module, examples, shapes, outputs, onnx_path)
         model = _translate(program, shapes, opset, onnx_path)
-        _simplify(model)
+        _simplify(model, note_modules)
     _name(model, tuple(inputs), outputs)
     model.metadata_props.update(metadata)
     proto = onnx_ir.serde.serialize_model(model)
@@ -140,15 +145,28 @@ def _translate(
     return translated.model
 
 
-def _simplify(model: onnx_ir.Model) -> None:
-    """Fold all that is constant, inline functions, drop what is not used, and drop notes on where nodes came from."""
+def _simplify(model: onnx_ir.Model, note_modules: bool) -> None:
+    """Fold all that is constant, inline functions, drop what is not used, and drop PyTorch's notes on the nodes."""
     onnxscript.optimizer.optimize_ir(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
     onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
+    modules = [_module(node) if note_modules else "" for node in model.graph]
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    for node, module in zip(model.graph, modules, strict=True):
+        if module:
+            node.metadata_props[MODULE] = module
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
     model.graph.name = "graph"
+
+
+def _module(node: onnx_ir.Node) -> str:
+    """Path of the submodule that a node came from; one made in simplifying belongs with what it reads."""
+    if _SCOPES in node.metadata_props:
+        path: str = ast.literal_eval(node.metadata_props[_SCOPES])[-2]
+        return path
+    makers = (value.producer() for value in node.inputs if value is not None)
+    return next((_module(maker) for maker in makers if maker is not None), "")
 
 
 def _name(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:

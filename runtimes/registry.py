@@ -14,20 +14,30 @@ def _onnxruntime(artefact: Path, threads: int) -> Runtime:
     return OnnxRuntime(artefact, threads=threads)
 
 
+def _openvino(artefact: Path, threads: int) -> Runtime:
+    from runtimes.ov import OpenVino
+
+    return OpenVino(artefact, threads=threads)
+
+
 def _pytorch(artefact: Path, threads: int) -> Runtime:
     from runtimes.pytorch import PytorchRuntime
 
     return PytorchRuntime(artefact, threads=threads)
 
 
-RUNTIMES: dict[str, Callable[[Path, int], Runtime]] = {"onnxruntime": _onnxruntime, "pytorch": _pytorch}
+RUNTIMES: dict[str, Callable[[Path, int], Runtime]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "pytorch": _pytorch,
+}
 
 
 def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mapping[str, str] | None = None) -> Runtime:
     """The runtime `name` with `artefact` open in it.
 
     Args:
-        artefact: `.onnx` for onnxruntime, `.pt2` for pytorch.
+        artefact: `.onnx` for onnxruntime and openvino, `.pt2` for pytorch.
         threads: CPU threads that one call may use.
         metadata: entries that the artefact must carry with these values; it may carry more.
 

@@ -26,18 +26,21 @@ LAYERS = [
     {"edgese", "edgese.config", "edgese.errors"},
     {"edgese.audio", "edgese.partial", "edgese.jobs", "edgese.plot", "edgese.metrics", "edgese.composite"}
     | {"edgese.features", "edgese.model", "edgese.checkpoint", "edgese.data", "edgese.losses"}
-    | {"edgese.recordings", "edgese.noises", "edgese.rooms", "edgese.mixing", "edgese.perceptual", "edgese.ranks"},
+    | {"edgese.recordings", "edgese.noises", "edgese.rooms", "edgese.mixing", "edgese.perceptual", "edgese.ranks"}
+    | {"edgese.machine"},
     {"(commands)"},
     {"edgese.cli"},
     {"edgese.__main__"},
 ]
 
 # Loaded by nothing but the file that is about it: the file's importers decide when it is paid for.
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "typer")
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "typer")
 HEAVY_AT_IMPORT = {
     "runtimes.pytorch": {"torch"},
     "runtimes.ort": {"onnxruntime"},
+    "runtimes.ov": {"openvino"},
     "export.graph": {"torch", "onnx", "onnxscript"},
+    "export.inspection": {"onnx"},
     "export.weights": {"onnx"},
 }
 

@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from edgese import __version__
+from edgese.cli.bench import bench_command
 from edgese.cli.enhance import enhance_command
 from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
 from edgese.cli.info import info_command
 from edgese.cli.train import train_command
+from edgese.cli.verify import verify_command
 
 app = typer.Typer(
     help="Speech enhancement from training to real time on the edge, proven at every step.",
@@ -28,6 +30,8 @@ app = typer.Typer(
 app.command("enhance")(enhance_command)
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
+app.command("verify")(verify_command)
+app.command("bench")(bench_command)
 app.command("train")(train_command)
 app.command("info")(info_command)
 

@@ -36,8 +36,8 @@ def export_command(
 ) -> None:
     """Write a bundle: waveform-in, waveform-out ONNX graphs, each verified against PyTorch before it counts."""
     require("torch", "onnx", "onnxscript", extra="export")
-    from edgese.artefact import SAMPLE, export_bundle, require_passed
-    from edgese.enhance import shipped_bundle
+    from edgese.artefact import export_bundle, require_passed
+    from edgese.enhance import SAMPLE, shipped_bundle
 
     source = weights or shipped_bundle() / "model.safetensors"
     folder = output or Path(f"{source.parent.name if weights is None else source.stem}.bundle")

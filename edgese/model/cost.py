@@ -53,5 +53,7 @@ def macs_per_frame(enhancer: WaveformEnhancer) -> dict[str, int]:
     config = enhancer.network.config
     # per band and channel: decay * h and b * x for each state (c . h is a product, counted above); the taps
     elementwise = config.n_bands * config.inner * (2 * config.states + config.conv_width)
-    counts[PARTS["blocks"]] += config.layers * elementwise
+    # a head's values are copied to its channels by a product with zeros and ones: dt for each band, and a once
+    copies = (config.n_bands + 1) * config.decay_heads * config.inner if config.decay_heads < config.inner else 0
+    counts[PARTS["blocks"]] += config.layers * (elementwise - copies)
     return {part: counts[part] for part in PARTS.values() if counts[part]}

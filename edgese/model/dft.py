@@ -32,7 +32,7 @@ class FoldedDft(nn.Module):
     unfolds: Tensor  # (n_fft,) place that each sample comes from
     analysis: Tensor  # (4, Q + 1 samples, Q + 1 bins)
     synthesis: Tensor  # (4, Q + 1 bins, Q + 1 samples)
-    to_bins: Tensor  # (2 F,) output of the quarters that each bin's real and imaginary part is
+    to_bins: Tensor  # (2 F,) output of the quarters that each real part is, then each imaginary part
     from_bins: Tensor  # (4 * (Q + 1),) and back
     window: Tensor  # (n_fft,)
     synthesis_window: Tensor  # (n_fft,)
@@ -58,9 +58,7 @@ class FoldedDft(nn.Module):
         twice[0, [0, -1]] = twice[2, [0, -1]] = 1.0
         twice[[1, 3], -1] = 0.0
         bins = np.arange(n_fft // 2 + 1)
-        places = (
-            np.stack([bins % 2, bins % 2 + 2], axis=1) * self.points + bins[:, None] // 2
-        )  # (F, real and imaginary)
+        places = np.stack([bins % 2, bins % 2 + 2]) * self.points + bins // 2  # (real and imaginary, F)
         from_bins = np.zeros(4 * self.points, dtype=int)
         from_bins[places] = np.arange(places.size).reshape(places.shape)
         tables = {
@@ -81,12 +79,13 @@ class FoldedDft(nn.Module):
         quarters = (frames * self.window).index_select(-1, self.folds).unflatten(-1, (4, -1))  # (B, T, 4, Q + 1)
         sums = (self.butterfly @ quarters).movedim(2, 0).flatten(1, 2)  # (4, B T, Q + 1)
         parts = (sums @ self.analysis).unflatten(1, frames.shape[:2]).movedim(0, 2)  # (B, T, 4, Q + 1)
-        spectrum: Tensor = parts.flatten(-2).index_select(-1, self.to_bins).unflatten(-1, (-1, 2))
-        return spectrum
+        spectrum: Tensor = parts.flatten(-2).index_select(-1, self.to_bins).unflatten(-1, (2, -1))
+        return spectrum.transpose(-1, -2)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
         """(B, T, F, 2) -> (B, T, n_fft); the imaginary parts of the first and the last bin do not count."""
-        parts = spectrum.flatten(-2).index_select(-1, self.from_bins).unflatten(-1, (4, -1))  # (B, T, 4, Q + 1)
+        parts = spectrum.transpose(-1, -2).flatten(-2)  # (B, T, 2 F)
+        parts = parts.index_select(-1, self.from_bins).unflatten(-1, (4, -1))  # (B, T, 4, Q + 1)
         sums = (parts.movedim(2, 0).flatten(1, 2) @ self.synthesis).unflatten(1, spectrum.shape[:2]).movedim(0, 2)
         samples: Tensor = (self.butterfly.T @ sums).flatten(-2).index_select(-1, self.unfolds)  # (B, T, n_fft)
         return samples * self.synthesis_window

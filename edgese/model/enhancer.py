@@ -7,6 +7,9 @@ Sources: band split, Luo & Yu 2023 (BSRNN); Mamba, Gu & Dao 2023; parallel magni
 (MP-SENet); Mamba for enhancement, Chao et al. 2024 (SEMamba). Nothing looks at another frame except through the
 states of the blocks, and the input is not normalised over a band: that would erase the level.
 
+Spectra come and go as (B, T, F, 2), but are worked on as (B, T, 2, F): a last axis of 1 or 2 makes runtimes slow, which
+drop transposes that meet.
+
 Letters: B batch (streams), T frames, F bins, K bands, D channels, E inner channels, N states, L layers.
 """
 
@@ -26,7 +29,7 @@ class MbsNet(nn.Module):
     """The default network of edgese."""
 
     causal = True
-    upright: Tensor  # (2,), the rotation by nothing
+    upright: Tensor  # (2, 1), the rotation by nothing
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class MbsNet(nn.Module):
         self.blocks = nn.ModuleList(MambaBlock(config) for _ in range(config.layers))
         n_fusions = config.layers if config.fusion == "each" else 1
         self.fusions = nn.ModuleList(BandFusion(config.n_bands, config.channels) for _ in range(n_fusions))
-        self.register_buffer("upright", torch.tensor([1.0, 0.0]), persistent=False)
+        self.register_buffer("upright", torch.tensor([[1.0], [0.0]]), persistent=False)
         self.norm = nn.LayerNorm(config.channels)
         self.magnitude_head = nn.Linear(config.channels, config.channels)
         self.phase_head = nn.Linear(config.channels, config.channels)
@@ -69,10 +72,11 @@ class MbsNet(nn.Module):
             (B, T, F, 2), and the state after the last frame.
         """
         mask, rotation, state = self.estimate(x, state)
+        x, mask, rotation = (tensor.transpose(-1, -2) for tensor in (x, mask, rotation))  # (B, T, 1 or 2, F)
         gain = mask ** (1 / self.config.compression)  # the mask is one of compressed magnitudes
-        real, imag = (x * gain).split(1, -1)  # (B, T, F, 1)
-        cos, sin = rotation.split(1, -1)
-        return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-1), state
+        real, imag = (x * gain).split(1, -2)  # (B, T, 1, F)
+        cos, sin = rotation.split(1, -2)
+        return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-2).transpose(-1, -2), state
 
     def estimate(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What is done to each bin, and the next state.
@@ -90,14 +94,17 @@ class MbsNet(nn.Module):
         if self.config.fusion == "once":
             y = self.fusions[0](y)
         y = self.norm(y)
-        mask = 2 * torch.sigmoid(self.magnitude_decoder(torch.sigmoid(self.magnitude_head(y))))
-        rotation = self.phase_decoder(torch.tanh(self.phase_head(y))) + self.upright  # an untrained one turns nothing
-        length = torch.sqrt((rotation * rotation).sum(-1, keepdim=True) + 1e-8)
-        return mask, rotation / length, after
+        mask = self.magnitude_decoder(torch.sigmoid(self.magnitude_head(y))).transpose(-1, -2)  # (B, T, 1, F)
+        mask = 2 * torch.sigmoid(mask)
+        rotation = self.phase_decoder(torch.tanh(self.phase_head(y))).transpose(-1, -2)  # (B, T, 2, F)
+        rotation = rotation + self.upright  # an untrained one turns nothing
+        length = torch.sqrt((rotation * rotation).sum(-2, keepdim=True) + 1e-8)
+        return mask.transpose(-1, -2), (rotation / length).transpose(-1, -2), after
 
     def _compress(self, x: Tensor) -> Tensor:
         """(B, T, F, 2) -> (B, T, F, 3): compressed real and imaginary part, logarithm of the magnitude; all near 1."""
-        power = (x * x).sum(-1, keepdim=True) + POWER_FLOOR
+        x = x.transpose(-1, -2)  # (B, T, 2, F)
+        power = (x * x).sum(-2, keepdim=True) + POWER_FLOOR
         log_magnitude = 0.5 * torch.log(power)
         shrink = torch.exp((self.config.compression - 1) * log_magnitude)
-        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-1)
+        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-2).transpose(-1, -2)

@@ -61,16 +61,17 @@ def scale(config: AudioConfig) -> float:
 class ContrastStretching(nn.Module):
     """PCS of a spectrum, made of operators that every runtime has: exp and log for expm1 and log1p."""
 
-    exponents: Tensor  # (F, 1)
+    exponents: Tensor  # (F,)
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.scale = scale(config)
-        self.register_buffer("exponents", torch.from_numpy(exponents(config)).float()[:, None], persistent=False)
+        self.register_buffer("exponents", torch.from_numpy(exponents(config)).float(), persistent=False)
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """(B, T, F, 2), last axis real and imaginary, linear -> the same shape."""
-        power = (spectrum * spectrum).sum(-1, keepdim=True) * self.scale**2
-        magnitude = torch.sqrt(power.clamp(min=FLOOR**2))  # (B, T, F, 1)
+        x = spectrum.transpose(-1, -2)  # (B, T, 2, F)
+        power = (x * x).sum(-2, keepdim=True) * self.scale**2
+        magnitude = torch.sqrt(power.clamp(min=FLOOR**2))  # (B, T, 1, F)
         stretched = torch.exp(self.exponents * torch.log(1 + magnitude)) - 1
-        return spectrum * (OUTPUT_GAIN * stretched / magnitude)
+        return (x * (OUTPUT_GAIN * stretched / magnitude)).transpose(-1, -2)

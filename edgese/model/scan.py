@@ -56,23 +56,51 @@ def full_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor)
 
 
 def unrolled_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """A static graph of T frames: two nodes a frame for the recurrence, one batched product for the outputs."""
+    """A static graph of T frames: frame by frame, or, with one decay per head, as products of a whole block.
+
+    A frame makes its own decays and inputs just before it uses them: they are still in the cache then, which those of
+    all frames, (S, T, N, D), would not be (benchmarks/RESULTS.md).
+    """
     frames, channels, heads = u.shape[-2], u.shape[-1], dt.shape[-1]
-    decay = torch.exp(dt[..., None, :] * a)  # (S, T, M, H)
-    if heads < channels:  # one Gather each, where expanding needs the shape of S
-        head = torch.arange(channels, device=u.device) // (channels // heads)
-        decay, dt = decay.index_select(-1, head), dt.index_select(-1, head)
-    inputs = b[..., None] * (dt * u)[..., None, :]  # (S, T, N, D)
-    h = h.unsqueeze(-3)  # (S, 1, N, D): slices keep the axis of time, which saves two nodes a frame
-    if frames == 1:
-        h = every_h = decay * h + inputs
-    else:
-        states = []
-        for decay_t, inputs_t in zip(decay.split(1, -3), inputs.split(1, -3), strict=True):
-            h = decay_t * h + inputs_t
-            states.append(h)
-        every_h = torch.cat(states, dim=-3)  # (S, T, N, D)
-    return (c[..., None, :] @ every_h).squeeze(-2), h.squeeze(-3)
+    if heads < channels:
+        if frames > 1 and a.shape[0] == 1:
+            return _block_by_head(u, dt, a, b, c, h)
+        spread = _spread(heads, u)
+        dt, a = dt @ spread, a @ spread
+    outputs = []
+    for x_t, dt_t, b_t, c_t in zip(*(tensor.split(1, dim=-2) for tensor in (dt * u, dt, b, c)), strict=True):
+        h = torch.exp(dt_t * a) * h + b_t.transpose(-1, -2) * x_t  # (S, N, D): the one frame's axis is taken for N
+        outputs.append(c_t @ h)
+    return torch.cat(outputs, dim=-2), h
+
+
+def _block_by_head(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """All frames at once (Dao & Gu 2024, section 6): what frame t has of frame r is a product, nothing is stepped.
+
+    The log of a decay is the sum of the rates between its frames, by a table of ones: never positive, where the
+    difference of two long sums would have to be kept from it.
+    """
+    frames, heads = dt.shape[-2:]
+    spread = _spread(heads, u)
+    x = u * (dt @ spread)  # (S, T, D)
+    rates = dt * a  # (S, T, H), log of each frame's decay
+    by = torch.ones(frames, frames, dtype=torch.bool, device=u.device).tril()  # [t, s]: frame s is over by frame t
+    until, after, between = (table.to(u.dtype) for table in (by, ~by, by[:, None] & ~by))  # between: [t, r, s], r < s
+    decay = (rates.transpose(-1, -2) @ between.flatten(0, 1).T).exp().unflatten(-1, (frames, frames))  # (S, H, T, T)
+    weight = ((c @ b.transpose(-1, -2)) * until).unsqueeze(-3) * decay  # [t, r]: what t sees of r's input
+    within = weight @ x.unflatten(-1, (heads, -1)).transpose(-2, -3)  # (S, H, T, P)
+    kept, left = (torch.exp(table @ rates) @ spread for table in (until, after))  # (S, T, D) each
+    y = within.transpose(-2, -3).flatten(-2) + (c @ h) * kept
+    return y, kept[..., -1:, :] * h + b.transpose(-1, -2) @ (x * left)
+
+
+def _spread(heads: int, per_channel: Tensor) -> Tensor:
+    """(H, D) of zeros and ones: times it, a head's value stands at each of its channels.
+
+    A product where `_per_channel` would do: runtimes gather single floats ten times slower.
+    """
+    one_each = torch.eye(heads, dtype=per_channel.dtype, device=per_channel.device)
+    return one_each.repeat_interleave(per_channel.shape[-1] // heads, dim=1)
 
 
 def chunked_scan(chunk: int) -> Scan:

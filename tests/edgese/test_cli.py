@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,49 +15,13 @@ from numpy.typing import NDArray
 from edgese import __version__
 from export.bundle import Bundle
 
+from .command_line import Done, edgese, one_error, parsed, run_python
 from .identity_bundle import write_identity_bundle
 
-ROOT = Path(__file__).parents[2]
-COMMANDS = ("enhance", "evaluate", "export", "train", "info")
+COMMANDS = ("enhance", "evaluate", "export", "verify", "bench", "train", "info")
 RATE_HZ = 16_000
 
 Wave = NDArray[np.float32]
-Done = subprocess.CompletedProcess[bytes]
-
-
-def run_python(arguments: Iterable[object], cwd: Path, stdin: bytes = b"", path: Iterable[Path] = ()) -> Done:
-    """A fresh interpreter in `cwd` that finds this tree's packages, and before them what lies in `path`."""
-    places = os.pathsep.join(map(str, (*path, ROOT)))
-    settings = {"PYTHONPATH": places, "COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=os.environ | settings, input=stdin, capture_output=True, timeout=300, check=False
-    )
-
-
-def edgese(*arguments: object, cwd: Path, code: int = 0, stdin: bytes = b"", path: Iterable[Path] = ()) -> Done:
-    """`python -m edgese` with an exit code that is checked; whatever it is, nobody is shown a traceback."""
-    done = run_python(["-m", "edgese", *arguments], cwd, stdin, path)
-    assert b"Traceback" not in done.stderr, done.stderr.decode()
-    assert done.returncode == code, done.stderr.decode()
-    return done
-
-
-def one_error(done: Done) -> str:
-    """The one line that a failed command leaves on stderr; stdout is empty."""
-    assert done.stdout == b""
-    (line,) = done.stderr.decode().splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
-def parsed(text: bytes) -> Any:
-    """JSON as its standard has it: neither NaN nor Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def names(folder: Path) -> list[str]:
@@ -500,7 +460,7 @@ def test_an_export_that_fails_its_proof_is_kept_aside_and_exits_with_1(trained: 
     weights = trained.run / "weights.safetensors"
     program = (
         "import sys, edgese.verify, edgese.__main__\n"
-        "edgese.verify.LIMITS['fp32'] = edgese.verify.Limits(max_abs=0, snr_db=1000, state_relative=0)\n"
+        "edgese.verify.LIMITS['fp32'] = edgese.verify.dataclasses.replace(edgese.verify.LIMITS['fp32'], snr_db=1000)\n"
         f"sys.argv = ['edgese', 'export', {str(weights)!r}, '-o', 'out', '--blocks', '4']\n"
         "edgese.__main__.main()"
     )

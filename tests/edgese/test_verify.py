@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from edgese.enhance import Denoiser
 from edgese.errors import VerificationError
 from edgese.model.waveform import WaveformEnhancer
-from edgese.verify import LIMITS, Limits, Result, Truth, judge, pytorch_truth, verify_graph
+from edgese.verify import LIMITS, Result, Truth, judge, pytorch_truth, verify_graph
 from export.bundle import Bundle, Graph, seal_bundle
 from runtimes.base import ArtefactError, FeedError, RuntimeUnavailable
 
@@ -87,7 +87,9 @@ def test_a_graph_written_again_unchanged_passes(verify_changed: Callable[..., Re
 
 
 def test_the_limits_are_the_project_s_bars() -> None:
-    assert LIMITS["fp32"] == Limits(max_abs=1e-5, snr_db=100.0, state_relative=1e-3)
+    assert (LIMITS["fp32"].max_abs, LIMITS["fp32"].snr_db) == (1e-5, 100.0)
+    assert (LIMITS["fp16"].snr_db, LIMITS["fp16"].pesq_loss) == (40.0, 0.01)
+    assert all(limits.reason for limits in LIMITS.values())
 
 
 # What must fail

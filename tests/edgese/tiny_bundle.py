@@ -22,6 +22,16 @@ HOP = 128
 # Hops a call, by the number of decay heads: sizes that are offered by default, and an odd one.
 BLOCKS = {0: (1, 4, 16), 4: (1, 3)}
 
+TINY = ModelConfig(  # the second of conftest's
+    channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8, decay_heads=4, expand=2, fusion="each"
+)
+ONE_NETWORK = pytest.mark.parametrize(
+    "tiny_config",
+    [TINY],
+    indirect=True,
+    ids=["decay-per-head"],
+)
+
 Change = Callable[[onnx.ModelProto], None]
 
 _bundles: dict[ModelConfig, Bundle] = {}

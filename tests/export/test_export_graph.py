@@ -118,6 +118,19 @@ def test_nothing_in_the_graph_is_unused_or_noted(toy: onnx.ModelProto) -> None:
     assert __file__.encode() not in toy.SerializeToString()
 
 
+def test_modules_are_noted_if_asked_for_and_nothing_else_changes(tmp_path: Path, toy_path: Path) -> None:
+    noted = write(tmp_path / "noted.onnx", note_modules=True)
+    notes = [{entry.key: entry.value for entry in node.metadata_props} for node in noted.graph.node]
+    products = [note for node, note in zip(noted.graph.node, notes, strict=True) if node.op_type == "MatMul"]
+    assert products == [{"module": "mix"}, {"module": "decode.0"}, {"module": "decode.2"}]
+    top = [note for node, note in zip(noted.graph.node, notes, strict=True) if node.op_type == "Concat"]
+    assert set(map(str, top)) == {"{}"}  # made by the module itself, which has no path
+    assert all(note.keys() <= {"module"} for note in notes)
+    for node in noted.graph.node:
+        del node.metadata_props[:]
+    assert noted.SerializeToString(deterministic=True) == toy_path.read_bytes()
+
+
 def test_the_file_is_self_contained(toy_path: Path, toy: onnx.ModelProto) -> None:
     assert list(toy_path.parent.iterdir()) == [toy_path]
     assert not any(tensor.external_data for tensor in toy.graph.initializer)

@@ -77,6 +77,7 @@ def write_leaky_program(path: Path, frames: int) -> None:
 # A runtime that joins the registry gets its line here, or all of these tests fail for it.
 WRITERS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
     "onnxruntime": (".onnx", write_leaky_onnx),
+    "openvino": (".onnx", write_leaky_onnx),
     "pytorch": (".pt2", write_leaky_program),
 }
 

@@ -11,8 +11,10 @@ from runtimes.registry import RUNTIMES, open_runtime
 
 
 def test_an_unknown_runtime_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeUnavailable, match="runtime openvino: unknown; known here: onnxruntime, pytorch"):
-        open_runtime("openvino", tmp_path / "a.onnx")
+    with pytest.raises(
+        RuntimeUnavailable, match="runtime tensorrt: unknown; known here: onnxruntime, openvino, pytorch"
+    ):
+        open_runtime("tensorrt", tmp_path / "a.onnx")
 
 
 def test_fewer_threads_than_one_are_refused(tmp_path: Path) -> None:
@@ -22,7 +24,11 @@ def test_fewer_threads_than_one_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "library", "module"),
-    [("onnxruntime", "onnxruntime", "runtimes.ort"), ("pytorch", "torch", "runtimes.pytorch")],
+    [
+        ("onnxruntime", "onnxruntime", "runtimes.ort"),
+        ("openvino", "openvino", "runtimes.ov"),
+        ("pytorch", "torch", "runtimes.pytorch"),
+    ],
 )
 def test_a_library_that_is_missing_is_one_plain_error(
     name: str, library: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -36,8 +42,8 @@ def test_a_library_that_is_missing_is_one_plain_error(
 
 
 def test_the_registry_loads_no_runtime_until_one_is_opened() -> None:
-    heavy = "{'torch', 'onnx', 'onnxruntime', 'typer'}"
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'openvino', 'typer'}"
     code = f"import sys, runtimes, runtimes.registry; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert set(RUNTIMES) == {"onnxruntime", "pytorch"}
+    assert set(RUNTIMES) == {"onnxruntime", "openvino", "pytorch"}

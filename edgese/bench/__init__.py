@@ -1,0 +1,1 @@
+"""`edgese bench`: latency, streams per device, cold start and memory, in fresh processes, and what to make of them."""

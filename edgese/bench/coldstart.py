@@ -1,0 +1,166 @@
+"""A fresh process that opens one graph, tells what that took, and then times calls of it as it is asked to.
+
+    python -m edgese.bench.coldstart BUNDLE block1.fp32.onnx onnxruntime --sound wave.npy
+
+Prints one line of JSON about its start, then answers each line on stdin with one on stdout, until stdin ends:
+`{"do": "open", "streams": 2, "calls": 10}`, `{"do": "back", "calls": 1000}`, `{"do": "paced", "calls": 625}`.
+`edgese.bench.probe` is the other side. Nothing heavy is imported before the clock runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgese.bench.timing import Feed, Timing
+    from export.bundle import Graph
+    from runtimes.base import Runtime
+
+WARM_UP_CALLS = 50
+WARM_UP_HOPS = 400  # and at least so many: memory is read after them
+
+Answer = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    began_s = time.monotonic()
+    options = _options()
+    if options.core is not None:
+        os.sched_setaffinity(0, {options.core})  # before any library makes a thread
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # what a library prints is no answer
+        serve(options, began_s, sys.stdin, lambda entry: print(json.dumps(entry), file=answers, flush=True))
+
+
+def serve(options: argparse.Namespace, began_s: float, requests: Iterable[str], answer: Answer) -> None:
+    """Answers `missing` where the runtime cannot be loaded, `error` for what the user can mend, else as asked."""
+    from edgese.errors import EdgeseError
+    from export import ExportError
+    from runtimes.base import RuntimeUnavailable
+
+    try:
+        load_library(options.runtime)
+    except RuntimeUnavailable as error:
+        answer({"missing": str(error)})
+        return
+    imported_s = time.monotonic()
+    try:
+        with contextlib.ExitStack() as stack:
+            session = Session.open_graph(stack, options.bundle, options.graph, options.runtime, options.sound)
+            loaded_s = time.monotonic()
+            first_call_s = session.first_call(options.streams)
+            cold = {
+                "start_s": None if options.since is None else began_s - options.since,
+                "import_s": imported_s - began_s,
+                "load_s": loaded_s - imported_s,
+                "first_call_s": first_call_s,
+                **session.open(options.streams, max(WARM_UP_CALLS, WARM_UP_HOPS // session.block)),
+            }
+            answer({"cold": cold})
+            for line in requests:
+                request = json.loads(line)
+                answer(getattr(session, request.pop("do"))(**request))
+    except (EdgeseError, ExportError, RuntimeUnavailable) as error:
+        answer({"error": str(error)})
+
+
+def load_library(runtime: str) -> None:
+    """Import what the runtime needs: it does that before it refuses an artefact that is not there.
+
+    Raises:
+        RuntimeUnavailable: its library is not installed, or does not work here.
+    """
+    from runtimes.base import ArtefactError
+    from runtimes.registry import RUNTIMES
+
+    with contextlib.suppress(ArtefactError):
+        RUNTIMES[runtime](Path("no such artefact"), 1)
+
+
+class Session:
+    """An open graph, and calls of it on one stream after another."""
+
+    def __init__(self, runtime: Runtime, graph: Graph, wave: NDArray[np.float32], period_s: float) -> None:
+        self._runtime, self._graph, self._wave, self._period_s = runtime, graph, wave, period_s
+        self.block = graph.block
+
+    @classmethod
+    def open_graph(cls, stack: contextlib.ExitStack, path: Path, file: str, runtime: str, sound: Path) -> Session:
+        """The bundle checked, and its graph `file` open on one thread."""
+        import numpy as np
+
+        from edgese.opening import open_graph
+        from export.bundle import Bundle
+
+        bundle = Bundle.open(path)
+        (graph,) = (graph for graph in bundle.graphs if graph.file == file)
+        audio = bundle.manifest["audio"]
+        opened = stack.enter_context(open_graph(bundle, graph, runtime, threads=1))
+        return cls(opened, graph, np.load(sound), graph.block * audio["hop"] / audio["sample_rate_hz"])
+
+    def first_call(self, streams: int) -> float:
+        """Seconds until a new stream has given its first block."""
+        feeds = self._feed(streams)(0)
+        started = time.perf_counter()
+        self._runtime.stream(self._graph.states, streams=streams)(feeds)
+        return time.perf_counter() - started
+
+    def open(self, streams: int, calls: int) -> dict[str, Any]:
+        """Begin a stream and call it until it is warm; the most memory that this process has had so far."""
+        from edgese.machine import memory_mb
+
+        self._call = self._runtime.stream(self._graph.states, streams=streams)
+        self._next = self._feed(streams)
+        for index in range(calls):
+            self._call(self._next(index))
+        return {"peak_mb": memory_mb("VmHWM")}
+
+    def back(self, calls: int, allowed_misses: int | None = None) -> dict[str, Any]:
+        from edgese.bench.timing import back_to_back
+
+        return _entry(back_to_back(self._call, self._next, calls, self._period_s, allowed_misses=allowed_misses))
+
+    def paced(self, calls: int) -> dict[str, Any]:
+        from edgese.bench.timing import paced
+
+        return _entry(paced(self._call, self._next, calls, self._period_s))
+
+    def _feed(self, streams: int) -> Feed:
+        """Block after block of the sound, over and over, each stream elsewhere in it."""
+        import numpy as np
+
+        size = next(int(spec.shape[1]) for spec in self._graph.inputs if spec.name == "wave")
+        blocks = self._wave[: len(self._wave) // size * size].reshape(-1, size)
+        places = 7 * np.arange(streams)
+        return lambda index: {"wave": blocks[(index + places) % len(blocks)]}
+
+
+def _entry(timing: Timing) -> dict[str, Any]:
+    return {"took_s": timing.took_s.tolist(), "ended_s": timing.ended_s.tolist(), "core_share": timing.core_share}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("graph", help="a file of the bundle")
+    parser.add_argument("runtime")
+    parser.add_argument("--sound", type=Path, required=True, help="samples at the network's rate, as NumPy saves them")
+    parser.add_argument("--streams", type=int, default=1)
+    parser.add_argument("--core", type=int, help="the one core to run on")
+    parser.add_argument("--since", type=float, help="time.monotonic() when this process was started")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

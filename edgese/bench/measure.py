@@ -1,0 +1,329 @@
+"""How fast a bundle is on this machine, in every runtime, precision and block size that both offer.
+
+    report = bench(Bundle.open(path), Settings(blocks=(1, 8)))
+    for result in report.results: result.paced.percentiles_ms()
+
+Each case is measured in a fresh process on one core (probe.py): its cold start, then calls back to back and paced in
+real time. The whole is repeated in turns (A B C, A B C, ...), so that what the machine does meanwhile shows as a spread
+instead of favouring one case. Then streams are added to each call until the deadline breaks (capacity.py), on one core
+and on all at once. Nothing is judged here: see advice.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgese import machine
+from edgese.audio import read_wave
+from edgese.bench.capacity import Capacity, most_streams
+from edgese.bench.probe import Case, ColdStart, MeasurementError, Probe, measure_point
+from edgese.bench.timing import Timing, calls_for, pooled, spread
+from edgese.enhance import SAMPLE
+from export.bundle import Bundle, ExportError
+from runtimes.base import RuntimeUnavailable
+from runtimes.registry import RUNTIMES
+
+DEVICES = ("cpu", "cuda", "jetson")
+
+Start = Callable[[Case, int, Path, int], Probe]  # case, core, sound, streams
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is done now
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to measure; empty: all that there is."""
+
+    runtimes: tuple[str, ...] = ()  # empty: those that are installed
+    precisions: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()
+    streams: int = 1  # in a call whose latency is measured
+    seconds: float = 5.0  # of sound, in real time, that each turn of each case takes
+    repeats: int = 3
+    core: int | None = None  # None: the last one that this process may use
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One fresh process."""
+
+    cold: ColdStart
+    back: Timing
+    paced: Timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """All that was measured of one case."""
+
+    case: Case
+    streams: int
+    overlap_s: float  # by which the graph's output runs behind its input
+    turns: tuple[Turn, ...]
+    one_core: Capacity
+    all_cores: Capacity | None  # None: there is only one
+
+    @property
+    def back(self) -> Timing:
+        """The calls back to back of all turns."""
+        return pooled([turn.back for turn in self.turns])
+
+    @property
+    def paced(self) -> Timing:
+        """The calls in real time of all turns."""
+        return pooled([turn.paced for turn in self.turns])
+
+    @property
+    def capacity(self) -> Capacity:
+        """Of the device: all its cores, unless one alone carries more than they do together."""
+        return max((self.all_cores or self.one_core, self.one_core), key=lambda capacity: capacity.streams)
+
+    @property
+    def latency_ms(self) -> dict[str, float | None]:
+        """The parts of the way from a sample's coming in to its coming out, and their sum.
+
+        The overlap behind which the output runs (algorithmic), the block that is gathered first (buffering), and from
+        there to the end of the paced call (processing), late wake-ups included.
+        """
+        ended = dataclasses.replace(self.paced, took_s=self.paced.ended_s)
+        fixed_s = self.overlap_s + self.case.period_s
+        parts = {
+            "algorithmic": self.overlap_s,
+            "buffering": self.case.period_s,
+            "processing_p50": ended.median_s,
+            "processing_p99": ended.p99_s,
+            "sum_p50": fixed_s + ended.median_s,
+            "sum_p99": None if ended.p99_s is None else fixed_s + ended.p99_s,
+        }
+        return {name: None if seconds is None else seconds * 1e3 for name, seconds in parts.items()}
+
+    def spread(self, way: str) -> dict[str, float | None]:
+        """By how much median and p99 of the slowest turn exceed those of the fastest, as a share."""
+        timings: list[Timing] = [getattr(turn, way) for turn in self.turns]
+        p99s = [timing.p99_s for timing in timings]
+        known = [value for value in p99s if value is not None]
+        return {
+            "p50": spread([timing.median_s for timing in timings]),
+            "p99": spread(known) if len(known) == len(p99s) else None,
+        }
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "runtime": self.case.runtime,
+            "precision": self.case.precision,
+            "block": self.case.block,
+            "block_ms": self.case.period_s * 1e3,
+            "streams": self.streams,
+            **{way: self._way(way) for way in ("back", "paced")},
+            "latency_ms": self.latency_ms,
+            "cold_start": [dataclasses.asdict(turn.cold) | {"total_s": turn.cold.total_s} for turn in self.turns],
+            "one_core": self.one_core.entry(),
+            "all_cores": self.all_cores.entry() if self.all_cores else None,
+        }
+
+    def _way(self, way: str) -> dict[str, Any]:
+        turns = [_timing_entry(getattr(turn, way)) for turn in self.turns]
+        return _timing_entry(getattr(self, way)) | {"spread": self.spread(way), "repeats": turns}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was measured, of what and where."""
+
+    bundle: Bundle
+    machine: machine.Machine
+    core: int
+    settings: Settings
+    results: tuple[Result, ...]
+    left_out: Mapping[str, str]  # runtimes that are not installed, and why
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "bundle": {
+                "name": self.bundle.manifest["name"],
+                "path": str(self.bundle.path),
+                "verified": self.bundle.verified,
+            },
+            "machine": self.machine.entry() | {"pinned_core": self.core},
+            "settings": dataclasses.asdict(self.settings),
+            "left_out": dict(self.left_out),
+            "results": [result.entry() for result in self.results],
+        }
+
+
+def require_device(device: str, here: machine.Machine) -> None:
+    """Refuse to measure on a device that is not this one.
+
+    Raises:
+        MeasurementError: the machine is another, or nothing of this version runs there.
+    """
+    if device == "cuda":
+        raise MeasurementError(
+            "--device cuda: no runtime of this version runs on CUDA (TensorRT and ONNX Runtime's CUDA provider come "
+            "later): measure with --device cpu"
+        )
+    if device == "jetson" and here.board is None:
+        raise MeasurementError(
+            f"--device jetson: this machine is no Jetson (found {here.cpu}, {here.system}): "
+            "run edgese bench on the board; numbers of another machine are not shown for one"
+        )
+
+
+def choose(bundle: Bundle, settings: Settings) -> list[Case]:
+    """The cases that the settings name, by block size, then as runtimes and precisions stand.
+
+    Raises:
+        ExportError: a block or precision that the bundle lacks.
+        RuntimeUnavailable: a runtime that is unknown.
+    """
+    for runtime in settings.runtimes:
+        if runtime not in RUNTIMES:
+            raise RuntimeUnavailable(f"runtime {runtime}: unknown; known here: {', '.join(RUNTIMES)}")
+    plain = [graph for graph in bundle.graphs if not graph.variant]
+    graphs = [
+        graph
+        for graph in plain
+        if graph.block in (settings.blocks or (graph.block,))
+        and graph.precision in (settings.precisions or (graph.precision,))
+    ]
+    wanted = {f"block {block}": any(graph.block == block for graph in graphs) for block in settings.blocks}
+    wanted |= {name: any(graph.precision == name for graph in graphs) for name in settings.precisions}
+    missing = [name for name, found in wanted.items() if not found]
+    if missing or not graphs:
+        offered = ", ".join(f"block {graph.block} ({graph.precision})" for graph in plain) or "none without a variant"
+        raise ExportError(f"{bundle.path}: no graph of {', '.join(missing) or 'any block'}; this bundle has {offered}")
+    facts = _facts(bundle)
+    hop_s = facts["hop"] / facts["sample_rate_hz"]
+    return [
+        Case(bundle.path, graph, runtime, graph.block * hop_s)
+        for graph in sorted(graphs, key=lambda graph: graph.block)
+        for runtime in dict.fromkeys(settings.runtimes or RUNTIMES)
+    ]
+
+
+def bench(
+    bundle: Bundle, settings: Settings, on_progress: Progress = lambda *step: None, start: Start = Probe
+) -> Report:
+    """Measure; minutes pass. This process keeps off the measured core meanwhile, where there is another.
+
+    Args:
+        start: what begins a measuring process.
+
+    Raises:
+        ExportError: a block or precision that the bundle lacks.
+        RuntimeUnavailable: a runtime that was asked for is unknown or not installed, or none is.
+        MeasurementError: a core that this process may not use, or a measuring process that failed.
+    """
+    cases, facts = choose(bundle, settings), _facts(bundle)
+    cores = _cores(settings.core)
+    core = cores[0]
+    here = machine.describe(core)
+    rate_hz, overlap_s = facts["sample_rate_hz"], facts["overlap_samples"] / facts["sample_rate_hz"]
+    n_steps, n_done = (settings.repeats + 1) * len(cases), 0
+    measured: list[tuple[Case, list[Turn]]] = [(case, []) for case in cases]
+    left_out: dict[str, str] = {}
+    results: list[Result] = []
+    with sound_file(rate_hz) as sound, _aside(cores):
+        for number in range(settings.repeats):
+            for case, turns in measured:
+                on_progress(n_done, n_steps, f"turn {number + 1}, {case}")
+                n_done += 1
+                if case.runtime in left_out:
+                    continue
+                try:
+                    with start(case, core, sound, settings.streams) as probe:
+                        turns.append(_turn(probe, settings))
+                except RuntimeUnavailable as error:
+                    if case.runtime in settings.runtimes:
+                        raise
+                    left_out[case.runtime] = str(error)
+        for case, turns in measured:
+            on_progress(n_done, n_steps, f"streams, {case}")
+            n_done += 1
+            if turns:
+                one_core, all_cores = _capacities(case, cores, sound, start)
+                results.append(Result(case, settings.streams, overlap_s, tuple(turns), one_core, all_cores))
+    if not results:
+        raise RuntimeUnavailable("; ".join(left_out.values()))
+    return Report(bundle, here, core, settings, tuple(results), left_out)
+
+
+def _facts(bundle: Bundle) -> dict[str, int]:
+    """What the manifest says of frames."""
+    audio, latency = bundle.manifest["audio"], bundle.manifest["latency"]
+    try:
+        facts = {"overlap_samples": latency["overlap_samples"]}
+        return facts | {key: audio[key] for key in ("sample_rate_hz", "hop")}
+    except (KeyError, TypeError) as error:
+        raise ExportError(f"{bundle.path}: the manifest's audio or latency lacks {error}; export it again") from error
+
+
+def _turn(probe: Probe, settings: Settings) -> Turn:
+    """Both ways of calling; back to back at least so often that all turns together know p99.9."""
+    n_paced = math.ceil(settings.seconds / probe.case.period_s)
+    n_back = max(n_paced, math.ceil(calls_for(99.9) / settings.repeats))
+    return Turn(probe.cold, probe.back(n_back), probe.paced(n_paced))
+
+
+def _capacities(case: Case, cores: Sequence[int], sound: Path, start: Start) -> tuple[Capacity, Capacity | None]:
+    """On the first core, and on all at once: there no core carries more than one by itself does."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(start(case, cores[0], sound, 1))]
+        one_core = most_streams(lambda streams: measure_point(probes, streams))
+        most = one_core.streams
+        if len(cores) == 1 or not most:
+            return one_core, None
+        probes += [stack.enter_context(start(case, core, sound, 1)) for core in cores[1:]]
+        everywhere = most_streams(
+            lambda streams: measure_point(probes, streams), cores=len(cores), start=most, ceiling=most
+        )
+        return one_core, dataclasses.replace(everywhere, at_least=everywhere.at_least and one_core.at_least)
+
+
+def _cores(wanted: int | None) -> list[int]:
+    """The core to measure on, then the others that this process may use."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise MeasurementError(f"{platform.system()}: processes are not pinned to cores there, wanted Linux")
+    allowed = machine.allowed_cores()
+    core = allowed[-1] if wanted is None else wanted
+    if core not in allowed:
+        known = ", ".join(map(str, allowed))
+        raise MeasurementError(f"--core: found {core}, wanted one that this process may use: {known}")
+    return [core, *(other for other in allowed if other != core)]
+
+
+@contextlib.contextmanager
+def _aside(cores: Sequence[int]) -> Iterator[None]:
+    """This process on all cores but the first, if there are others."""
+    with machine.pinned(cores[1:]) if cores[1:] else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def sound_file(rate_hz: int) -> Iterator[Path]:
+    """The shipped noisy speech as an array in a file, for the processes that measure."""
+    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
+        path = Path(folder) / "wave.npy"
+        np.save(path, read_wave(SAMPLE, rate_hz))
+        yield path
+
+
+def _timing_entry(timing: Timing) -> dict[str, Any]:
+    return {
+        "calls": len(timing.took_s),
+        **{f"{name}_ms": value for name, value in timing.percentiles_ms().items()},
+        "rtf": timing.rtf,
+        "missed": timing.missed,
+        "core_share": timing.core_share,
+    }

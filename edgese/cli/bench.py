@@ -1,0 +1,165 @@
+"""`edgese bench`: how fast a bundle is on this machine, and what to use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgese.cli.terminal import BundlePath, Json, Quiet, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from edgese.bench.capacity import Capacity
+    from edgese.bench.measure import Report, Result
+
+_NAMES = ("runtime", "", "block")
+_COLD = ("start", "import", "load", "first call", "total")
+
+
+def bench_command(
+    model: BundlePath = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or jetson; the machine must be one.")] = "cpu",
+    runtimes: Annotated[
+        list[str] | None, typer.Option("--runtime", help="May be repeated. Default: all that are installed.")
+    ] = None,
+    precisions: Annotated[
+        list[str] | None, typer.Option("--precision", help="May be repeated. Default: all that the bundle has.")
+    ] = None,
+    blocks: Annotated[
+        list[int] | None,
+        typer.Option("--block", min=1, help="Hops a call takes; may be repeated. Default: all that the bundle has."),
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Streams in each call whose latency is measured.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Sound, in real time, that each turn of each case takes.")
+    ] = 5.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns: all is measured so many times.")] = 3,
+    core: Annotated[int | None, typer.Option(min=0, help="The core to measure on. Default: the last one.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write latency.png and streams.png into this folder.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Latency, streams, cold start and memory of a bundle on this machine, by runtime, precision and block."""
+    from edgese.bench.advice import recommend, warnings
+    from edgese.bench.measure import DEVICES, Settings, bench, require_device
+    from edgese.enhance import shipped_bundle
+    from edgese.machine import describe
+    from export.bundle import Bundle
+
+    if device not in DEVICES:
+        raise typer.BadParameter(f"--device: found {device!r}, wanted one of {', '.join(DEVICES)}")
+    require_device(device, describe())
+    if plot is not None:
+        from edgese.bench.plot import prepare_folder, write_plots
+
+        prepare_folder(plot)  # said now, not after minutes of work
+    settings = Settings(
+        runtimes=tuple(runtimes or ()),
+        precisions=tuple(precisions or ()),
+        blocks=tuple(blocks or ()),
+        streams=streams,
+        seconds=seconds,
+        repeats=repeat,
+        core=core,
+    )
+    bundle = Bundle.open(model or shipped_bundle())
+    with progress_bar(quiet or as_json, _step_columns) as bar:
+        task = bar.add_task("measuring")
+        report = bench(
+            bundle,
+            settings,
+            lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+        )
+    advice, found = recommend(report), warnings(report)
+    if as_json:
+        said = {"recommendation": [item.entry() for item in advice], "warnings": found}
+        typer.echo(json.dumps({"device": device} | report.entry() | said, indent=2))
+    else:
+        _print_report(report, device)
+        for item in advice:
+            typer.echo(item)
+    for warning in found:
+        typer.echo(f"warning: {warning}", err=True)
+    if plot is not None:
+        for picture in write_plots(report, plot):
+            typer.echo(f"picture: {picture}", err=as_json)
+
+
+def _step_columns() -> list[Any]:
+    from rich.progress import TextColumn, TimeRemainingColumn
+
+    return [TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()]
+
+
+def _print_report(report: Report, device: str) -> None:
+    settings = report.settings
+    typer.echo(f"{report.bundle.manifest['name']} on core {report.core}: {report.machine}")
+    if device == "jetson":
+        typer.echo("the board's CPU: no runtime of this version uses its GPU")
+    for runtime, reason in report.left_out.items():
+        typer.echo(f"left out: {runtime}: {reason}")
+    streams = f"{settings.streams} stream{'s' if settings.streams != 1 else ''}"
+    turns = f"{settings.repeats} turn{'s' if settings.repeats != 1 else ''} of {settings.seconds:g} s"
+    typer.echo("")
+    print_table(
+        f"a call of {streams} on one core, ms; {turns}; spread: of p50 and p99 between turns",
+        [*_NAMES, "calls", "n", "p50", "p90", "p95", "p99", "p99.9", "max", "RTF", "missed", "spread"],
+        [row for result in report.results for row in _call_rows(result)],
+    )
+    typer.echo("")
+    print_table(
+        "latency, ms: output behind input (algorithmic), block gathered (buffering), paced call (processing)",
+        [*_NAMES, "algorithmic", "buffering", "processing p50", "p99", "sum p50", "p99"],
+        [[*_names(result), *(_number(value, 2) for value in result.latency_ms.values())] for result in report.results],
+    )
+    typer.echo("")
+    n_cores = report.machine.cores
+    print_table(
+        "streams until p99 of a call back to back exceeds the block, on one core and on all; cold start, seconds",
+        [*_NAMES, "1 core", "p99 ms", f"{n_cores} cores", "p99 ms", *_COLD, "peak MB"],
+        [_throughput_row(result) for result in report.results],
+    )
+    if any(result.case.runtime == "pytorch" for result in report.results):
+        typer.echo("  pytorch's load makes the program from the bundle's weights first")
+    typer.echo("")
+
+
+def _names(result: Result) -> list[str]:
+    return [result.case.runtime, result.case.precision, str(result.case.block)]
+
+
+def _call_rows(result: Result) -> list[list[str]]:
+    """Back to back, and paced."""
+    rows = []
+    for way in ("back", "paced"):
+        timing, spread = getattr(result, way), result.spread(way)
+        found = " ".join("-" if value is None else f"{value:.0%}" for value in spread.values())
+        numbers = [_number(value) for value in timing.percentiles_ms().values()]
+        names = _names(result) if way == "back" else ["", "", ""]
+        rows.append([*names, way, str(len(timing.took_s)), *numbers, f"{timing.rtf:.3f}", str(timing.missed), found])
+    return rows
+
+
+def _throughput_row(result: Result) -> list[str]:
+    """Capacity on one core and on all; the cold start of the median turn."""
+    colds = sorted((turn.cold for turn in result.turns), key=lambda cold: cold.total_s)
+    cold = colds[len(colds) // 2]
+    seconds = (cold.start_s, cold.import_s, cold.load_s, cold.first_call_s, cold.total_s)
+    peak = "-" if cold.peak_mb is None else f"{cold.peak_mb:.0f}"
+    streams = [*_streams(result.one_core), *_streams(result.all_cores)]
+    return [*_names(result), *streams, *(f"{value:.3f}" for value in seconds), peak]
+
+
+def _streams(capacity: Capacity | None) -> list[str]:
+    if capacity is None:
+        return ["-", "-"]
+    p99_ms = None if capacity.p99_s is None else capacity.p99_s * 1e3
+    return [f"{capacity.streams}{'+' if capacity.at_least else ''}", _number(p99_ms, 1)]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,145 @@
+"""`edgese verify`: the proof that every graph of a bundle does what PyTorch does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgese.cli.terminal import Json, Quiet, print_table, progress_bar, require
+
+if TYPE_CHECKING:
+    from edgese.proof import Proof, Verification
+    from export.bundle import Bundle
+
+
+def verify_command(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle made by `edgese export`. Default: the shipped one.")
+    ] = None,
+    runtimes: Annotated[
+        list[str] | None, typer.Option("--runtime", help="May be repeated. Default: onnxruntime.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with clean/ and noisy/ pairs. Default: the shipped sample.")
+    ] = None,
+    files: Annotated[int, typer.Option(min=1, help="At most so many pairs of the folder, evenly spread.")] = 10,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Length of the long stream; 3,000 hops (24 s) at least.")
+    ] = 10.0,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write report.html and report.json into this folder.")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Find the first diverging layer of each graph that fails.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Prove that every graph of a bundle does what PyTorch does: samples, states, ten minutes, PESQ, causality."""
+    require("torch", "safetensors", extra="export")
+    require("pesq", "pystoi", extra="metrics")
+    if report is not None:
+        require("jinja2", "PIL", extra="report")
+    from edgese.enhance import shipped_bundle
+    from edgese.proof import prove, recordings
+    from export.bundle import Bundle
+
+    opened = Bundle.open(bundle or shipped_bundle())
+    with progress_bar(quiet or as_json, _no_columns) as bar:
+        task = bar.add_task("verify")
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        verification = prove(
+            opened,
+            runtimes=list(dict.fromkeys(runtimes or ["onnxruntime"])),
+            recordings=recordings(data, files, opened.manifest["audio"]["sample_rate_hz"]),
+            minutes=minutes,
+            on_progress=show,
+        )
+        divergences = _divergences(verification, lambda what: bar.update(task, description=what)) if bisect else {}
+    if as_json:
+        typer.echo(json.dumps(verification.entry() | {"divergences": divergences}, indent=2, allow_nan=False))
+    else:
+        _print_verification(verification)
+        for label, text in divergences.items():
+            typer.echo(f"{label}: {text}")
+    if report is not None:
+        from edgese.report.page import write_report
+
+        typer.echo(f"report: {write_report(verification, report)}", err=as_json)
+    if not verification.passed:
+        raise typer.Exit(code=1)
+
+
+def _divergences(verification: Verification, tell: Callable[[str], None]) -> dict[str, str]:
+    """Where each graph that failed parts from PyTorch first, or why that cannot be told, by its label."""
+    from edgese.divergence import first_divergence
+    from edgese.errors import VerificationError
+
+    def found(proof: Proof) -> str:
+        try:
+            wave = verification.recordings[0].noisy
+            return str(first_divergence(verification.bundle, proof.graph, proof.runtime, wave, tell))
+        except VerificationError as error:
+            return str(error).removeprefix(f"{proof.label}: ")
+
+    return {proof.label: found(proof) for proof in verification.proofs if not proof.passed}
+
+
+def _no_columns() -> list[object]:
+    return []
+
+
+def _print_verification(verification: Verification) -> None:
+    n_hops = max((proof.streamed.n_hops for proof in verification.proofs if proof.streamed), default=0)
+    _print_row_table(verification.bundle, verification.proofs, n_hops)
+    for check in verification.checks:
+        typer.echo(f"  {check.name}: {check.found}: {_verdict(check.passed)}")
+    for failure in verification.failures:
+        typer.echo(f"FAILED: {failure}")
+    n_checks = len(verification.checks) + sum(len(proof.checks) for proof in verification.proofs)
+    if verification.passed:
+        n_graphs = len(verification.proofs)
+        typer.echo(f"passed: all {n_checks} checks of {n_graphs} graph{'s' if n_graphs != 1 else ''}")
+    else:
+        typer.echo(f"FAILED: {len(verification.failures)} of {n_checks} checks")
+
+
+def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:
+    print_table(
+        f"{bundle.path}: against PyTorch, {n_hops:,} hops streamed with carried state",
+        ["graph", "runtime", "SNR dB", "first, last tenth dB", "float64 dB", "PESQ", "lost", "checks", ""],
+        [_row(proof) for proof in proofs],
+    )
+
+
+def _row(proof: Proof) -> list[str]:
+    numbers = ["-"] * 5
+    if proof.streamed is not None:
+        first_db, last_db = proof.streamed.tenths_db[0], proof.streamed.tenths_db[-1]
+        numbers[:3] = [
+            f"{proof.streamed.wave.snr_db:.1f}",
+            f"{first_db:.1f}, {last_db:.1f}",
+            f"{proof.streamed.wave_float64.snr_db:.1f}",
+        ]
+    if proof.listeners:
+        n = len(proof.listeners)
+        quality = sum(listener.pesq for listener in proof.listeners) / n
+        lost = sum(listener.pesq_pytorch - listener.pesq for listener in proof.listeners) / n
+        numbers[3:] = [f"{quality:.3f}", f"{lost:+.4f}"]
+    n_passed = sum(check.passed for check in proof.checks)
+    return [
+        *(proof.graph.file, proof.runtime, *numbers),
+        f"{n_passed}/{len(proof.checks)}",
+        _verdict(proof.passed),
+    ]
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "FAILED"

@@ -1,0 +1,57 @@
+"""The network as a bundle's graphs have it: their variant, their form, and that form as a program of PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from edgese.checkpoint import load_enhancer
+from edgese.model.waveform import StreamStep, WaveformEnhancer
+from export.bundle import WEIGHTS, Bundle, ExportError, Graph, TensorSpec
+from runtimes.base import TensorSpec as RuntimeSpec
+from runtimes.pytorch import write_program as save_program
+
+
+@contextlib.contextmanager
+def exported_form(enhancer: WaveformEnhancer) -> Iterator[None]:
+    """The network as a graph sees it: unrolled scan, DFT as a product."""
+    enhancer.network.use_scan("unrolled")
+    enhancer.transform.form = "matmul"
+    try:
+        yield
+    finally:
+        enhancer.network.use_scan("chunked")
+        enhancer.transform.form = "fft"
+
+
+def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
+    """A graph's own form as a program of PyTorch, made from the bundle's weights.
+
+    Raises:
+        ExportError: a precision that only the graph has.
+        CheckpointError: the bundle's weights are missing or broken.
+    """
+    if graph.precision != "fp32":
+        raise ExportError(f"{graph.file}: PyTorch runs fp32 only, this is {graph.precision}; choose another runtime")
+    enhancer = bundle_enhancer(bundle, graph.variant)
+
+    def specs(tensors: Sequence[TensorSpec]) -> list[RuntimeSpec]:
+        return [RuntimeSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors]
+
+    with exported_form(enhancer):
+        save_program(StreamStep(enhancer).eval(), specs(graph.inputs), specs(graph.outputs), path, metadata)
+
+
+def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:
+    """The network that a bundle's graphs of this variant were made of.
+
+    Raises:
+        CheckpointError: the bundle's weights are missing or broken.
+    """
+    return with_variant(load_enhancer(bundle.path / WEIGHTS), variant)
+
+
+def with_variant(enhancer: WaveformEnhancer, variant: str) -> WaveformEnhancer:
+    """The enhancer with what the variant adds; weights are shared."""
+    return WaveformEnhancer(enhancer.network, enhancer.audio, pcs=True).eval() if variant == "pcs" else enhancer

@@ -1,0 +1,472 @@
+"""All that a bundle must show before it is trusted: every graph, in every runtime asked for, against PyTorch.
+
+    verification = prove(Bundle.open(path), runtimes=["onnxruntime"], recordings=recordings(data))
+    verification.passed, verification.failures
+
+A graph is streamed for minutes with carried state over speech at several levels (samples, states, drift), compared with
+a float64 run of the same network, heard by PESQ and STOI, and tried for what streaming rests on: reset, several streams
+at once, causality, delay, silence and full scale. The graphs of a bundle must also take over from each other at any
+block. What is missing, unequal, not finite or was not run is a failure, never a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calib.batches import read_batches
+from edgese import trials
+from edgese.artefact import tool_versions
+from edgese.audio import read_wave
+from edgese.compare import TensorError, WaveError, tensor_error, wave_error
+from edgese.enhance import SAMPLE
+from edgese.errors import EdgeseError, VerificationError
+from edgese.evaluate import pair_files
+from edgese.exported import bundle_enhancer
+from edgese.machine import describe
+from edgese.metrics import packages, pesq_wb, snr_db, stoi
+from edgese.model.waveform import WaveformEnhancer
+from edgese.opening import open_graph
+from edgese.trials import Check as Check
+from edgese.verify import (
+    LIMITS,
+    VERIFICATION_HOPS,
+    Limits,
+    Truth,
+    float64_truth,
+    judge,
+    long_sound,
+    pytorch_truth,
+)
+from export.bundle import MANIFEST, Bundle, Graph
+from runtimes.base import ArtefactError, Runtime, RuntimeUnavailable
+
+Wave = NDArray[np.float32]
+
+MINUTES = 10.0  # DESIGN, section 6
+TENTHS = 10
+N_FILES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One clean/noisy pair at the network's rate."""
+
+    name: str
+    clean: Wave
+    noisy: Wave
+    sha256: str  # of the noisy file
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """What PESQ and STOI hear in one recording: PyTorch's output and the graph's, both against the clean one."""
+
+    file: str
+    pesq_pytorch: float
+    pesq: float
+    stoi_pytorch: float
+    stoi: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """What came of the long stream, beside PyTorch's answer to the same sound."""
+
+    n_hops: int
+    tensors: tuple[TensorError, ...]  # output and states against PyTorch in float32, after all hops
+    tensors_float64: tuple[TensorError, ...]  # the same against float64, after the first 3,000
+    wave: WaveError
+    wave_float64: WaveError
+    pytorch_float64: WaveError  # PyTorch's own distance from float64
+    tenths_db: tuple[float, ...]  # SNR against PyTorch in each tenth; all tenths hear the same
+    difference_dbfs: NDArray[np.float64]  # level of the difference from PyTorch, second by second
+    call_s: NDArray[np.float64]  # what each call took; not measured with care, that is what `bench` is for
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """All that was found out about one graph in one runtime; what could not be run is None, and a check says why."""
+
+    graph: Graph
+    runtime: str
+    checks: tuple[Check, ...]
+    streamed: Streamed | None = None
+    listeners: tuple[Listener, ...] = ()
+    excerpt: Wave | None = None  # what it made of the first recording, in time with it
+
+    @property
+    def label(self) -> str:
+        return f"{self.graph.file} in {self.runtime}"
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The whole verdict, and all that is needed to judge or repeat it."""
+
+    bundle: Bundle
+    minutes: float
+    checks: tuple[Check, ...]  # of graphs together
+    proofs: tuple[Proof, ...]
+    recordings: tuple[Recording, ...]
+    pytorch: Mapping[str, Wave]  # a graph's variant -> PyTorch's version of the first recording
+    provenance: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.proofs) and all(check.passed for check in self.checks) and all(p.passed for p in self.proofs)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each check that does not hold."""
+        checks = [("", check) for check in self.checks] + [(f"{p.label}: ", c) for p in self.proofs for c in p.checks]
+        unchecked = [f"{proof.label}: nothing was checked" for proof in self.proofs if not proof.checks]
+        failed = (*(f"{where}{check}" for where, check in checks if not check.passed), *unchecked)
+        return failed if self.proofs else (*failed, "no graph was tried")
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON: no samples, and what is not finite as a string."""
+        entry: dict[str, Any] = _plain(
+            {
+                "bundle": self.bundle.path.name,
+                "passed": self.passed,
+                "failures": self.failures,
+                "minutes": self.minutes,
+                "checks": [dataclasses.asdict(check) for check in self.checks],
+                "graphs": [_proof_entry(proof) for proof in self.proofs],
+                "limits": {name: dataclasses.asdict(limits) for name, limits in LIMITS.items()},
+                "provenance": dict(self.provenance),
+            }
+        )
+        return entry
+
+
+def recordings(data: Path | None, n_files: int = N_FILES, rate_hz: int = 16_000) -> list[Recording]:
+    """Pairs to verify with: the shipped sample, or so many of `data`/clean and `data`/noisy, evenly spread by name.
+
+    Raises:
+        AudioError: no pairs there, or files that cannot be read.
+        VerificationError: clean and noisy differ in length.
+    """
+    pairs = {SAMPLE.stem: (SAMPLE.with_name("clean.flac"), SAMPLE)} if data is None else pair_files(data)
+    names = sorted(pairs)
+    chosen = [names[at * len(names) // n_files] for at in range(n_files)] if len(names) > n_files else names
+    found = []
+    for name in chosen:
+        clean, noisy = (read_wave(path, rate_hz) for path in pairs[name])
+        if len(clean) != len(noisy):
+            raise VerificationError(f"{name}: found {len(noisy)} noisy and {len(clean)} clean samples, wanted as many")
+        found.append(Recording(name, clean, noisy, hashlib.sha256(pairs[name][1].read_bytes()).hexdigest()))
+    return found
+
+
+def prove(
+    bundle: Bundle,
+    *,
+    runtimes: Sequence[str] = ("onnxruntime",),
+    recordings: Sequence[Recording],
+    minutes: float = MINUTES,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Verification:
+    """Every graph of the bundle in every runtime.
+
+    Args:
+        minutes: length of the long stream; never less than 3,000 hops.
+        on_progress: told of the steps done, of those in all, and of what is done next.
+
+    Raises:
+        CheckpointError: the bundle's weights are missing or broken.
+        EdgeseError: a metric's package is missing, or a recording cannot be scored.
+        RuntimeUnavailable: a runtime that was asked for is unknown or not installed.
+    """
+    if not recordings or not runtimes:
+        raise VerificationError("found no recordings or no runtimes, wanted at least one of each")
+    packages()
+    for runtime in runtimes:
+        _require_runtime(bundle, runtime)
+    tell = _Steps(on_progress, len(bundle.graphs) * len(runtimes), {graph.variant for graph in bundle.graphs})
+    proofs: list[Proof] = []
+    together: list[Check] = []
+    pytorch: dict[str, Wave] = {}
+    for variant in dict.fromkeys(graph.variant for graph in bundle.graphs):
+        graphs = [graph for graph in bundle.graphs if graph.variant == variant]
+        tell(f"PyTorch{f' with {variant}' if variant else ''}, float32 and float64")
+        reference = _Reference.of(bundle_enhancer(bundle, variant), graphs, recordings, minutes)
+        pytorch[variant] = reference.enhanced[0]
+        for runtime in runtimes:
+            for graph in graphs:
+                tell(f"{graph.file} in {runtime}")
+                proofs.append(_prove_graph(bundle, graph, runtime, reference, recordings))
+            together += _together(bundle, graphs, runtime, reference.truth)
+    return Verification(
+        *(bundle, minutes, tuple(together), tuple(proofs), tuple(recordings), pytorch),
+        provenance=_provenance(bundle, recordings),
+    )
+
+
+def _require_runtime(bundle: Bundle, runtime: str) -> None:
+    """What is not installed is said once, at the start; a graph that cannot be opened is a finding of its proof."""
+    with contextlib.suppress(ArtefactError), open_graph(bundle, bundle.graphs[0], runtime):
+        pass
+
+
+class _Steps:
+    """Progress: PyTorch's answers, then each graph in each runtime."""
+
+    def __init__(self, on_progress: Callable[[int, int, str], None] | None, n_proofs: int, variants: set[str]) -> None:
+        self.on_progress, self.total, self.done = on_progress, n_proofs + len(variants), 0
+
+    def __call__(self, what: str) -> None:
+        if self.on_progress is not None:
+            self.on_progress(self.done, self.total, what)
+        self.done += 1
+
+
+# What is compared with
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    """PyTorch's answers to all that a graph of one variant is asked."""
+
+    enhancer: WaveformEnhancer
+    truth: Truth  # float32, the long stream
+    exact: Truth  # float64, its first 3,000 hops
+    own_error: WaveError  # of float32 from float64
+    enhanced: tuple[Wave, ...]  # each recording, in time with it
+    scores: tuple[tuple[float, float], ...]  # PESQ-WB and STOI of each
+
+    @classmethod
+    def of(
+        cls, enhancer: WaveformEnhancer, graphs: Sequence[Graph], recordings: Sequence[Recording], minutes: float
+    ) -> _Reference:
+        audio = enhancer.audio
+        multiple = math.lcm(*(graph.block for graph in graphs))
+
+        def whole(n_hops: float) -> int:
+            """At least so many hops, in samples, of whole blocks of every size."""
+            return math.ceil(n_hops / multiple) * multiple * audio.hop
+
+        n_long = whole(max(minutes * 60_000 / audio.hop_ms, VERIFICATION_HOPS))
+        once = long_sound([recording.noisy for recording in recordings], -(-n_long // TENTHS))
+        truth = pytorch_truth(enhancer, np.tile(once, TENTHS)[:n_long], multiple)
+        exact = float64_truth(enhancer, truth.wave[: whole(VERIFICATION_HOPS)])
+        enhanced = tuple(enhancer.enhance(torch.from_numpy(r.noisy)[None])[0].numpy() for r in recordings)
+        scores = tuple(
+            (pesq_wb(recording.clean, wave), stoi(recording.clean, wave))
+            for recording, wave in zip(recordings, enhanced, strict=True)
+        )
+        own_error = wave_error(exact.enhanced, truth.enhanced[: len(exact.enhanced)])
+        return cls(enhancer, truth, exact, own_error, enhanced, scores)
+
+
+# One graph in one runtime
+
+
+def _prove_graph(
+    bundle: Bundle, graph: Graph, runtime: str, reference: _Reference, recordings: Sequence[Recording]
+) -> Proof:
+    if graph.precision not in LIMITS:
+        wanted = f"one with limits: {', '.join(LIMITS)}"
+        return Proof(graph, runtime, (Check("precision", False, graph.precision, wanted),))
+    limits, wave = LIMITS[graph.precision], reference.truth.wave
+    checks: list[Check] = []
+    streamed: Streamed | None = None
+    listeners: tuple[Listener, ...] = ()
+    excerpt: Wave | None = None
+    try:
+        with open_graph(bundle, graph, runtime) as opened:
+            checks.append(trials.interface(opened, graph))
+            if checks[0].passed:
+                streamed, found = _stream_long(opened, graph, reference, limits)
+                listeners, excerpt = _listen(opened, graph, reference, recordings)
+                checks += [
+                    *found,
+                    *_heard(listeners, limits),
+                    trials.reset(opened, graph, wave),
+                    trials.streams_at_once(opened, graph, wave, limits),
+                    trials.causality(opened, graph, wave),
+                    trials.delay(opened, graph, recordings[0].noisy, bundle.manifest["latency"]["overlap_samples"]),
+                    trials.extremes(opened, graph),
+                    trials.reference_vectors(opened, graph, *_reference_vectors(bundle, graph.variant), limits),
+                ]
+    except RuntimeUnavailable as error:
+        checks.append(Check("runs", False, str(error), "no error"))
+    return Proof(graph, runtime, tuple(checks), streamed, listeners, excerpt)
+
+
+def _together(bundle: Bundle, graphs: Sequence[Graph], runtime: str, truth: Truth) -> list[Check]:
+    """The graphs of each precision go on from each other's states."""
+    checks = []
+    for precision in dict.fromkeys(graph.precision for graph in graphs if graph.precision in LIMITS):
+        same = [graph for graph in graphs if graph.precision == precision]
+        try:
+            with contextlib.ExitStack() as stack:
+                opened = [(graph, stack.enter_context(open_graph(bundle, graph, runtime))) for graph in same]
+                check = trials.taking_over(opened, truth, LIMITS[precision])
+        except RuntimeUnavailable as error:
+            check = Check("random blocks", False, str(error), "no error")
+        name = " ".join(filter(None, (check.name, "of", precision, same[0].variant, "in", runtime)))
+        checks.append(dataclasses.replace(check, name=name))
+    return checks
+
+
+def _reference_vectors(bundle: Bundle, variant: str) -> tuple[Wave, Wave]:
+    """Input and output that the bundle keeps for devices."""
+    reference = bundle.manifest["reference"]
+    (batch,) = read_batches(bundle.path / reference["file"], reference["digest"]).batches
+    return batch["wave"][0], batch[f"enhanced_{variant}" if variant else "enhanced"][0]
+
+
+def _stream_long(opened: Runtime, graph: Graph, reference: _Reference, limits: Limits) -> tuple[Streamed, list[Check]]:
+    truth, exact, audio = reference.truth, reference.exact, reference.enhancer.audio
+    stream = opened.stream(graph.states, streams=1)
+    took: list[float] = []
+    first = trials.run(stream, graph, exact.wave, took)
+    states_float64 = stream.states
+    enhanced = np.concatenate([first, trials.run(stream, graph, truth.wave[len(exact.wave) :], took)])
+    states = stream.states
+    result = judge(graph, opened.name, truth, enhanced, states)
+    tenths_db = [
+        snr_db(wanted, found)
+        for wanted, found in zip(np.array_split(truth.enhanced, TENTHS), np.array_split(enhanced, TENTHS), strict=True)
+    ]
+    streamed = Streamed(
+        n_hops=result.n_hops,
+        tensors=_tensor_errors(truth, enhanced, states),
+        tensors_float64=_tensor_errors(exact, first, states_float64),
+        wave=wave_error(truth.enhanced, enhanced),
+        wave_float64=wave_error(exact.enhanced, first),
+        pytorch_float64=reference.own_error,
+        tenths_db=tuple(tenths_db),
+        difference_dbfs=_levels_dbfs(truth.enhanced - enhanced, audio.sample_rate_hz),
+        call_s=np.array(took),
+    )
+    first_db, last_db = tenths_db[0], tenths_db[-1]
+    falls_db = 0.0 if math.isinf(last_db) else first_db - last_db  # infinite: nothing differs
+    n_bad = sum(error.n_bad for error in (*streamed.tensors, *streamed.tensors_float64))
+    snr = f"SNR >= {limits.snr_db:.0f} dB"
+    return streamed, [
+        Check(
+            "agrees with PyTorch",
+            result.passed,
+            "; ".join(result.failures) or f"SNR {result.snr_db:.1f} dB, samples within {result.max_abs:.1e}",
+            f"{snr}, samples within {trials.bound(limits.max_abs)}, states within "
+            f"{trials.bound(limits.state_relative)} of their range, over {result.n_hops:,} hops",
+        ),
+        Check(
+            "agrees with float64",
+            streamed.wave_float64.snr_db >= limits.snr_db,
+            f"SNR {streamed.wave_float64.snr_db:.1f} dB (PyTorch itself {reference.own_error.snr_db:.1f} dB)",
+            f"{snr} over {len(first) // audio.hop:,} hops",
+        ),
+        Check("NaN and Inf", n_bad == 0, f"{n_bad} values", "none in outputs and states"),
+        Check(
+            "drift",
+            falls_db <= limits.drift_db and min(first_db, last_db) >= limits.snr_db,
+            f"SNR {first_db:.1f} dB in the first tenth, {last_db:.1f} dB in the last",
+            f"a fall by at most {limits.drift_db:.0f} dB, and {snr}",
+        ),
+    ]
+
+
+def _tensor_errors(truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[Any]]) -> tuple[TensorError, ...]:
+    pairs = {"enhanced": (truth.enhanced, enhanced)} | {name: (s, states[name]) for name, s in truth.states.items()}
+    return tuple(tensor_error(name, wanted, found) for name, (wanted, found) in pairs.items())
+
+
+def _listen(
+    opened: Runtime, graph: Graph, reference: _Reference, recordings: Sequence[Recording]
+) -> tuple[tuple[Listener, ...], Wave]:
+    waves = [trials.aligned(opened, graph, r.noisy, reference.enhancer.audio.overlap) for r in recordings]
+    heard = []
+    for recording, wave, (quality, clearness) in zip(recordings, waves, reference.scores, strict=True):
+        try:
+            found = pesq_wb(recording.clean, wave), stoi(recording.clean, wave)
+        except EdgeseError:  # silence, or NaN: PyTorch's output of the same recording could be scored
+            found = math.nan, math.nan
+        heard.append(Listener(recording.name, quality, found[0], clearness, found[1]))
+    return tuple(heard), waves[0]
+
+
+def _heard(listeners: Sequence[Listener], limits: Limits) -> list[Check]:
+    losses = {
+        "PESQ-WB": ([listener.pesq_pytorch - listener.pesq for listener in listeners], limits.pesq_loss),
+        "STOI": ([listener.stoi_pytorch - listener.stoi for listener in listeners], limits.stoi_loss),
+    }
+    return [
+        Check(
+            f"{name} against clean",
+            bool(np.mean(lost) <= limit),
+            f"{np.mean(lost):+.4f} lost to PyTorch, at most {max(lost):+.4f} in a file",
+            f"at most {limit:g} in the mean of {len(lost)} file{'s' if len(lost) != 1 else ''}",
+        )
+        for name, (lost, limit) in losses.items()
+    ]
+
+
+def _levels_dbfs(difference: Wave, rate_hz: int) -> NDArray[np.float64]:
+    seconds = difference[: len(difference) // rate_hz * rate_hz].astype(np.float64).reshape(-1, rate_hz)
+    return np.asarray(10 * np.log10(np.maximum((seconds**2).mean(axis=1), 1e-20)))
+
+
+# Words and plain values
+
+
+def _provenance(bundle: Bundle, recordings: Sequence[Recording]) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.manifest["name"]),
+        "manifest_sha256": hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest(),
+        "files": dict(bundle.manifest["files"]),
+        "exported_with": dict(bundle.manifest["tools"]),
+        "verified_with": tool_versions() | packages(),
+        "recordings": {recording.name: recording.sha256 for recording in recordings},
+        "machine": {name: found for name, found in describe().entry().items() if found and name != "versions"},
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _proof_entry(proof: Proof) -> dict[str, Any]:
+    streamed = proof.streamed
+    entry: dict[str, Any] = {
+        "graph": proof.graph.file,
+        "runtime": proof.runtime,
+        "passed": proof.passed,
+        "checks": [dataclasses.asdict(check) for check in proof.checks],
+        "listeners": [dataclasses.asdict(listener) for listener in proof.listeners],
+    }
+    if streamed is not None:
+        fields = ("n_hops", "tenths_db")
+        entry |= {name: getattr(streamed, name) for name in fields}
+        entry |= {
+            name: dataclasses.asdict(getattr(streamed, name)) for name in ("wave", "wave_float64", "pytorch_float64")
+        }
+        entry |= {
+            name: [dataclasses.asdict(error) for error in getattr(streamed, name)]
+            for name in ("tensors", "tensors_float64")
+        }
+    return entry
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,198 @@
+"""ONNX graphs taken apart: what they are made of, where two of them part, and copies that show what is inside.
+
+anatomy = read_anatomy(onnx_path)           # nodes, weights, inputs and outputs
+first_difference(wanted, found)             # one line, or "" where both are made alike
+write_exposed(onnx_path, copy_path)         # the inner tensors are outputs as well
+write_float64(onnx_path, copy_path)         # the same arithmetic, without its rounding
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from export import ExportError as ExportError
+
+MODULE = "module"  # entry in a node's metadata: path of the submodule that it came from, see graph.write_onnx
+
+_FLOATS = (TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One operation; `inputs` and `outputs` name tensors, an input that is left out is empty."""
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[str, ...] = ()  # "axis = 1", by name
+    module: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.name}".strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Anatomy:
+    """What a graph is made of."""
+
+    inputs: Mapping[str, str]  # name -> dtype, in the graph's order
+    outputs: Mapping[str, str]
+    nodes: tuple[Node, ...]  # each after those whose tensors it reads
+    weights: Mapping[str, NDArray[Any]]
+    metadata: Mapping[str, str]
+
+    @cached_property
+    def makers(self) -> dict[str, Node]:
+        """The node that gives each tensor; an input or a weight has none."""
+        return {tensor: node for node in self.nodes for tensor in node.outputs if tensor}
+
+
+def read_anatomy(onnx_path: Path) -> Anatomy:
+    """What the graph in a file is made of, its weights loaded.
+
+    Raises:
+        ExportError: not an ONNX file, or its weights' file is missing.
+    """
+    model = _load(onnx_path)
+    return Anatomy(
+        inputs=_dtypes(model.graph.input),
+        outputs=_dtypes(model.graph.output),
+        nodes=tuple(_node(node) for node in model.graph.node),
+        weights={tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer},
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )
+
+
+def write_exposed(onnx_path: Path, copy_path: Path, tensors: Collection[str] | None = None) -> None:
+    """Write a copy whose outputs are followed by inner tensors of floats: those of `tensors`, or all.
+
+    A tensor whose type cannot be inferred, behind an operator that ONNX does not know, is left out. What a runtime
+    fuses depends on which tensors are outputs.
+
+    Raises:
+        ExportError: not an ONNX file, or its weights' file is missing.
+    """
+    model = _load(onnx_path)
+    known = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    outputs = {value.name for value in model.graph.output}
+    inner = [name for node in model.graph.node for name in node.output if name in known and name not in outputs]
+    model.graph.output.extend(
+        known[name]
+        for name in inner
+        if known[name].type.tensor_type.elem_type in _FLOATS and (tensors is None or name in tensors)
+    )
+    onnx.save(model, copy_path)
+
+
+def write_float64(onnx_path: Path, copy_path: Path) -> None:
+    """Write a copy that computes in float64 whatever the graph computes in float32, inputs and outputs included.
+
+    Raises:
+        ExportError: not an ONNX file, or its weights' file is missing.
+    """
+    model = _load(onnx_path)
+    for graph in _graphs(model.graph):
+        for tensor in graph.initializer:
+            _to_float64(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                value.type.tensor_type.elem_type = TensorProto.DOUBLE
+        for node in graph.node:
+            for attribute in node.attribute:
+                _to_float64(attribute.t)
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.DOUBLE
+    onnx.save(model, copy_path)
+
+
+def first_difference(wanted: Anatomy, found: Anatomy) -> str:
+    """The first thing that one graph is made of and the other is not, in one line; the values of weights do not count.
+
+    Inputs and outputs come first, then nodes in the wanted graph's order, matched by the tensors that they give.
+    """
+    for kind, ours, theirs in (("input", wanted.inputs, found.inputs), ("output", wanted.outputs, found.outputs)):
+        for name in (*ours, *theirs):
+            if ours.get(name) != theirs.get(name):
+                return f"{kind} {name}: found {theirs.get(name, 'none')}, wanted {ours.get(name, 'none')}"
+    for node in wanted.nodes:
+        for tensor in node.outputs:
+            difference = node_difference(wanted, found, tensor)
+            if difference:
+                return difference
+    for node in found.nodes:
+        if not any(tensor in wanted.makers for tensor in node.outputs):
+            return f"{node}: gives {', '.join(node.outputs)}, which is not wanted"
+    return ""
+
+
+def n_nodes_alike(wanted: Anatomy, found: Anatomy) -> int:
+    """How many nodes of the wanted graph the other one has: the same operator from and to tensors of the same names."""
+    return sum(not any(node_difference(wanted, found, tensor) for tensor in node.outputs) for node in wanted.nodes)
+
+
+def node_difference(wanted: Anatomy, found: Anatomy, tensor: str) -> str:
+    """How the node that gives a tensor differs, in one line; "" where it is the same, or gives it in neither graph."""
+    ours, theirs = wanted.makers.get(tensor), found.makers.get(tensor)
+    if ours is None or theirs is None:
+        return "" if ours is theirs else f"{tensor}: found {_made(theirs)}, wanted {_made(ours)}"
+    if ours.operator != theirs.operator:
+        return f"{tensor}: found {_made(theirs)}, wanted {_made(ours)}"
+    if ours.inputs != theirs.inputs:
+        new = {name: found.makers.get(name) for name in theirs.inputs if name not in ours.inputs}
+        sources = [f"{name} is {_made(node)}" for name, node in new.items() if node is not None]
+        return "; ".join([f"{tensor}: found {_made(theirs)}, wanted {_made(ours)}", *sources])
+    if ours.attributes != theirs.attributes:
+        return f"{theirs}: found {', '.join(theirs.attributes)}, wanted {', '.join(ours.attributes)}"
+    return ""
+
+
+def _made(node: Node | None) -> str:
+    return "no node that gives it" if node is None else f"{node}({', '.join(node.inputs)})"
+
+
+def _load(onnx_path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(onnx_path)
+    except Exception as error:  # protobuf's own errors and onnx's share no base but Exception
+        raise ExportError(f"{onnx_path}: cannot be read as ONNX ({error}); export or fetch it again") from error
+
+
+def _node(node: onnx.NodeProto) -> Node:
+    modules = [entry.value for entry in node.metadata_props if entry.key == MODULE]
+    return Node(
+        name=node.name,
+        operator=node.op_type,
+        inputs=tuple(node.input),
+        outputs=tuple(node.output),
+        attributes=tuple(sorted(str(helper.printable_attribute(attribute)) for attribute in node.attribute)),
+        module=modules[0] if modules else "",
+    )
+
+
+def _dtypes(values: Sequence[onnx.ValueInfoProto]) -> dict[str, str]:
+    return {v.name: str(helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)) for v in values}
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _to_float64(tensor: onnx.TensorProto) -> None:
+    """In place, if it holds float32."""
+    if tensor.data_type == TensorProto.FLOAT:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
