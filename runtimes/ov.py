@@ -82,16 +82,17 @@ class OpenVino(Runtime):
             RuntimeUnavailable: the shapes do not fit each other, do not settle all others, or cannot be compiled for.
         """
         key = tuple(shapes[spec.name] for spec in self.inputs)
-        if key not in self._compiled:
+        found = self._compiled.pop(key, None)
+        if found is None:
             try:
                 model = self._model.clone()
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
                 if model.is_dynamic():
                     raise ValueError("it has shapes that depend on values, which would go unchecked; use onnxruntime")
-                self._compiled[key] = self._core.compile_model(model, "CPU", self._options)
+                found = self._core.compile_model(model, "CPU", self._options)
             except Exception as error:
                 raise RuntimeUnavailable(f"openvino: cannot compile the graph ({_last_line(error)})") from error
-        self._compiled[key] = found = self._compiled.pop(key)  # the last one used is the last one dropped
+        self._compiled[key] = found  # at the end: the last one used is the last one dropped
         for old in list(self._compiled)[:-FORMS_KEPT]:
             del self._compiled[old]
         return found
