@@ -46,7 +46,7 @@ def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mappi
         ArtefactError: the artefact is missing, broken, or carries other metadata.
     """
     if name not in RUNTIMES:
-        raise RuntimeUnavailable(f"runtime {name}: unknown; known here: {', '.join(RUNTIMES)}")
+        raise RuntimeUnavailable(f"runtime {name}: unknown; known here: {', '.join(sorted(RUNTIMES))}")
     if threads < 1:
         raise RuntimeUnavailable(f"threads: found {threads}, wanted at least 1")
     if not artefact.is_file():
