@@ -27,7 +27,7 @@ def test_fewer_threads_than_one_are_refused(tmp_path: Path) -> None:
     ("name", "library"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("pytorch", "torch")]
 )
 def test_a_library_that_is_missing_is_one_plain_error(name: str, library: str, tmp_path: Path) -> None:
-    """In an interpreter of its own: to hide a library that is loaded already does not go well."""
+    """In an interpreter of its own, where nothing has loaded the library before it is hidden."""
     artefact = tmp_path / "a.onnx"
     artefact.write_bytes(b"never read")
     code = (
