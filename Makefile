@@ -10,11 +10,8 @@ demo: $(VENV)/.base  ## enhance the shipped noisy sample and draw it before and 
 	@$(BIN)/edgese enhance edgese/samples/noisy.flac -o out/enhanced.flac --plot --force
 	@echo "listen: edgese/samples/noisy.flac, then out/enhanced.flac; look: out/enhanced.png"
 
-# Three processes: after all others, in one with PyTorch and OpenVINO, starting a process ends in SIGSEGV (cause not found).
 test: $(VENV)/.dev  ## all tests
-	$(BIN)/python -m pytest tests/calib tests/edgese tests/export
-	$(BIN)/python -m pytest tests/runtimes
-	$(BIN)/python -m pytest tests/test_*.py
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

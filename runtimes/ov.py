@@ -38,6 +38,11 @@ except ImportError as error:
 
 FORMS_KEPT = 8  # of sizes that a graph was compiled for
 
+# One, for as long as the process lives. Each Core has a CPU plugin of its own, which puts an alternate signal stack
+# under the thread that loads it and unmaps it when freed. Two freed in the order they were loaded, or one freed by
+# another thread, leave the thread an unmapped stack: the next signal that Python handles, Ctrl-C, ends it in SIGSEGV.
+_CORE = openvino.Core()
+
 
 class OpenVino(Runtime):
     """An ONNX file open in OpenVINO, compiled anew for each size of its dynamic axes, which takes tenths of a second.
@@ -59,9 +64,8 @@ class OpenVino(Runtime):
         for spec in (*self.inputs, *self.outputs):
             if spec.dtype == "float64":
                 raise ArtefactError(f"{artefact}: {spec.name} is float64, which openvino rounds; use onnxruntime")
-        self._core = openvino.Core()
         try:
-            self._model: Any = self._core.read_model(artefact)
+            self._model: Any = _CORE.read_model(artefact)
         except Exception as error:  # the library promises no kinds of error
             raise ArtefactError(
                 f"{artefact}: openvino cannot open it ({_last_line(error)}); export or fetch it again"
@@ -89,7 +93,7 @@ class OpenVino(Runtime):
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
                 if model.is_dynamic():
                     raise ValueError("it has shapes that depend on values, which would go unchecked; use onnxruntime")
-                found = self._core.compile_model(model, "CPU", self._options)
+                found = _CORE.compile_model(model, "CPU", self._options)
             except Exception as error:
                 raise RuntimeUnavailable(f"openvino: cannot compile the graph ({_last_line(error)})") from error
         self._compiled[key] = found  # at the end: the last one used is the last one dropped
@@ -107,7 +111,7 @@ class OpenVino(Runtime):
         return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
 
     def _free(self) -> None:
-        self._core = self._model = None
+        self._model = None
         self._compiled.clear()
 
 

@@ -110,6 +110,20 @@ def test_no_thread_leaves_the_cores_of_the_caller(tmp_path: Path) -> None:
     assert run_python(code, os.environ) == "True"
 
 
+def test_a_signal_after_two_were_closed_is_handled(tmp_path: Path) -> None:
+    """Closed in the order they were opened, two Cores leave an unmapped signal stack: SIGSEGV."""
+    write_sum(tmp_path / "sum.onnx")
+    code = (
+        "import os, signal; signal.signal(signal.SIGUSR1, lambda *_: print('heard'))\n"
+        "import numpy as np; from pathlib import Path; from runtimes.ov import OpenVino\n"
+        f"runtimes = [OpenVino(Path({str(tmp_path / 'sum.onnx')!r})) for _ in range(2)]\n"
+        f"for runtime in runtimes: runtime.stream({STATES!r}, streams=1)({{'x': np.ones((1, 4), np.float32)}})\n"
+        "for runtime in runtimes: runtime.close()\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    assert run_python(code, os.environ) == "heard"
+
+
 def test_the_import_sends_nothing_and_leaves_nothing_at_home(tmp_path: Path) -> None:
     code = (
         "import sys, runtimes.ov\n"
