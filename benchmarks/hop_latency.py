@@ -2,8 +2,8 @@
 
     python -m benchmarks.hop_latency [--model BUNDLE]
 
-Calls are timed by `edgese bench`'s own processes (edgese/probe.py): back to back, and paced in real time. `share` is
-the arithmetic of the network in the median time (the manifest's multiply-accumulates as the graph computes them,
+Calls are timed by `edgese bench`'s own processes (edgese/bench/probe.py): back to back, and paced in real time. `share`
+is the arithmetic of the network in the median time (the manifest's multiply-accumulates as the graph computes them,
 padding of narrow bands included), against the SGEMM peak of the same core in the same run (sgemm.py).
 """
 

@@ -9,9 +9,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-import edgese
-
-SAMPLE = Path(edgese.__file__).parent / "samples" / "noisy.flac"
+from edgese.enhance import SAMPLE
 
 
 def sample(rate_hz: int = 16_000) -> NDArray[np.float32]:

@@ -1,5 +1,13 @@
-"""Batches of named arrays, stored with digest and provenance; see batches.py. Knows nothing of speech."""
+"""Batches of named arrays (batches.py), ranges of a graph's tensors over them (ranges.py), and 8-bit products made with
+those ranges (quantize.py). Knows nothing of speech.
+
+Importing this package or batches.py needs NumPy only.
+"""
 
 
 class CalibrationError(Exception):
-    """Base of this folder's errors: batches that are missing, empty, damaged, or not those that were asked for."""
+    """Base of this folder's errors.
+
+    Batches that are missing, empty, damaged, or not those that were asked for; graphs, tensors or nodes that cannot be
+    calibrated; graphs that are not quantized as they should be.
+    """

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
+import secrets
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -119,11 +118,11 @@ def _check_batches(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]]) ->
 
 
 def _write_whole(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:  # of the mode that the user wants for files, which mkstemp's is not
             np.savez(stream, **dict(arrays))  # type: ignore[arg-type]  # the stub takes allow_pickle for an array
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib.batches import write_batches
+from calib.batches import Batches, write_batches
 from edgese import __version__
 from edgese.audio import Samples, read_wave
 from edgese.checkpoint import load_enhancer, save_weights
@@ -23,12 +23,14 @@ from edgese.config import to_dict
 from edgese.enhance import SAMPLE as SAMPLE
 from edgese.errors import ConfigError, VerificationError
 from edgese.exported import exported_form, with_variant
+from edgese.graphs import graph_of, write_graph
 from edgese.model.cost import macs_per_frame, parameters
-from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.model.waveform import WaveformEnhancer
 from edgese.opening import graph_metadata
+from edgese.plan import Plan
+from edgese.precision import Precision
 from edgese.verify import LIMITS, VERIFICATION_HOPS, Result, long_sound, pytorch_truth, verify_graph
-from export.bundle import WEIGHTS, Bundle, Graph, TensorSpec, seal_bundle, stage_bundle
-from export.graph import write_onnx
+from export.bundle import WEIGHTS, Bundle, seal_bundle, stage_bundle
 from export.weights import share_weights
 
 DEFAULT_BLOCKS = (1, 4, 8, 16)
@@ -55,6 +57,8 @@ def export_bundle(
     sound: Path = SAMPLE,
     model_card: Path | None = None,
     pcs: bool = False,
+    plans: Mapping[Precision, Plan] | None = None,
+    calibration: Batches | None = None,
     replace: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Export:
@@ -65,6 +69,8 @@ def export_bundle(
         blocks: hops that a call of each graph takes.
         sound: speech to verify with.
         pcs: add a second graph for each block, with perceptual contrast stretching (edgese.model.pcs).
+        plans: add graphs in these precisions (`edgese.quantize.make_plans`) to those in float32.
+        calibration: the batches that plans with INT8 come from; their provenance travels with the bundle.
         on_progress: told what is being done.
 
     Raises:
@@ -82,6 +88,8 @@ def export_bundle(
             f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
         )
     enhancer = load_enhancer(weights)
+    plans = {Precision.FP32: Plan(), **(plans or {})}
+    _require_calibration(plans, calibration)
     variants = {variant: with_variant(enhancer, variant) for variant in ("", *(("pcs",) if pcs else ()))}
     wave = long_sound([read_wave(sound, enhancer.audio.sample_rate_hz)], VERIFICATION_HOPS * enhancer.audio.hop)
     if model_card and not model_card.is_file():
@@ -91,11 +99,14 @@ def export_bundle(
         save_weights(staging / WEIGHTS, enhancer, enhancer.state_dict())
         digest = hashlib.sha256((staging / WEIGHTS).read_bytes()).hexdigest()
         graphs = []
-        for variant in variants:
-            for block in blocks:
-                tell(f"{_graph_file(block, variant)}: to ONNX")
-                graphs.append(_write_graph(variants[variant], staging, name, digest, block, variant))
-        share_weights([staging / graph.file for graph in graphs], staging / "weights.fp32.bin")
+        for precision, plan in plans.items():
+            kinds = [graph_of(enhancer, block, precision.value, variant) for variant in variants for block in blocks]
+            for graph in kinds:
+                tell(f"{graph.file}: to ONNX")
+                metadata = graph_metadata(name, digest, graph, plan.calibration)
+                write_graph(variants[graph.variant], graph, staging / graph.file, plan, metadata)
+            share_weights([staging / graph.file for graph in kinds], staging / f"weights.{precision.value}.bin")
+            graphs += kinds
         truths = {variant: pytorch_truth(variants[variant], wave, multiple) for variant in variants}
         results = []
         for graph in graphs:
@@ -104,13 +115,14 @@ def export_bundle(
         reference = _write_reference(variants, staging, sound.name, truths[""].wave)
         if model_card:
             shutil.copyfile(model_card, staging / "MODEL_CARD.md")
-        passed = len(results) == len(variants) * len(blocks) and all(result.passed for result in results)
+        passed = len(results) == len(plans) * len(variants) * len(blocks) and all(result.passed for result in results)
         manifest = {
             "name": name,
             **network_facts(enhancer),
             "graphs": graphs,
             "tools": tool_versions(),
-            "calibration": None,
+            "calibration": calibration and {"digest": calibration.digest, "provenance": calibration.provenance},
+            "precisions": {precision.value: plan.entry() for precision, plan in plans.items()},
             "verification": {
                 "passed": passed,
                 "limits": {precision: dataclasses.asdict(limits) for precision, limits in LIMITS.items()},
@@ -122,6 +134,15 @@ def export_bundle(
         seal_bundle(staging, manifest)
     landed = path if passed else path.with_name(f"{path.name}.unverified")
     return Export(landed, Bundle.open(path) if passed else None, tuple(results))
+
+
+def _require_calibration(plans: Mapping[Precision, Plan], calibration: Batches | None) -> None:
+    """Ranges are those of the batches that the bundle names."""
+    wanted = None if calibration is None else calibration.digest
+    for precision, plan in plans.items():
+        if precision.quantized and (not plan.ranges or plan.calibration != wanted):
+            found = f"the ranges of {len(plan.ranges)} products, from the batches {plan.calibration}"
+            raise ConfigError(f"{precision.value}: found {found}, wanted some from {wanted}; quantize it again")
 
 
 def network_facts(enhancer: WaveformEnhancer) -> dict[str, Any]:
@@ -150,47 +171,6 @@ def require_passed(export: Export) -> Bundle:
         )
         raise VerificationError(f"{export.path}: kept aside, it does not agree with PyTorch. {reasons}")
     return export.bundle
-
-
-def _write_graph(enhancer: WaveformEnhancer, folder: Path, name: str, digest: str, block: int, variant: str) -> Graph:
-    graph = _graph(enhancer, block, variant)
-    inputs = {"wave": torch.zeros(1, block * enhancer.audio.hop), **enhancer.initial_state()}
-    with exported_form(enhancer):
-        write_onnx(
-            StreamStep(enhancer).eval(),
-            inputs,
-            [spec.name for spec in graph.outputs],
-            folder / graph.file,
-            dynamic_axes={tensor: {0: "streams"} for tensor in inputs},
-            metadata=graph_metadata(name, digest, graph),
-        )
-    return graph
-
-
-def _graph(enhancer: WaveformEnhancer, block: int, variant: str) -> Graph:
-    """What a graph of this block takes and gives; the file is yet to be written."""
-    states = enhancer.initial_state()
-    successors = {state: f"{state}_next" for state in states}
-    shapes = {
-        "wave": ("streams", block * enhancer.audio.hop),
-        **{name: ("streams", *state.shape[1:]) for name, state in states.items()},
-    }
-    return Graph(
-        file=_graph_file(block, variant),
-        precision="fp32",
-        block=block,
-        inputs=tuple(TensorSpec(tensor, shape, "float32") for tensor, shape in shapes.items()),
-        outputs=(
-            TensorSpec("enhanced", shapes["wave"], "float32"),
-            *(TensorSpec(successors[state], shapes[state], "float32") for state in states),
-        ),
-        states=successors,
-        variant=variant,
-    )
-
-
-def _graph_file(block: int, variant: str) -> str:
-    return f"block{block}.fp32.{variant}.onnx" if variant else f"block{block}.fp32.onnx"
 
 
 def tool_versions() -> dict[str, str]:

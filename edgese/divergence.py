@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgese.compare import TensorError, tensor_error
 from edgese.errors import CheckpointError, VerificationError
-from edgese.lockstep import ROUNDING, Arrays, Pair, Survey, Wave, apart, calls, largest, survey
+from edgese.lockstep import Arrays, Pair, Survey, Wave, apart, calls, largest, survey
 from export.bundle import Bundle, ExportError, Graph
 from export.inspection import Anatomy, Node, first_difference, node_difference
 from runtimes.base import RuntimeUnavailable
@@ -84,8 +84,6 @@ def first_divergence(
         raise VerificationError(
             f"{label}: PyTorch runs no file of the bundle and shows no inner tensors; search in another runtime"
         )
-    if graph.precision not in ROUNDING:
-        raise VerificationError(f"{label}: found precision {graph.precision}, wanted one of {', '.join(ROUNDING)}")
     try:
         with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
             tell(f"{label}: exported anew")
@@ -215,8 +213,8 @@ def _faults(pair: Pair, tensor: str) -> list[str]:
 def _changed_weights(pair: Pair, tensor: str) -> list[str]:
     ours, theirs = (anatomy.makers.get(tensor) for anatomy in (pair.wanted, pair.found))
     changed = []
-    inputs = zip(ours.inputs, theirs.inputs, strict=False) if ours and theirs else ()  # of unequal number: structure
-    for name, other in inputs:
+    held = (_held(pair.wanted, ours), _held(pair.found, theirs)) if ours and theirs else ((), ())
+    for name, other in zip(*held, strict=False):  # of unequal number: structure
         if name not in pair.wanted.weights or other not in pair.found.weights:
             continue
         wanted, found = pair.wanted.weights[name], pair.found.weights[other]
@@ -229,6 +227,16 @@ def _changed_weights(pair: Pair, tensor: str) -> list[str]:
                 f"{_told(tensor_error(other, wanted, found))}"
             )
     return changed
+
+
+def _held(anatomy: Anatomy, node: Node) -> list[str]:
+    """What a node reads; instead of a weight that is dequantized, what that is made of."""
+    held: list[str] = []
+    for tensor in node.inputs:
+        maker = anatomy.makers.get(tensor)
+        constant = maker is not None and all(name in anatomy.weights for name in maker.inputs if name)
+        held += maker.inputs if maker is not None and constant else [tensor]
+    return held
 
 
 # What is said

@@ -46,6 +46,7 @@ from edgese.jobs import Job as Job
 from edgese.jobs import plan as plan
 from edgese.opening import open_graph
 from edgese.partial import PartialFile
+from edgese.precision import Precision
 from export.bundle import Bundle, ExportError
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Denoiser:
     Args:
         runtime: a name that `runtimes.registry` knows.
         block: frames that one call takes; None: the largest graph of the bundle.
+        precision: of the graph.
         pcs: take the graphs with perceptual contrast stretching (edgese.model.pcs).
 
     Raises:
@@ -128,7 +130,13 @@ class Denoiser:
     """
 
     def __init__(
-        self, bundle: Bundle, *, runtime: str = "onnxruntime", block: int | None = None, pcs: bool = False
+        self,
+        bundle: Bundle,
+        *,
+        runtime: str = "onnxruntime",
+        block: int | None = None,
+        precision: Precision = Precision.FP32,
+        pcs: bool = False,
     ) -> None:
         try:
             audio = {key: bundle.manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
@@ -136,13 +144,16 @@ class Denoiser:
             raise ExportError(f"{bundle.path}: the manifest's audio lacks {error}; export the bundle again") from error
         self.config = from_dict(AudioConfig, audio, "audio.")
         variant = "pcs" if pcs else ""
-        fp32 = [graph.block for graph in bundle.graphs if (graph.precision, graph.variant) == ("fp32", variant)]
-        if pcs and not fp32:
+        same = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, variant)]
+        if not same and (pcs or precision != Precision.FP32):
+            wanted = f"{precision.value} with PCS" if pcs else precision.value
+            options = "".join([f" --precision {precision.value}" * (precision != Precision.FP32), " --pcs" * pcs])
             raise ExportError(
-                f"{bundle.path}: found no graphs with PCS, wanted some; make a bundle that has them "
-                "(edgese export --pcs) and name it (--model)"
+                f"{bundle.path}: found no graphs in {wanted}, wanted some; make a bundle that has them "
+                f"(edgese export{options}) and name it (--model)"
             )
-        graph = bundle.graph(block=block if block is not None else max(fp32, default=0), variant=variant)
+        largest = max((graph.block for graph in same), default=0)
+        graph = bundle.graph(block=largest if block is None else block, precision=precision.value, variant=variant)
         self.block_samples = graph.block * self.config.hop
         self._states = dict(graph.states)
         self._open = contextlib.ExitStack()
@@ -345,7 +356,9 @@ def denoiser_factory(bundle_path: Path, options: EnhanceOptions) -> Callable[[],
         raise VerificationError(
             f"{bundle_path}: this bundle did not pass its verification, its sound cannot be trusted: export it again"
         )
-    return lambda: Denoiser(bundle, runtime=options.runtime, block=options.block, pcs=options.pcs)
+    return lambda: Denoiser(
+        bundle, runtime=options.runtime, block=options.block, precision=options.precision, pcs=options.pcs
+    )
 
 
 @contextlib.contextmanager

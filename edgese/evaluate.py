@@ -28,6 +28,7 @@ from edgese.audio import READABLE, read_wave
 from edgese.enhance import EnhanceOptions, denoise, denoiser_factory
 from edgese.errors import AudioError, EdgeseError
 from edgese.partial import PartialFile, shown
+from edgese.precision import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +108,15 @@ def evaluate(
     system: Path,
     *,
     runtime: str = "onnxruntime",
+    precision: Precision = Precision.FP32,
     pcs: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """One system's scores, as `evaluate_all` gives them."""
-    (result,) = evaluate_all(data, [system], runtime=runtime, pcs=pcs, jobs=jobs, on_progress=on_progress)
+    (result,) = evaluate_all(
+        data, [system], runtime=runtime, precision=precision, pcs=pcs, jobs=jobs, on_progress=on_progress
+    )
     return result
 
 
@@ -121,6 +125,7 @@ def evaluate_all(
     systems: Sequence[Path],
     *,
     runtime: str = "onnxruntime",
+    precision: Precision = Precision.FP32,
     pcs: bool = False,
     jobs: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -130,7 +135,8 @@ def evaluate_all(
     Args:
         systems: bundles, or folders of files that some system has enhanced already, named like the pairs.
         runtime: what runs the bundles.
-        pcs: run the bundles' graphs with perceptual contrast stretching; their systems' names say so.
+        precision: of the bundles' graphs.
+        pcs: run the bundles' graphs with perceptual contrast stretching; their systems' names say both.
         jobs: processes; None: one for each core.
         on_progress: told of the files done and of those in all.
 
@@ -146,7 +152,7 @@ def evaluate_all(
     for at, system in enumerate(systems):
         if system in systems[:at]:
             raise AudioError(f"{system}: named twice, wanted each system once")
-    options = EnhanceOptions(runtime=runtime, pcs=pcs)
+    options = EnhanceOptions(runtime=runtime, precision=precision, pcs=pcs)
     pairs = pair_files(data)
     names = sorted(pairs)
     sources = [_sources(system, names, options, data) for system in systems]
@@ -158,7 +164,7 @@ def evaluate_all(
         if on_progress:
             on_progress(len(outcomes), len(tasks))
     results = [
-        _evaluation(_label(system, pcs), names, dict(zip(wanted, column, strict=True)))
+        _evaluation(_label(system, options), names, dict(zip(wanted, column, strict=True)))
         for system, column in zip(systems, zip(*outcomes, strict=True), strict=True)
     ]
     if not any(result.pairs for result in results):
@@ -264,8 +270,11 @@ def _killed(task: _Task) -> tuple[_Outcome, ...]:
     return tuple(None if source is None else reason for source in task.sources)
 
 
-def _label(system: Path, pcs: bool) -> str:
-    return f"{system} with PCS" if pcs and _is_bundle(system) else str(system)
+def _label(system: Path, options: EnhanceOptions) -> str:
+    if not _is_bundle(system):
+        return str(system)
+    precision = "" if options.precision == Precision.FP32 else f" in {options.precision.value}"
+    return f"{system}{precision}{' with PCS' if options.pcs else ''}"
 
 
 def _evaluation(system: str, names: Sequence[str], outcomes: Mapping[str, _Outcome]) -> Evaluation:

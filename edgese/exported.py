@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edgese.checkpoint import load_enhancer
+from edgese.model.product import use_half
 from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.plan import plan_of
+from edgese.precision import Precision
 from export.bundle import WEIGHTS, Bundle, ExportError, Graph, TensorSpec
 from runtimes.base import TensorSpec as RuntimeSpec
 from runtimes.pytorch import write_program as save_program
 
 
 @contextlib.contextmanager
-def exported_form(enhancer: WaveformEnhancer) -> Iterator[None]:
-    """The network as a graph sees it: unrolled scan, DFT as a product."""
+def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Iterator[None]:
+    """The network as a graph sees it: unrolled scan, DFT as a product, the products `half` in half precision."""
     enhancer.network.use_scan("unrolled")
     enhancer.transform.form = "matmul"
+    use_half(enhancer.network, half)
     try:
         yield
     finally:
+        use_half(enhancer.network, ())
         enhancer.network.use_scan("chunked")
         enhancer.transform.form = "fft"
 
@@ -32,14 +37,15 @@ def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[st
         ExportError: a precision that only the graph has.
         CheckpointError: the bundle's weights are missing or broken.
     """
-    if graph.precision != "fp32":
-        raise ExportError(f"{graph.file}: PyTorch runs fp32 only, this is {graph.precision}; choose another runtime")
+    if Precision(graph.precision).quantized:
+        found = f"found {graph.precision}, which PyTorch does not run"
+        raise ExportError(f"{graph.file}: {found}; choose another runtime, or graphs in fp32 or fp16")
     enhancer = bundle_enhancer(bundle, graph.variant)
 
     def specs(tensors: Sequence[TensorSpec]) -> list[RuntimeSpec]:
         return [RuntimeSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors]
 
-    with exported_form(enhancer):
+    with exported_form(enhancer, plan_of(bundle, graph.precision).half):
         save_program(StreamStep(enhancer).eval(), specs(graph.inputs), specs(graph.outputs), path, metadata)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgese.audio import CONTAINERS, FORMATS, READABLE, SUBTYPES
 from edgese.errors import AudioError, ConfigError
 from edgese.partial import shown
+from edgese.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class EnhanceOptions:
     runtime: str = "onnxruntime"
     block: int | None = None  # frames a call; None: the largest graph of the bundle
     jobs: int | None = None  # files at a time; None: one for each core
+    precision: Precision = Precision.FP32  # of the graphs
     pcs: bool = False  # the graphs with perceptual contrast stretching
     plot: bool = False  # before/after spectrograms beside the output
 

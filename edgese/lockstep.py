@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edgese.errors import VerificationError
-from edgese.exported import bundle_enhancer, exported_form
-from edgese.model.waveform import StreamStep, WaveformEnhancer
-from edgese.opening import graph_metadata
+from edgese.exported import bundle_enhancer
+from edgese.graphs import graph_of, write_graph
+from edgese.opening import wanted_metadata
+from edgese.plan import plan_of
 from edgese.verify import pytorch_truth, verify_graph
-from export.bundle import WEIGHTS, Bundle, Graph, TensorSpec
-from export.graph import write_onnx
+from export.bundle import Bundle, Graph
 from export.inspection import Anatomy, n_nodes_alike, read_anatomy, write_exposed, write_float64
 from runtimes.registry import open_runtime
 
@@ -37,7 +36,7 @@ SEARCH_HOPS = 320  # 2.56 s, the loudest of the sound
 USUAL = "onnxruntime"
 ALIKE = 0.8  # of the nodes must be as exported anew, or the same name may mean another tensor
 TINY = float(np.finfo(np.float32).tiny)  # what is smaller may become zero
-ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11}  # of one value
+ROUNDING = 2.0**-24  # of one value in float32
 
 # How many times its rounding a tensor may be off. Measured on the shipped network, 320 hops, blocks of 1 and 16 hops.
 GRAPH_MARGIN = 16.0  # the suspect from the fresh graph: sums in another order, norms taken apart gave up to 3.7
@@ -79,15 +78,15 @@ class Pair:
             raise VerificationError(
                 f"{label}: the manifest lists the states {', '.join(graph.states)}, wanted {', '.join(states)}"
             )
-        metadata = graph_metadata(bundle.manifest["name"], bundle.manifest["files"].get(WEIGHTS), graph)
+        metadata = wanted_metadata(bundle, graph)
         truth = pytorch_truth(enhancer, _loudest(wave, SEARCH_HOPS * enhancer.audio.hop), graph.block)
         if not truth.enhanced.any():
             raise VerificationError(f"{label}: cannot be searched: found silence, wanted sound")
-        outputs = ("enhanced", *states.values())
-        fresh = folder / "fresh.onnx"
-        _export(enhancer, fresh, outputs, samples, metadata)
-        specs = tuple(TensorSpec(name, (), "float32") for name in outputs)
-        as_exported = dataclasses.replace(graph, file=fresh.name, precision="fp32", states=states, outputs=specs)
+        as_exported = dataclasses.replace(
+            graph_of(enhancer, graph.block, graph.precision, graph.variant), file="fresh.onnx"
+        )
+        fresh = folder / as_exported.file
+        write_graph(enhancer, as_exported, fresh, plan_of(bundle, graph.precision), metadata)
         result = verify_graph(folder, as_exported, truth, runtime=USUAL)
         if not result.passed:
             raise VerificationError(
@@ -148,10 +147,9 @@ def survey(pair: Pair, marked: Collection[str], *, carried: bool) -> Survey:
         for name in fresh.keys() & suspect.keys():
             of_graph.setdefault(name, []).append(apart(fresh[name], suspect[name]))
             of_runtime.setdefault(name, []).append(apart(exact[name], fresh[name]))
-            own = max(apart(exact[name], usual[name]), ROUNDING["fp32"] * largest(exact[name]), TINY)
+            own = max(apart(exact[name], usual[name]), ROUNDING * largest(exact[name]), TINY)
             rounding[name] = max(rounding.get(name, 0.0), own)
-    coarser = ROUNDING[pair.graph.precision] / ROUNDING["fp32"]
-    graph_limits = {name: GRAPH_MARGIN * coarser * max(own, *of_runtime[name]) for name, own in rounding.items()}
+    graph_limits = {name: GRAPH_MARGIN * max(own, *of_runtime[name]) for name, own in rounding.items()}
     in_order = (*pair.wanted.inputs, *(tensor for node in pair.wanted.nodes for tensor in node.outputs))
     names = [name for name in in_order if name in rounding]
     return Survey(
@@ -214,20 +212,3 @@ def _loudest(wave: Wave, n_samples: int) -> Wave:
     """The part of so many samples that holds most energy, of parts that begin at multiples of their length."""
     parts = [wave[start : start + n_samples] for start in range(0, max(len(wave), 1), n_samples)]
     return max(parts, key=lambda part: float(np.square(part, dtype=np.float64).sum()))
-
-
-def _export(
-    enhancer: WaveformEnhancer, path: Path, outputs: Collection[str], samples: int, metadata: Mapping[str, str]
-) -> None:
-    """As artefact.py exports, with a note on each node of the module that it came from."""
-    inputs = {"wave": torch.zeros(1, samples), **enhancer.initial_state()}
-    with exported_form(enhancer):
-        write_onnx(
-            StreamStep(enhancer).eval(),
-            inputs,
-            tuple(outputs),
-            path,
-            dynamic_axes={name: {0: "streams"} for name in inputs},
-            metadata=metadata,
-            note_modules=True,
-        )

@@ -21,7 +21,7 @@ def open_graph(bundle: Bundle, graph: Graph, runtime: str = "onnxruntime", *, th
         ArtefactError: the graph is not the one that the manifest names.
         EdgeseError: the weights that PyTorch would run are missing or broken.
     """
-    wanted = graph_metadata(bundle.manifest["name"], bundle.manifest["files"].get(WEIGHTS), graph)
+    wanted = wanted_metadata(bundle, graph)
     if runtime != "pytorch":
         with open_runtime(runtime, bundle.path / graph.file, threads=threads, metadata=wanted) as opened:
             yield opened
@@ -35,12 +35,21 @@ def open_graph(bundle: Bundle, graph: Graph, runtime: str = "onnxruntime", *, th
             yield opened
 
 
-def graph_metadata(name: str, weights: str | None, graph: Graph) -> dict[str, str]:
+def wanted_metadata(bundle: Bundle, graph: Graph) -> dict[str, str]:
+    """What a graph of this bundle carries, by the manifest."""
+    plan = bundle.manifest.get("precisions", {}).get(graph.precision, {})
+    return graph_metadata(
+        bundle.manifest["name"], bundle.manifest["files"].get(WEIGHTS), graph, plan.get("calibration")
+    )
+
+
+def graph_metadata(name: str, weights: str | None, graph: Graph, calibration: str | None) -> dict[str, str]:
     """What a graph carries so that no other is taken for it.
 
     Args:
         name: the bundle's.
         weights: SHA-256 of the weights file; None where a bundle holds none.
+        calibration: digest of the batches that it was quantized with; None where it was not.
     """
     return {
         "edgese.bundle": name,
@@ -48,4 +57,5 @@ def graph_metadata(name: str, weights: str | None, graph: Graph) -> dict[str, st
         "edgese.block": str(graph.block),
         **({"edgese.weights": weights} if weights else {}),
         **({"edgese.variant": graph.variant} if graph.variant else {}),
+        **({"edgese.calibration": calibration} if calibration else {}),
     }

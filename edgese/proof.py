@@ -17,7 +17,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,16 +26,18 @@ from numpy.typing import NDArray
 from calib.batches import read_batches
 from edgese import trials
 from edgese.artefact import tool_versions
-from edgese.audio import read_wave
 from edgese.compare import TensorError, WaveError, tensor_error, wave_error
-from edgese.enhance import SAMPLE
 from edgese.errors import EdgeseError, VerificationError
-from edgese.evaluate import pair_files
-from edgese.exported import bundle_enhancer
+from edgese.exported import bundle_enhancer, exported_form
 from edgese.machine import describe
 from edgese.metrics import packages, pesq_wb, snr_db, stoi
 from edgese.model.waveform import WaveformEnhancer
 from edgese.opening import open_graph
+from edgese.plan import plan_of
+from edgese.rounding import rounded_as_planned
+from edgese.streaming import aligned, run
+from edgese.testset import Recording as Recording
+from edgese.testset import recordings as recordings
 from edgese.trials import Check as Check
 from edgese.verify import (
     LIMITS,
@@ -48,24 +49,15 @@ from edgese.verify import (
     long_sound,
     pytorch_truth,
 )
-from export.bundle import MANIFEST, Bundle, Graph
-from runtimes.base import ArtefactError, Runtime, RuntimeUnavailable
+from export.bundle import MANIFEST, Bundle, ExportError, Graph
+from runtimes.base import Runtime, RuntimeUnavailable
+from runtimes.registry import load_runtime
 
 Wave = NDArray[np.float32]
 
 MINUTES = 10.0  # DESIGN, section 6
 TENTHS = 10
-N_FILES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """One clean/noisy pair at the network's rate."""
-
-    name: str
-    clean: Wave
-    noisy: Wave
-    sha256: str  # of the noisy file
+HALF_BLOCK = 8  # hops at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,29 +147,11 @@ class Verification:
         return entry
 
 
-def recordings(data: Path | None, n_files: int = N_FILES, rate_hz: int = 16_000) -> list[Recording]:
-    """Pairs to verify with: the shipped sample, or so many of `data`/clean and `data`/noisy, evenly spread by name.
-
-    Raises:
-        AudioError: no pairs there, or files that cannot be read.
-        VerificationError: clean and noisy differ in length.
-    """
-    pairs = {SAMPLE.stem: (SAMPLE.with_name("clean.flac"), SAMPLE)} if data is None else pair_files(data)
-    names = sorted(pairs)
-    chosen = [names[at * len(names) // n_files] for at in range(n_files)] if len(names) > n_files else names
-    found = []
-    for name in chosen:
-        clean, noisy = (read_wave(path, rate_hz) for path in pairs[name])
-        if len(clean) != len(noisy):
-            raise VerificationError(f"{name}: found {len(noisy)} noisy and {len(clean)} clean samples, wanted as many")
-        found.append(Recording(name, clean, noisy, hashlib.sha256(pairs[name][1].read_bytes()).hexdigest()))
-    return found
-
-
 def prove(
     bundle: Bundle,
     *,
     runtimes: Sequence[str] = ("onnxruntime",),
+    precisions: Sequence[str] = (),
     recordings: Sequence[Recording],
     minutes: float = MINUTES,
     on_progress: Callable[[int, int, str], None] | None = None,
@@ -185,25 +159,33 @@ def prove(
     """Every graph of the bundle in every runtime.
 
     Args:
+        precisions: only graphs in these; none: all.
         minutes: length of the long stream; never less than 3,000 hops.
         on_progress: told of the steps done, of those in all, and of what is done next.
 
     Raises:
         CheckpointError: the bundle's weights are missing or broken.
-        EdgeseError: a metric's package is missing, or a recording cannot be scored.
+        EdgeseError: a metric's package is missing, a recording cannot be scored, or the bundle has no such graph.
         RuntimeUnavailable: a runtime that was asked for is unknown or not installed.
     """
     if not recordings or not runtimes:
         raise VerificationError("found no recordings or no runtimes, wanted at least one of each")
     packages()
     for runtime in runtimes:
-        _require_runtime(bundle, runtime)
-    tell = _Steps(on_progress, len(bundle.graphs) * len(runtimes), {graph.variant for graph in bundle.graphs})
+        load_runtime(runtime)
+    offered = dict.fromkeys(graph.precision for graph in bundle.graphs)
+    lacking = [precision for precision in precisions if precision not in offered]
+    if lacking:
+        raise VerificationError(
+            f"{bundle.path}: no graph in {', '.join(lacking)}; this bundle has {', '.join(offered)}"
+        )
+    tried = [graph for graph in bundle.graphs if graph.precision in (precisions or offered)]
+    tell = _Steps(on_progress, len(tried) * len(runtimes), {graph.variant for graph in tried})
     proofs: list[Proof] = []
     together: list[Check] = []
     pytorch: dict[str, Wave] = {}
-    for variant in dict.fromkeys(graph.variant for graph in bundle.graphs):
-        graphs = [graph for graph in bundle.graphs if graph.variant == variant]
+    for variant in dict.fromkeys(graph.variant for graph in tried):
+        graphs = [graph for graph in tried if graph.variant == variant]
         tell(f"PyTorch{f' with {variant}' if variant else ''}, float32 and float64")
         reference = _Reference.of(bundle_enhancer(bundle, variant), graphs, recordings, minutes)
         pytorch[variant] = reference.enhanced[0]
@@ -212,16 +194,12 @@ def prove(
                 tell(f"{graph.file} in {runtime}")
                 proofs.append(_prove_graph(bundle, graph, runtime, reference, recordings))
             together += _together(bundle, graphs, runtime, reference.truth)
+        for precision in dict.fromkeys(graph.precision for graph in graphs if graph.precision in LIMITS):
+            together += _half_in_pytorch(bundle, precision, variant, reference)
     return Verification(
         *(bundle, minutes, tuple(together), tuple(proofs), tuple(recordings), pytorch),
         provenance=_provenance(bundle, recordings),
     )
-
-
-def _require_runtime(bundle: Bundle, runtime: str) -> None:
-    """What is not installed is said once, at the start; a graph that cannot be opened is a finding of its proof."""
-    with contextlib.suppress(ArtefactError), open_graph(bundle, bundle.graphs[0], runtime):
-        pass
 
 
 class _Steps:
@@ -302,6 +280,7 @@ def _prove_graph(
                     trials.causality(opened, graph, wave),
                     trials.delay(opened, graph, recordings[0].noisy, bundle.manifest["latency"]["overlap_samples"]),
                     trials.extremes(opened, graph),
+                    rounded_as_planned(bundle, graph, reference.enhancer),
                     trials.reference_vectors(opened, graph, *_reference_vectors(bundle, graph.variant), limits),
                 ]
     except RuntimeUnavailable as error:
@@ -325,6 +304,31 @@ def _together(bundle: Bundle, graphs: Sequence[Graph], runtime: str, truth: Trut
     return checks
 
 
+def _half_in_pytorch(bundle: Bundle, precision: str, variant: str, reference: _Reference) -> list[Check]:
+    """The products that a precision takes in half, so taken by PyTorch over 3,000 hops: operands and results rounded.
+
+    ONNX Runtime and OpenVINO compute float16 in float32 on most CPUs: there, only the weights are rounded, and what is
+    too large for float16 is not found.
+    """
+    name = " ".join(filter(None, ("half precision of", precision, variant, "in PyTorch")))
+    try:
+        half = plan_of(bundle, precision).half
+    except ExportError as error:
+        return [Check(name, False, str(error), "a plan")]
+    if not half:
+        return []
+    enhancer, limits = reference.enhancer, LIMITS[precision]
+    wave, wanted = reference.exact.wave, reference.truth.enhanced[: len(reference.exact.wave)]
+    states, pieces = enhancer.initial_state(), []
+    with torch.no_grad(), exported_form(enhancer, half):
+        for piece in torch.from_numpy(wave)[None].split(HALF_BLOCK * enhancer.audio.hop, dim=1):
+            enhanced, states = enhancer(piece, states)
+            pieces.append(enhanced[0])
+    ratio_db = snr_db(wanted, torch.cat(pieces).numpy())
+    found = f"SNR {ratio_db:.1f} dB over {len(wave) // enhancer.audio.hop:,} hops"
+    return [Check(name, ratio_db >= limits.snr_db, found, f"SNR >= {limits.snr_db:.0f} dB")]
+
+
 def _reference_vectors(bundle: Bundle, variant: str) -> tuple[Wave, Wave]:
     """Input and output that the bundle keeps for devices."""
     reference = bundle.manifest["reference"]
@@ -336,9 +340,9 @@ def _stream_long(opened: Runtime, graph: Graph, reference: _Reference, limits: L
     truth, exact, audio = reference.truth, reference.exact, reference.enhancer.audio
     stream = opened.stream(graph.states, streams=1)
     took: list[float] = []
-    first = trials.run(stream, graph, exact.wave, took)
+    first = run(stream, graph, exact.wave, took)
     states_float64 = stream.states
-    enhanced = np.concatenate([first, trials.run(stream, graph, truth.wave[len(exact.wave) :], took)])
+    enhanced = np.concatenate([first, run(stream, graph, truth.wave[len(exact.wave) :], took)])
     states = stream.states
     result = judge(graph, opened.name, truth, enhanced, states)
     tenths_db = [
@@ -392,7 +396,7 @@ def _tensor_errors(truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[An
 def _listen(
     opened: Runtime, graph: Graph, reference: _Reference, recordings: Sequence[Recording]
 ) -> tuple[tuple[Listener, ...], Wave]:
-    waves = [trials.aligned(opened, graph, r.noisy, reference.enhancer.audio.overlap) for r in recordings]
+    waves = [aligned(opened, graph, r.noisy, reference.enhancer.audio.overlap) for r in recordings]
     heard = []
     for recording, wave, (quality, clearness) in zip(recordings, waves, reference.scores, strict=True):
         try:

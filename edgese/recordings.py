@@ -38,7 +38,7 @@ class Recordings:
             AudioError: recordings that cannot be read, or hold no sound; all of them in one message.
             TrainingError: the cache cannot be written.
         """
-        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = hashlib.sha256(json.dumps([sample_rate_hz, stats]).encode()).hexdigest()[:24]
         self.files = list(files)
         self._samples_path, index_path = cache / f"{key}.i16", cache / f"{key}.json"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 
 from edgese.compare import wave_error
 from edgese.metrics import snr_db
+from edgese.streaming import run, samples
 from edgese.verify import Limits, Truth
 from export.bundle import Graph
-from runtimes.base import Runtime, Stream
+from runtimes.base import Runtime
 
 Wave = NDArray[np.float32]
 
@@ -188,33 +188,6 @@ def taking_over(opened: Sequence[tuple[Graph, Runtime]], truth: Truth, limits: L
         f"over {len(pieces)} calls of {', '.join(map(str, sorted(blocks)))} hops, states handed on: as one stream, "
         f"SNR >= {limits.snr_db:.0f} dB, samples within {bound(limits.max_abs)}",
     )
-
-
-def samples(graph: Graph, n_hops: int) -> int:
-    """So many hops, or one, in samples; more than one: the whole blocks that hold them."""
-    size = next(spec for spec in graph.inputs if spec.name == "wave").shape[1]
-    assert isinstance(size, int), "the wave's length is static"
-    return size // graph.block if n_hops == 1 else -(-n_hops // graph.block) * size
-
-
-def run(stream: Stream, graph: Graph, wave: Wave, took: list[float] | None = None) -> Wave:
-    """The samples that a stream gives for whole blocks of sound; `took` gathers the seconds of each call."""
-    size = samples(graph, graph.block)
-    pieces = [wave[:0]]
-    for start in range(0, len(wave), size):
-        feeds = {"wave": np.ascontiguousarray(wave[None, start : start + size])}
-        started = time.perf_counter()
-        pieces.append(stream(feeds)["enhanced"][0])
-        if took is not None:
-            took.append(time.perf_counter() - started)
-    return np.concatenate(pieces)
-
-
-def aligned(opened: Runtime, graph: Graph, wave: Wave, overlap: int) -> Wave:
-    """A whole recording, as long as the input and in time with it."""
-    size = samples(graph, graph.block)
-    padded = np.pad(wave, (0, -(len(wave) + overlap) % size + overlap))
-    return run(opened.stream(graph.states, streams=1), graph, padded)[overlap:][: len(wave)]
 
 
 def bound(value: float | None) -> str:

@@ -35,11 +35,11 @@ def write_onnx(
     dynamic_axes: Mapping[str, Mapping[int, str]],
     metadata: Mapping[str, str],
     opset: int = OPSET,
-    note_modules: bool = False,
 ) -> None:
     """Write a module as a self-contained ONNX file that has passed onnx's full check.
 
-    Weights that PyTorch transposes in every call are stored transposed. Equal inputs give equal bytes.
+    Weights that PyTorch transposes in every call are stored transposed. Each node notes the submodule that it came from
+    (`export.inspection.MODULE`). Equal inputs give equal bytes.
 
     Args:
         module: in eval mode; takes its tensors by position, in the order of `inputs`, returns them in the order of
@@ -47,7 +47,6 @@ def write_onnx(
         inputs: name -> example tensor; its shape and dtype count, its values do not.
         dynamic_axes: input name -> axis -> name of the dynamic axis; the same name means the same size.
         metadata: entries that runtimes compare before they run the graph.
-        note_modules: write on each node which submodule it came from; nothing else changes.
 
     Raises:
         ExportError: the module cannot be captured as it stands, or needs more than plain ONNX operators.
@@ -61,7 +60,7 @@ def write_onnx(
     with _quiet():
         program = _capture(module, examples, shapes, outputs, onnx_path)
         model = _translate(program, shapes, opset, onnx_path)
-        _simplify(model, note_modules)
+        _simplify(model)
     _name(model, tuple(inputs), outputs)
     model.metadata_props.update(metadata)
     proto = onnx_ir.serde.serialize_model(model)
@@ -145,11 +144,11 @@ def _translate(
     return translated.model
 
 
-def _simplify(model: onnx_ir.Model, note_modules: bool) -> None:
-    """Fold all that is constant, inline functions, drop what is not used, and drop PyTorch's notes on the nodes."""
+def _simplify(model: onnx_ir.Model) -> None:
+    """Fold all that is constant, inline functions, drop what is unused, and keep of PyTorch's notes the module only."""
     onnxscript.optimizer.optimize_ir(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
     onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
-    modules = [_module(node) if note_modules else "" for node in model.graph]
+    modules = [_module(node) for node in model.graph]
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(model)
     for node, module in zip(model.graph, modules, strict=True):
         if module:

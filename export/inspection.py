@@ -23,6 +23,8 @@ from export import ExportError as ExportError
 
 MODULE = "module"  # entry in a node's metadata: path of the submodule that it came from, see graph.write_onnx
 
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _FLOATS = (TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
@@ -73,19 +75,44 @@ def read_anatomy(onnx_path: Path) -> Anatomy:
     )
 
 
+def half_nodes(onnx_path: Path) -> tuple[Node, ...]:
+    """Nodes of a graph, those inside of others included, that read or give float16 or bfloat16, in its order.
+
+    Raises:
+        ExportError: not an ONNX file, its weights' file is missing, or a tensor is of another type than it says.
+    """
+    model = _load(onnx_path)
+    for graph in _graphs(model.graph):
+        del graph.value_info[:]  # what a graph notes of its tensors may be wrong, and would be believed
+    model = _inferred(model, onnx_path)
+    half: set[str] = set()
+    for graph in _graphs(model.graph):
+        values = (*graph.input, *graph.output, *graph.value_info)
+        half |= {value.name for value in values if value.type.tensor_type.elem_type in _HALVES}
+        half |= {tensor.name for tensor in graph.initializer if tensor.data_type in _HALVES}
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    return tuple(_node(node) for node in nodes if not half.isdisjoint((*node.input, *node.output)))
+
+
 def write_exposed(onnx_path: Path, copy_path: Path, tensors: Collection[str] | None = None) -> None:
     """Write a copy whose outputs are followed by inner tensors of floats: those of `tensors`, or all.
 
-    A tensor whose type cannot be inferred, behind an operator that ONNX does not know, is left out. What a runtime
-    fuses depends on which tensors are outputs.
+    A tensor whose type cannot be inferred, behind an operator that ONNX does not know, is left out, and so is one that
+    weights alone make, such as a dequantized weight: ONNX Runtime fails to fold it where it is an output. What a
+    runtime fuses depends on which tensors are outputs.
 
     Raises:
-        ExportError: not an ONNX file, or its weights' file is missing.
+        ExportError: not an ONNX file, its weights' file is missing, or a tensor is of another type than it says.
     """
     model = _load(onnx_path)
-    known = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    known = {value.name: value for value in _inferred(model, onnx_path).graph.value_info}
     outputs = {value.name for value in model.graph.output}
-    inner = [name for node in model.graph.node for name in node.output if name in known and name not in outputs]
+    constant = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if constant.issuperset(filter(None, node.input)):
+            constant.update(node.output)
+    hidden = constant | outputs
+    inner = [name for node in model.graph.node for name in node.output if name in known and name not in hidden]
     model.graph.output.extend(
         known[name]
         for name in inner
@@ -97,13 +124,18 @@ def write_exposed(onnx_path: Path, copy_path: Path, tensors: Collection[str] | N
 def write_float64(onnx_path: Path, copy_path: Path) -> None:
     """Write a copy that computes in float64 whatever the graph computes in float32, inputs and outputs included.
 
+    Q and DQ, which ONNX has for float32 only, stay in float32 between two Casts: a value is brought to float32 before
+    it is rounded to 8 bits, and what comes out of them is exact in either.
+
     Raises:
         ExportError: not an ONNX file, or its weights' file is missing.
     """
     model = _load(onnx_path)
     for graph in _graphs(model.graph):
+        scales = {node.input[1] for node in graph.node if node.op_type in _ROUNDING}
         for tensor in graph.initializer:
-            _to_float64(tensor)
+            if tensor.name not in scales:
+                _to_float64(tensor)
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type == TensorProto.FLOAT:
                 value.type.tensor_type.elem_type = TensorProto.DOUBLE
@@ -112,6 +144,7 @@ def write_float64(onnx_path: Path, copy_path: Path) -> None:
                 _to_float64(attribute.t)
                 if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                     attribute.i = TensorProto.DOUBLE
+        _cast_around_rounding(graph)
     onnx.save(model, copy_path)
 
 
@@ -167,6 +200,14 @@ def _load(onnx_path: Path) -> onnx.ModelProto:
         raise ExportError(f"{onnx_path}: cannot be read as ONNX ({error}); export or fetch it again") from error
 
 
+def _inferred(model: onnx.ModelProto, onnx_path: Path) -> onnx.ModelProto:
+    """The model with the types and shapes of all inner tensors that can be inferred."""
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except onnx.shape_inference.InferenceError as error:
+        raise ExportError(f"{onnx_path}: its tensors contradict their types ({error}); export it again") from error
+
+
 def _node(node: onnx.NodeProto) -> Node:
     modules = [entry.value for entry in node.metadata_props if entry.key == MODULE]
     return Node(
@@ -190,6 +231,23 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _graphs(inner)
+
+
+def _cast_around_rounding(graph: onnx.GraphProto) -> None:
+    """Q reads float32 and DQ gives it; all tensors keep their names."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            float32 = f"{node.output[0]}_float32"
+            nodes.append(helper.make_node("Cast", [node.input[0]], [float32], to=TensorProto.FLOAT))
+            node.input[0] = float32
+        nodes.append(node)
+        if node.op_type == "DequantizeLinear":
+            float64, node.output[0] = node.output[0], f"{node.output[0]}_float32"
+            nodes.append(helper.make_node("Cast", [node.output[0]], [float64], to=TensorProto.DOUBLE))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _to_float64(tensor: onnx.TensorProto) -> None:

@@ -7,30 +7,48 @@ from pathlib import Path
 
 from runtimes.base import ArtefactError, Runtime, RuntimeUnavailable
 
+Opener = Callable[..., Runtime]  # (artefact, *, threads)
 
-def _onnxruntime(artefact: Path, threads: int) -> Runtime:
+
+def _onnxruntime() -> Opener:
     from runtimes.ort import OnnxRuntime
 
-    return OnnxRuntime(artefact, threads=threads)
+    return OnnxRuntime
 
 
-def _openvino(artefact: Path, threads: int) -> Runtime:
+def _openvino() -> Opener:
     from runtimes.ov import OpenVino
 
-    return OpenVino(artefact, threads=threads)
+    return OpenVino
 
 
-def _pytorch(artefact: Path, threads: int) -> Runtime:
+def _pytorch() -> Opener:
     from runtimes.pytorch import PytorchRuntime
 
-    return PytorchRuntime(artefact, threads=threads)
+    return PytorchRuntime
 
 
-RUNTIMES: dict[str, Callable[[Path, int], Runtime]] = {
+RUNTIMES: dict[str, Callable[[], Opener]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "pytorch": _pytorch,
 }
+
+
+def require_known(name: str) -> None:
+    """Raises RuntimeUnavailable for a runtime of which this registry knows nothing."""
+    if name not in RUNTIMES:
+        raise RuntimeUnavailable(f"runtime {name}: unknown; known here: {', '.join(sorted(RUNTIMES))}")
+
+
+def load_runtime(name: str) -> Opener:
+    """What opens artefacts in the runtime `name`, its library loaded.
+
+    Raises:
+        RuntimeUnavailable: no runtime of this name, or its library is not installed.
+    """
+    require_known(name)
+    return RUNTIMES[name]()
 
 
 def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mapping[str, str] | None = None) -> Runtime:
@@ -45,13 +63,12 @@ def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mappi
         RuntimeUnavailable: no runtime of this name, or its library is not installed.
         ArtefactError: the artefact is missing, broken, or carries other metadata.
     """
-    if name not in RUNTIMES:
-        raise RuntimeUnavailable(f"runtime {name}: unknown; known here: {', '.join(sorted(RUNTIMES))}")
+    opener = load_runtime(name)
     if threads < 1:
         raise RuntimeUnavailable(f"threads: found {threads}, wanted at least 1")
     if not artefact.is_file():
         raise ArtefactError(f"{artefact}: not a file; give the path of an artefact for {name}")
-    runtime = RUNTIMES[name](artefact, threads)
+    runtime = opener(artefact, threads=threads)
     for key, wanted in (metadata or {}).items():
         found = runtime.metadata.get(key)
         if found != wanted:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
 # Layers of edgese, lowest first; a module may import its own layer and lower ones. Modules that are not named are
 # commands (train, enhance, verify, bench, ...): between the parts they are made of and the command line.
 LAYERS = [
-    {"edgese", "edgese.config", "edgese.errors"},
+    {"edgese", "edgese.config", "edgese.errors", "edgese.precision"},
     {"edgese.audio", "edgese.partial", "edgese.jobs", "edgese.plot", "edgese.metrics", "edgese.composite"}
     | {"edgese.features", "edgese.model", "edgese.checkpoint", "edgese.data", "edgese.losses"}
     | {"edgese.recordings", "edgese.noises", "edgese.rooms", "edgese.mixing", "edgese.perceptual", "edgese.ranks"}
@@ -34,7 +34,7 @@ LAYERS = [
 ]
 
 # Loaded by nothing but the file that is about it: the file's importers decide when it is paid for.
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "typer")
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "tensorrt_rtx", "typer")
 HEAVY_AT_IMPORT = {
     "runtimes.pytorch": {"torch"},
     "runtimes.ort": {"onnxruntime"},
@@ -42,6 +42,8 @@ HEAVY_AT_IMPORT = {
     "export.graph": {"torch", "onnx", "onnxscript"},
     "export.inspection": {"onnx"},
     "export.weights": {"onnx"},
+    "calib.ranges": {"onnx", "onnxruntime"},
+    "calib.quantize": {"onnx", "onnxruntime"},
 }
 
 

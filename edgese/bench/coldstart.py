@@ -48,9 +48,10 @@ def serve(options: argparse.Namespace, began_s: float, requests: Iterable[str], 
     from edgese.errors import EdgeseError
     from export import ExportError
     from runtimes.base import RuntimeUnavailable
+    from runtimes.registry import load_runtime
 
     try:
-        load_library(options.runtime)
+        load_runtime(options.runtime)
     except RuntimeUnavailable as error:
         answer({"missing": str(error)})
         return
@@ -73,19 +74,6 @@ def serve(options: argparse.Namespace, began_s: float, requests: Iterable[str], 
                 answer(getattr(session, request.pop("do"))(**request))
     except (EdgeseError, ExportError, RuntimeUnavailable) as error:
         answer({"error": str(error)})
-
-
-def load_library(runtime: str) -> None:
-    """Import what the runtime needs: it does that before it refuses an artefact that is not there.
-
-    Raises:
-        RuntimeUnavailable: its library is not installed, or does not work here.
-    """
-    from runtimes.base import ArtefactError
-    from runtimes.registry import RUNTIMES
-
-    with contextlib.suppress(ArtefactError):
-        RUNTIMES[runtime](Path("no such artefact"), 1)
 
 
 class Session:

@@ -31,7 +31,7 @@ from edgese.bench.timing import Timing, calls_for, pooled, spread
 from edgese.enhance import SAMPLE
 from export.bundle import Bundle, ExportError
 from runtimes.base import RuntimeUnavailable
-from runtimes.registry import RUNTIMES
+from runtimes.registry import RUNTIMES, require_known
 
 DEVICES = ("cpu", "cuda", "jetson")
 
@@ -188,8 +188,7 @@ def choose(bundle: Bundle, settings: Settings) -> list[Case]:
         RuntimeUnavailable: a runtime that is unknown.
     """
     for runtime in settings.runtimes:
-        if runtime not in RUNTIMES:
-            raise RuntimeUnavailable(f"runtime {runtime}: unknown; known here: {', '.join(RUNTIMES)}")
+        require_known(runtime)
     plain = [graph for graph in bundle.graphs if not graph.variant]
     graphs = [
         graph

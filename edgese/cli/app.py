@@ -13,6 +13,7 @@ import typer
 
 from edgese import __version__
 from edgese.cli.bench import bench_command
+from edgese.cli.calibrate import calibrate_command
 from edgese.cli.enhance import enhance_command
 from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("enhance")(enhance_command)
 app.command("evaluate")(evaluate_command)
+app.command("calibrate")(calibrate_command)
 app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)

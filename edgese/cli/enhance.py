@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgese.cli.terminal import BundlePath, Json, Quiet, progress_bar
+from edgese.precision import Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,6 +26,9 @@ def enhance_command(
     atten_limit_db: Annotated[
         float | None, typer.Option("--atten-limit", metavar="DB", min=0, help="Never attenuate by more than this.")
     ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the network's graphs; all but fp32 need a bundle made for it.")
+    ] = Precision.FP32,
     pcs: Annotated[
         bool, typer.Option("--pcs", help="Stretch perceptual contrast; needs a bundle made by `edgese export --pcs`.")
     ] = False,
@@ -74,6 +78,7 @@ def enhance_command(
             runtime=runtime,
             block=block,
             jobs=jobs,
+            precision=precision,
             pcs=pcs,
             plot=plot,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgese.cli.terminal import Json, Quiet, counter, print_table, progress_bar
+from edgese.precision import Precision
 
 if TYPE_CHECKING:
     from edgese.evaluate import Evaluation, Which
@@ -31,6 +32,7 @@ def evaluate_command(
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all scores, file by file.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing CSV file.")] = False,
     runtime: Annotated[str, typer.Option(help="What runs a bundle's network.")] = "onnxruntime",
+    precision: Annotated[Precision, typer.Option(help="Of a bundle's graphs.")] = Precision.FP32,
     pcs: Annotated[
         bool, typer.Option("--pcs", help="Run bundles with perceptual contrast stretching, as `enhance --pcs` does.")
     ] = False,
@@ -48,7 +50,9 @@ def evaluate_command(
     named = [*([model] if model else []), *(systems or [])] or [shipped_bundle()]
     with progress_bar(quiet or as_json) as bar:
         scored = counter(bar, "scoring", "files")
-        results = evaluate_all(data, named, runtime=runtime, pcs=pcs, jobs=jobs, on_progress=scored)
+        results = evaluate_all(
+            *(data, named), runtime=runtime, precision=precision, pcs=pcs, jobs=jobs, on_progress=scored
+        )
     if as_json:
         typer.echo(json.dumps(report(data, results), indent=2))
     else:

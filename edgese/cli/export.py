@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgese.cli.terminal import Json, Quiet, print_table, progress_bar, require
+from edgese.precision import Precision
 
 if TYPE_CHECKING:
+    from edgese.plan import Plan
     from export.bundle import Bundle
 
 
@@ -23,6 +26,26 @@ def export_command(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name. Default: the folder's.")] = None,
     blocks: Annotated[str, typer.Option(help="Hops a call takes; one graph for each.")] = "1,4,8,16",
+    precisions: Annotated[
+        list[Precision] | None,
+        typer.Option("--precision", help="Add graphs in this precision to those in fp32; may be repeated."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="INT8: what `edgese calibrate` wrote for these weights.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="INT8: folder with clean/ and noisy/ pairs to hear its PESQ on.")
+    ] = None,
+    files: Annotated[int, typer.Option(min=1, help="INT8: at most so many of the pairs, evenly spread.")] = 40,
+    budget: Annotated[
+        float, typer.Option("--pesq-budget", help="INT8: PESQ-WB that it may lose in the mean of the pairs.")
+    ] = 0.02,
+    calibrator: Annotated[
+        str, typer.Option(help="INT8: how ranges are chosen: minmax, entropy, percentile, or the best for each.")
+    ] = "best",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="INT8: a picture of what each product costs.")
+    ] = None,
     pcs: Annotated[
         bool, typer.Option("--pcs", help="Add graphs with perceptual contrast stretching, for `enhance --pcs`.")
     ] = False,
@@ -37,8 +60,17 @@ def export_command(
     """Write a bundle: waveform-in, waveform-out ONNX graphs, each verified against PyTorch before it counts."""
     require("torch", "onnx", "onnxscript", extra="export")
     from edgese.artefact import export_bundle, require_passed
+    from edgese.calibration import read_calibration
+    from edgese.checkpoint import load_enhancer
     from edgese.enhance import SAMPLE, shipped_bundle
+    from edgese.quantize import make_plans
+    from edgese.testset import recordings
 
+    if plot is not None:
+        require("matplotlib", extra="plot")
+    int8 = [precision for precision in precisions or [] if precision.quantized]
+    if int8:
+        require("pesq", extra="metrics")
     source = weights or shipped_bundle() / "model.safetensors"
     folder = output or Path(f"{source.parent.name if weights is None else source.stem}.bundle")
     try:
@@ -47,6 +79,21 @@ def export_command(
         raise typer.BadParameter(f"--blocks: found {blocks!r}, wanted numbers such as 1,4,16") from None
     with progress_bar(quiet or as_json) as bar:
         task = bar.add_task("export", total=None)
+
+        def tell(step: str) -> None:
+            bar.update(task, description=step)
+
+        enhancer = load_enhancer(source)
+        batches = read_calibration(calibration, enhancer) if int8 and calibration else None
+        plans = make_plans(
+            enhancer,
+            precisions or [],
+            calibration=batches,
+            recordings=recordings(data, files, enhancer.audio.sample_rate_hz) if int8 and data else (),
+            budget=budget,
+            method=calibrator,
+            on_progress=tell,
+        )
         exported = export_bundle(
             source,
             folder,
@@ -55,8 +102,10 @@ def export_command(
             sound=sound or SAMPLE,
             model_card=model_card,
             pcs=pcs,
+            plans=plans,
+            calibration=batches,
             replace=force,
-            on_progress=lambda step: bar.update(task, description=step),
+            on_progress=tell,
         )
     if as_json:
         results = [result.entry() for result in exported.results]
@@ -77,7 +126,41 @@ def export_command(
             ],
         )
     bundle = require_passed(exported)
+    for precision, plan in plans.items():
+        _tell_of(bundle, precision, plan, to_stderr=as_json)
+    if plot is not None:
+        _write_plot(plans, bundle, plot, to_stderr=as_json)
     typer.echo(f"bundle: {bundle.path} ({_megabytes(bundle)})", err=as_json)
+
+
+def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: bool) -> None:
+    """What a search found, and whether the precision is faster here at all."""
+    from edgese.quantize import Quantization
+    from edgese.worth import GAIN, worth
+
+    search = Quantization.of(plan)
+    if search is not None:
+        typer.echo(f"{precision.value}: {search}", err=to_stderr)
+    measured = worth(bundle, precision.value)
+    best = min(measured, key=lambda one: one.ratio)
+    verdict = f"{precision.value} is not worth it here" if best.ratio > GAIN else f"{precision.value} is faster here"
+    calls = "; ".join(map(str, measured))
+    typer.echo(f"{verdict}, in {best.runtime} on this CPU: {calls}", err=to_stderr)
+
+
+def _write_plot(plans: Mapping[Precision, Plan], bundle: Bundle, plot: Path, *, to_stderr: bool) -> None:
+    from edgese.quantize import Quantization
+    from edgese.quantize_plot import write_sensitivity_plot
+
+    for precision, plan in plans.items():
+        search = Quantization.of(plan)
+        if search is not None:
+            several = sum(precision.quantized for precision in plans) > 1
+            png = plot.with_stem(f"{plot.stem}.{precision.value}") if several else plot
+            heard = f"{precision.value}, {len(plan.facts['recordings'])} recordings"
+            title = f"What INT8 costs in each product of {bundle.manifest['name']} ({heard})"
+            write_sensitivity_plot(search, title, png)
+            typer.echo(f"picture: {png}", err=to_stderr)
 
 
 def _megabytes(bundle: Bundle) -> str:

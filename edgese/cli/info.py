@@ -32,10 +32,13 @@ def info_command(
     latency = facts["latency"]
     typer.echo(f"{giga:.2f} GMAC a second of sound; latency {latency['ms']:.0f} ms ({latency['samples']} samples)")
     if "graphs" in facts:
-        kinds = [" ".join(filter(None, (graph["precision"], graph.get("variant")))) for graph in facts["graphs"]]
-        blocks = ", ".join(f"{graph['block']} ({kind})" for graph, kind in zip(facts["graphs"], kinds, strict=True))
-        verified = "verified against PyTorch" if facts["verification"]["passed"] else "NOT verified"
-        typer.echo(f"blocks: {blocks}; {verified}")
+        blocks: dict[str, list[str]] = {}
+        for graph in facts["graphs"]:
+            kind = " with ".join(filter(None, (graph["precision"], graph.get("variant", "").upper())))
+            blocks.setdefault(kind, []).append(str(graph["block"]))
+        for kind, sizes in blocks.items():
+            typer.echo(f"{kind}: graphs of {', '.join(sizes)} hops a call")
+        typer.echo("verified against PyTorch" if facts["verification"]["passed"] else "NOT verified")
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:

@@ -23,6 +23,9 @@ def verify_command(
     runtimes: Annotated[
         list[str] | None, typer.Option("--runtime", help="May be repeated. Default: onnxruntime.")
     ] = None,
+    precisions: Annotated[
+        list[str] | None, typer.Option("--precision", help="May be repeated. Default: all that the bundle has.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with clean/ and noisy/ pairs. Default: the shipped sample.")
     ] = None,
@@ -58,6 +61,7 @@ def verify_command(
         verification = prove(
             opened,
             runtimes=list(dict.fromkeys(runtimes or ["onnxruntime"])),
+            precisions=list(dict.fromkeys(precisions or [])),
             recordings=recordings(data, files, opened.manifest["audio"]["sample_rate_hz"]),
             minutes=minutes,
             on_progress=show,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgese.model.product import Linear, Product
+
 
 class BandLayout(nn.Module):
     """Which bins belong to which band, as the two index tables that gather them.
@@ -46,6 +48,7 @@ class BandSplit(nn.Module):
         bounds = [(width * features) ** -0.5 for width in band_widths for _ in range(width)]
         self.weight = nn.Parameter(per_bin.uniform_(-1, 1) * torch.tensor(bounds)[:, None, None])
         self.bias = nn.Parameter(torch.zeros(len(band_widths), channels))
+        self.product = Product()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F, features) -> (B, K, T, D)."""
@@ -54,7 +57,8 @@ class BandSplit(nn.Module):
         bands = padded.index_select(2, self.layout.to_bands.flatten())  # (B, T, K * W, features)
         bands = bands.reshape(batch, frames, self.bias.shape[0], -1).transpose(1, 2)  # (B, K, T, W * features)
         weight = self.layout.spread(self.weight).flatten(1, 2)  # (K, W * features, D)
-        return bands @ weight + self.bias[:, None]
+        split: Tensor = self.product(bands, weight) + self.bias[:, None]
+        return split
 
 
 class BandDecoder(nn.Module):
@@ -70,12 +74,13 @@ class BandDecoder(nn.Module):
         # a small last layer: an untrained decoder gives nearly zeros, which means "leave the signal alone"
         self.weight = nn.Parameter(torch.empty(n_bins, features, hidden).uniform_(-1, 1) * 0.1 * hidden**-0.5)
         self.bias = nn.Parameter(torch.zeros(n_bins, features))
+        self.first, self.last = Product(), Product()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, T, D) -> (B, T, F, features)."""
-        hidden = nn.functional.silu(x @ self.hidden_weight + self.hidden_bias[:, None])  # (B, K, T, hidden)
+        hidden = nn.functional.silu(self.first(x, self.hidden_weight) + self.hidden_bias[:, None])  # (B, K, T, hidden)
         weight = self.layout.spread(self.weight).flatten(1, 2).transpose(1, 2)  # (K, hidden, W * features)
-        bands = hidden @ weight  # (B, K, T, W * features)
+        bands = self.last(hidden, weight)  # (B, K, T, W * features)
         bins: Tensor = bands.transpose(1, 2).unflatten(-1, (-1, self.features)).flatten(2, 3)  # (B, T, K * W, features)
         return bins.index_select(2, self.layout.to_bins) + self.bias
 
@@ -91,11 +96,13 @@ class BandFusion(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.bands = nn.Parameter(torch.eye(n_bands) + torch.randn(n_bands, n_bands) * n_bands**-0.5)
         self.bias = nn.Parameter(torch.zeros(n_bands, 1))
-        self.channels = nn.Linear(channels, channels)
+        self.channels = Linear(channels, channels)
+        self.mix = Product()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, T, D) -> the same shape; frames do not see each other."""
         batch, n_bands, frames, channels = x.shape
-        mixed = self.bands @ self.norm(x).reshape(batch, n_bands, frames * channels) + self.bias
+        normed = self.norm(x).reshape(batch, n_bands, frames * channels)
+        mixed = self.mix(self.bands, normed) + self.bias
         change: Tensor = self.channels(nn.functional.silu(mixed).reshape(batch, n_bands, frames, channels))
         return x + change

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgese.config import ModelConfig
 from edgese.model.bands import BandDecoder, BandFusion, BandSplit
 from edgese.model.mamba import MambaBlock, ScanForm
+from edgese.model.product import Linear
 
 POWER_FLOOR = 1e-7  # about 16 bit's quantization noise in a bin: |X|^2 of white noise at -98 dBFS is 256 * 1.6e-10
 
@@ -40,8 +41,8 @@ class MbsNet(nn.Module):
         self.fusions = nn.ModuleList(BandFusion(config.n_bands, config.channels) for _ in range(n_fusions))
         self.register_buffer("upright", torch.tensor([[1.0], [0.0]]), persistent=False)
         self.norm = nn.LayerNorm(config.channels)
-        self.magnitude_head = nn.Linear(config.channels, config.channels)
-        self.phase_head = nn.Linear(config.channels, config.channels)
+        self.magnitude_head = Linear(config.channels, config.channels)
+        self.phase_head = Linear(config.channels, config.channels)
         self.magnitude_decoder = BandDecoder(config.band_widths, config.channels, config.decoder_hidden, 1)
         self.phase_decoder = BandDecoder(config.band_widths, config.channels, config.decoder_hidden, 2)
 

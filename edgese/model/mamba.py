@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgese.config import ModelConfig
+from edgese.model.product import Linear
 from edgese.model.scan import Scan, chunked_scan, reference_scan, unrolled_scan
 
 ScanForm = Literal["chunked", "unrolled", "reference"]
@@ -28,12 +29,12 @@ class MambaBlock(nn.Module):
         self.heads = config.decay_heads or config.inner
         self.states = config.states
         self.norm = nn.LayerNorm(config.channels)
-        self.in_proj = nn.Linear(config.channels, 2 * config.inner, bias=False)
+        self.in_proj = Linear(config.channels, 2 * config.inner, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(config.conv_width, config.inner).uniform_(-1, 1) * 0.5)
         self.conv_bias = nn.Parameter(torch.zeros(config.inner))
         self.dt_rank = 0 if config.decay_heads else config.dt_rank
-        self.x_proj = nn.Linear(config.inner, (self.dt_rank or self.heads) + 2 * config.states, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, self.heads, bias=False) if self.dt_rank else nn.Identity()
+        self.x_proj = Linear(config.inner, (self.dt_rank or self.heads) + 2 * config.states, bias=False)
+        self.dt_proj = Linear(self.dt_rank, self.heads, bias=False) if self.dt_rank else nn.Identity()
         low, high = (math.log(value) for value in DT_RANGE)
         dt = torch.exp(torch.rand(self.heads) * (high - low) + low)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
@@ -43,7 +44,7 @@ class MambaBlock(nn.Module):
             rates = torch.arange(1.0, config.states + 1)[:, None].repeat(1, self.heads)  # S4D-real
         self.a_log = nn.Parameter(rates.log())  # float32 in every precision: FP16 exp overflows
         self.skip = nn.Parameter(torch.ones(config.inner))
-        self.out_proj = nn.Linear(config.inner, config.channels, bias=False)
+        self.out_proj = Linear(config.inner, config.channels, bias=False)
         self.chunk = config.chunk
         self.scan_form: ScanForm = "chunked"
 

@@ -17,6 +17,7 @@ from .identity_bundle import write_identity_bundle
 
 if TYPE_CHECKING:
     from edgese.data import DataSets
+    from edgese.model.waveform import WaveformEnhancer
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,14 @@ def identity(identity_bundle: Path) -> Iterator[Denoiser]:
 def halving(halving_bundle: Path) -> Iterator[Denoiser]:
     with Denoiser(Bundle.open(halving_bundle)) as denoiser:
         yield denoiser
+
+
+@pytest.fixture
+def bundle(tiny_enhancer: WaveformEnhancer, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny network's."""
+    from .tiny_bundle import tiny_bundle
+
+    return tiny_bundle(tiny_enhancer, tmp_path_factory)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calib.batches import read_batches
-from edgese import artefact
+from edgese import artefact, graphs
 from edgese.artefact import SAMPLE, export_bundle, require_passed
 from edgese.checkpoint import load_enhancer, save_checkpoint, save_weights
 from edgese.config import TrainConfig, to_dict
@@ -33,7 +33,7 @@ from export.weights import SHARED_FROM_BYTES
 from runtimes.base import Runtime
 from runtimes.registry import open_runtime
 
-from .tiny_bundle import BLOCKS, HOP, NAME, rewriting, scale_weight, tiny_bundle
+from .tiny_bundle import BLOCKS, HOP, NAME, rewriting, scale_weight
 
 Wave = NDArray[np.float32]
 
@@ -58,14 +58,9 @@ class Buffered:
 
 
 @pytest.fixture
-def bundle(tiny_enhancer: WaveformEnhancer, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tiny_enhancer, tmp_path_factory)
-
-
-@pytest.fixture
 def quick_export(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The bundle's weights; PyTorch's part of their export is the bundle's graphs once more, and the proof is short."""
-    monkeypatch.setattr(artefact, "write_onnx", rewriting(bundle))
+    monkeypatch.setattr(graphs, "write_onnx", rewriting(bundle))
     monkeypatch.setattr(artefact, "VERIFICATION_HOPS", 192)
     return bundle.path.with_name("tiny.safetensors")
 
@@ -338,7 +333,7 @@ def test_blocks_that_no_sound_is_a_multiple_of_are_refused_before_any_work(tmp_p
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("step", ["write_onnx", "share_weights", "pytorch_truth", "verify_graph", "seal_bundle"])
+@pytest.mark.parametrize("step", ["write_graph", "share_weights", "pytorch_truth", "verify_graph", "seal_bundle"])
 @pytest.mark.parametrize("error", [ExportError("no"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_an_export_that_breaks_leaves_nothing(
     step: str, error: BaseException, quick_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -411,7 +406,7 @@ def test_graphs_that_disagree_are_kept_aside_and_refused(
             largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
             scale_weight(model, largest.name, 1.005)
 
-    monkeypatch.setattr(artefact, "write_onnx", rewriting(bundle, change))
+    monkeypatch.setattr(graphs, "write_onnx", rewriting(bundle, change))
     export = export_bundle(quick_export, path, name=NAME, blocks=[good.block, bad.block], replace=True)
     assert [result.passed for result in export.results] == [True, False]
     assert (export.path, export.bundle) == (tmp_path / "bundle.unverified", None)
@@ -434,7 +429,7 @@ def test_the_verdict_on_a_graph_of_nan_is_still_json(
             if tensor.data_type == onnx.TensorProto.FLOAT:
                 scale_weight(model, tensor.name, math.nan)
 
-    monkeypatch.setattr(artefact, "write_onnx", rewriting(bundle, break_weights))
+    monkeypatch.setattr(graphs, "write_onnx", rewriting(bundle, break_weights))
     export = export_bundle(quick_export, tmp_path / "bundle", name=NAME, blocks=[1])
 
     def refuse(constant: str) -> None:

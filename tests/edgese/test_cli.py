@@ -18,7 +18,7 @@ from export.bundle import Bundle
 from .command_line import Done, edgese, one_error, parsed, run_python
 from .identity_bundle import write_identity_bundle
 
-COMMANDS = ("enhance", "evaluate", "export", "verify", "bench", "train", "info")
+COMMANDS = ("enhance", "evaluate", "calibrate", "export", "verify", "bench", "train", "info")
 RATE_HZ = 16_000
 
 Wave = NDArray[np.float32]
@@ -349,7 +349,7 @@ def test_a_bundle_tells_about_itself_without_torch(folder: Path, identity_bundle
     assert done.stderr == b""
     text = done.stdout.decode()
     assert "latency 32 ms (512 samples)" in text
-    assert "blocks: 1 (fp32), 16 (fp32); verified against PyTorch" in text
+    assert "fp32: graphs of 1, 16 hops a call\nverified against PyTorch" in text
     facts = parsed(edgese("info", identity_bundle, "--json", cwd=folder, path=[hidden]).stdout)
     assert facts == dict(Bundle.open(identity_bundle).manifest)
 

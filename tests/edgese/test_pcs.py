@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from calib.batches import read_batches
-from edgese import artefact
+from edgese import artefact, graphs
 from edgese.artefact import Export, export_bundle, require_passed
 from edgese.config import AudioConfig, ModelConfig
 from edgese.enhance import Denoiser, EnhanceOptions, denoiser_factory
@@ -255,7 +255,7 @@ def bundle(
     if not exports:
         again = rewriting(plain)
         monkeypatch.setattr(
-            artefact,
+            graphs,
             "write_onnx",
             lambda module, inputs, outputs, path, **kw: (write_onnx if ".pcs." in path.name else again)(
                 module, inputs, outputs, path, **kw
@@ -378,7 +378,7 @@ def test_a_graph_that_only_claims_to_be_one_is_refused(bundle: Bundle) -> None:
 
 
 def test_a_bundle_without_such_graphs_is_refused_with_the_way_out(plain: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"found no graphs with PCS.*edgese export --pcs.*--model"):
+    with pytest.raises(ExportError, match=r"found no graphs in fp32 with PCS.*edgese export --pcs.*--model"):
         Denoiser(plain, pcs=True)
     source = tmp_path / "a.wav"
     source.write_bytes((Path(artefact.SAMPLE).parent / "noisy.flac").read_bytes())

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgese.errors import AudioError, VerificationError
-from edgese.model.waveform import WaveformEnhancer
 from edgese.proof import Listener, Proof, Recording, Verification, prove, recordings
 from edgese.verify import LIMITS
 from export.bundle import Bundle, ExportError, Graph, seal_bundle
 from runtimes.base import RuntimeUnavailable
 
-from .tiny_bundle import HOP, ONE_NETWORK, Change, scale_weight, tiny_bundle
+from .tiny_bundle import HOP, ONE_NETWORK, Change, scale_weight
 
 BLOCK = 3
 Reseal = Callable[..., Bundle]
@@ -34,11 +33,6 @@ Wave = NDArray[np.float32]
 @pytest.fixture(scope="module")
 def heard() -> list[Recording]:
     return recordings(None)
-
-
-@pytest.fixture
-def bundle(tiny_enhancer: WaveformEnhancer, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tiny_enhancer, tmp_path_factory)
 
 
 @pytest.fixture
@@ -89,7 +83,7 @@ def test_every_graph_of_an_export_proves_itself(bundle: Bundle, heard: list[Reco
     assert [check.name for check in verification.checks] == ["random blocks of fp32 in onnxruntime"]
     assert [done for done, _, _ in told] == list(range(len(bundle.graphs) + 1))
     for proof in verification.proofs:
-        assert len({check.name for check in proof.checks}) == len(proof.checks) == 13
+        assert len({check.name for check in proof.checks}) == len(proof.checks) == 14
         assert all(check.found and check.wanted for check in proof.checks)
         streamed = proof.streamed
         assert streamed is not None
@@ -114,7 +108,7 @@ def test_the_verdict_is_plain_json_with_its_provenance(reseal: Reseal, heard: li
     assert entry["passed"] is True
     (graph,) = entry["graphs"]
     assert graph["passed"] is True
-    assert len(graph["checks"]) == 13
+    assert len(graph["checks"]) == 14
     assert entry["limits"]["fp32"]["snr_db"] == 100.0
     assert entry["provenance"]["recordings"] == {"noisy": heard[0].sha256}
     assert {"torch", "onnxruntime", "pesq"} <= entry["provenance"]["verified_with"].keys()
@@ -280,14 +274,14 @@ def test_a_precision_without_limits_fails(reseal: Reseal, heard: list[Recording]
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
-def test_pytorch_has_no_other_precision_to_offer(reseal: Reseal, heard: list[Recording]) -> None:
-    def as_fp16(model: onnx.ModelProto) -> None:
+def test_pytorch_has_no_int8_to_offer(reseal: Reseal, heard: list[Recording]) -> None:
+    def as_int8(model: onnx.ModelProto) -> None:
         for entry in model.metadata_props:
             if entry.key == "edgese.precision":
-                entry.value = "fp16"
+                entry.value = "int8"
 
-    bundle = reseal(as_fp16, precision="fp16")
-    with pytest.raises(ExportError, match="PyTorch runs fp32 only, this is fp16; choose another runtime"):
+    bundle = reseal(as_int8, precision="int8")
+    with pytest.raises(ExportError, match="found int8, which PyTorch does not run; choose another runtime"):
         prove(bundle, runtimes=["pytorch"], recordings=heard, minutes=0)
 
 
@@ -339,7 +333,12 @@ def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_limits_hold_what_the_design_asks() -> None:
-    assert {name: limits.pesq_loss for name, limits in LIMITS.items()} == {"fp32": 0.002, "fp16": 0.01}
+    assert {name: limits.pesq_loss for name, limits in LIMITS.items()} == {
+        "fp32": 0.002,
+        "fp16": 0.01,
+        "int8": 0.05,
+        "int8-cpu": 0.05,
+    }
 
 
 def test_a_listener_s_loss_counts_in_the_mean() -> None:

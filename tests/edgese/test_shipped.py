@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def test_the_bundle_opens_verified(bundle: Bundle) -> None:
     """Opening compares every file with its digest."""
     assert bundle.verified
     assert bundle.manifest["name"] == "mbs-net-small"
-    expected = [(variant, block) for variant in ("", "pcs") for block in (1, 4, 8, 16)]
-    assert [(graph.variant, graph.block) for graph in bundle.graphs] == expected
+    expected = list(itertools.product(("fp32", "fp16", "int8"), ("", "pcs"), (1, 4, 8, 16)))
+    assert [(graph.precision, graph.variant, graph.block) for graph in bundle.graphs] == expected
     assert {result["passed"] for result in bundle.manifest["verification"]["results"]} == {True}
     assert len(bundle.manifest["verification"]["results"]) == len(bundle.graphs)
 
@@ -92,9 +93,11 @@ def test_the_graphs_are_of_the_weights_beside_them(bundle: Bundle) -> None:
     for graph in bundle.graphs:
         entries = onnx.load(bundle.path / graph.file, load_external_data=False).metadata_props
         found = {entry.key: entry.value for entry in entries}
-        expected = {"edgese.bundle": "mbs-net-small", "edgese.weights": weights, "edgese.precision": "fp32"}
+        expected = {"edgese.bundle": "mbs-net-small", "edgese.weights": weights, "edgese.precision": graph.precision}
         variant = {"edgese.variant": graph.variant} if graph.variant else {}
-        assert found == expected | {"edgese.block": str(graph.block)} | variant
+        digest = bundle.manifest["calibration"]["digest"]
+        calibration = {"edgese.calibration": digest} if graph.precision == "int8" else {}
+        assert found == expected | {"edgese.block": str(graph.block)} | variant | calibration
 
 
 def test_nothing_lies_in_the_folder_that_nobody_asked_for(bundle: Bundle) -> None:

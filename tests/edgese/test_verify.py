@@ -21,15 +21,10 @@ from edgese.verify import LIMITS, Result, Truth, judge, pytorch_truth, verify_gr
 from export.bundle import Bundle, Graph, seal_bundle
 from runtimes.base import ArtefactError, FeedError, RuntimeUnavailable
 
-from .tiny_bundle import HOP, scale_weight, tiny_bundle
+from .tiny_bundle import HOP, scale_weight
 
 N_HOPS = 96
 MANY = 8  # elements; smaller initializers are shapes, axes and bounds
-
-
-@pytest.fixture
-def bundle(tiny_enhancer: WaveformEnhancer, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tiny_enhancer, tmp_path_factory)
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ def test_a_good_bundle_passes_and_a_report_says_so(good: Path, tmp_path: Path) -
     lines = done.stdout.decode().splitlines()
     assert lines[0] == f"{good}: against PyTorch, 3,000 hops streamed with carried state"
     (row,) = (line for line in lines if "block3.fp32.onnx" in line)
-    assert row.endswith("13/13  passed")
-    assert lines[-2:] == ["passed: all 14 checks of 1 graph", f"report: {tmp_path / 'report' / 'report.html'}"]
+    assert row.endswith("14/14  passed")
+    assert lines[-2:] == ["passed: all 15 checks of 1 graph", f"report: {tmp_path / 'report' / 'report.html'}"]
     assert done.stderr == b""
     assert "PASSED" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
 
@@ -75,7 +75,7 @@ def test_failures_are_named_in_words(bad: Path, tmp_path: Path) -> None:
     lines = done.stdout.decode().splitlines()
     assert sum("FAILED: block3.fp32.onnx in onnxruntime: agrees with PyTorch: found" in line for line in lines) == 1
     assert lines[-1].startswith("FAILED: ")
-    assert lines[-1].endswith(" of 14 checks")
+    assert lines[-1].endswith(" of 15 checks")
 
 
 @pytest.mark.parametrize(

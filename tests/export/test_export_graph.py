@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
 from export.graph import ExportError, write_onnx
+from export.inspection import MODULE
 from runtimes.registry import open_runtime
 
 STREAMS = {name: {0: "streams"} for name in ("x", "past", "level")}
@@ -109,26 +110,23 @@ def test_weights_are_stored_transposed_so_that_products_are_plain(toy: onnx.Mode
     assert products == [[8, 16], [16, 64], [64, 4]]
 
 
-def test_nothing_in_the_graph_is_unused_or_noted(toy: onnx.ModelProto) -> None:
+def test_nothing_in_the_graph_is_unused_and_nothing_noted_but_modules(toy: onnx.ModelProto) -> None:
     read = {name for node in toy.graph.node for name in node.input}
     wanted = read | {value.name for value in toy.graph.output}
     assert all(any(name in wanted for name in node.output) for node in toy.graph.node)
     assert {tensor.name for tensor in toy.graph.initializer} <= read
-    assert not any(node.doc_string or node.metadata_props for node in toy.graph.node)
+    assert not any(node.doc_string for node in toy.graph.node)
+    assert {entry.key for node in toy.graph.node for entry in node.metadata_props} == {MODULE}
     assert __file__.encode() not in toy.SerializeToString()
 
 
-def test_modules_are_noted_if_asked_for_and_nothing_else_changes(tmp_path: Path, toy_path: Path) -> None:
-    noted = write(tmp_path / "noted.onnx", note_modules=True)
-    notes = [{entry.key: entry.value for entry in node.metadata_props} for node in noted.graph.node]
-    products = [note for node, note in zip(noted.graph.node, notes, strict=True) if node.op_type == "MatMul"]
-    assert products == [{"module": "mix"}, {"module": "decode.0"}, {"module": "decode.2"}]
-    top = [note for node, note in zip(noted.graph.node, notes, strict=True) if node.op_type == "Concat"]
-    assert set(map(str, top)) == {"{}"}  # made by the module itself, which has no path
-    assert all(note.keys() <= {"module"} for note in notes)
-    for node in noted.graph.node:
-        del node.metadata_props[:]
-    assert noted.SerializeToString(deterministic=True) == toy_path.read_bytes()
+def test_each_node_notes_the_module_that_it_came_from(toy: onnx.ModelProto) -> None:
+    notes = [{entry.key: entry.value for entry in node.metadata_props} for node in toy.graph.node]
+    products = [note for node, note in zip(toy.graph.node, notes, strict=True) if node.op_type == "MatMul"]
+    assert products == [{MODULE: "mix"}, {MODULE: "decode.0"}, {MODULE: "decode.2"}]
+    top = [note for node, note in zip(toy.graph.node, notes, strict=True) if node.op_type == "Concat"]
+    assert top
+    assert all(note == {} for note in top)  # made by the module itself, which has no path
 
 
 def test_the_file_is_self_contained(toy_path: Path, toy: onnx.ModelProto) -> None:

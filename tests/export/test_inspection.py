@@ -16,6 +16,7 @@ from export.inspection import (
     Anatomy,
     Node,
     first_difference,
+    half_nodes,
     n_nodes_alike,
     node_difference,
     read_anatomy,
@@ -185,6 +186,90 @@ def test_a_copy_in_float64_reaches_into_subgraphs_and_constants(tmp_path: Path) 
         for large, wanted in ((True, (1 + float(np.float32(0.1))) * 3), (False, 3.0)):
             (found,) = opened.run({"x": np.ones(1), "large": np.array(large)}).values()
             assert found[0] == pytest.approx(wanted, rel=1e-15)
+
+
+# Coarse graphs
+
+
+def coarse_model() -> onnx.ModelProto:
+    """A product in 8 bits, and behind it one in half precision: y = cast(half(q(x) @ q(weight)) @ half)."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["number"], name="round"),
+        helper.make_node("DequantizeLinear", ["number", "step", "zero"], ["rounded"], name="back"),
+        helper.make_node("DequantizeLinear", ["weight", "steps", "zeros"], ["w"], name="weight", axis=1),
+        helper.make_node("MatMul", ["rounded", "w"], ["scores"], name="product"),
+        helper.make_node("Cast", ["scores"], ["low"], name="down", to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["low", "half"], ["lower"], name="coarse"),
+        helper.make_node("Cast", ["lower"], ["y"], name="up", to=TensorProto.FLOAT),
+    ]
+    tensors = {
+        "step": np.float32(0.1),
+        "zero": np.int8(0),
+        "weight": np.arange(-6, 6, dtype=np.int8).reshape(4, 3),
+        "steps": np.array([0.1, 0.2, 0.3], np.float32),
+        "zeros": np.zeros(3, np.int8),
+        "half": np.eye(3, dtype=np.float16),
+    }
+    graph = helper.make_graph(
+        *(nodes, "coarse"),
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["streams", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["streams", 3])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.fixture
+def coarse(tmp_path: Path) -> Path:
+    onnx.save(coarse_model(), tmp_path / "coarse.onnx")
+    return tmp_path / "coarse.onnx"
+
+
+def test_a_copy_in_float64_rounds_to_8_bits_as_the_graph_does(coarse: Path, tmp_path: Path) -> None:
+    """Q and DQ are of float32: the values that they round are too, and all tensors keep their names."""
+    write_float64(coarse, tmp_path / "float64.onnx")
+    write_exposed(tmp_path / "float64.onnx", tmp_path / "copy.onnx")
+    with open_runtime("onnxruntime", tmp_path / "copy.onnx") as opened:
+        found = opened.run({"x": FEEDS["x"].astype(np.float64)})
+    step, steps = float(np.float32(0.1)), np.array([0.1, 0.2, 0.3], np.float32).astype(np.float64)
+    rounded = np.round(FEEDS["x"] / np.float32(0.1)) * step
+    weight = np.arange(-6.0, 6).reshape(4, 3) * steps
+    assert (found["y"].dtype, found["scores"].dtype, found["rounded"].dtype) == ("float64",) * 3
+    np.testing.assert_allclose(found["rounded"], rounded, rtol=1e-7)
+    np.testing.assert_allclose(found["scores"], rounded @ weight, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found["y"], rounded @ weight, rtol=1e-2, atol=1e-2)  # by float16
+    assert {value.dtype for value in read_anatomy(tmp_path / "float64.onnx").weights.values()} == {
+        np.dtype(name) for name in ("float32", "int8", "float16")
+    }
+
+
+def test_a_weight_that_is_dequantized_is_not_shown(coarse: Path, tmp_path: Path) -> None:
+    """ONNX Runtime fails to open a graph that gives it."""
+    write_exposed(coarse, tmp_path / "copy.onnx")
+    assert list(read_anatomy(tmp_path / "copy.onnx").outputs) == ["y", "rounded", "scores", "low", "lower"]
+    with open_runtime("onnxruntime", tmp_path / "copy.onnx") as opened:
+        assert opened.run(FEEDS)["rounded"].shape == (2, 4)
+
+
+def test_nodes_of_half_precision_are_found(coarse: Path, small: Path, tmp_path: Path) -> None:
+    assert [node.name for node in half_nodes(coarse)] == ["down", "coarse", "up"]
+    assert half_nodes(small) == ()
+    model = coarse_model()
+    for place in (4, 6):
+        model.graph.node[place].attribute[0].i = TensorProto.BFLOAT16 if place == 4 else TensorProto.FLOAT
+    model.graph.node[5].CopyFrom(helper.make_node("Cast", ["low"], ["lower"], name="again", to=TensorProto.FLOAT))
+    onnx.save(model, tmp_path / "brain.onnx")
+    assert [node.name for node in half_nodes(tmp_path / "brain.onnx")] == ["down", "again"]
+
+
+def test_what_a_graph_notes_of_its_tensors_is_not_believed(coarse: Path) -> None:
+    model = coarse_model()
+    for name in ("low", "lower"):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    onnx.save(model, coarse)
+    assert [node.name for node in half_nodes(coarse)] == ["down", "coarse", "up"]
 
 
 # Differences

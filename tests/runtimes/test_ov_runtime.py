@@ -226,7 +226,10 @@ def test_weights_that_are_missing_beside_the_graph_are_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("streams", [1, 3])
 def test_every_shipped_graph_gives_what_onnxruntime_gives(streams: int) -> None:
-    """At 100 dB, states carried; measured: 115 dB. ONNX Runtime is itself held to PyTorch by the bundle's record."""
+    """At 100 dB, states carried; measured: 111 dB. ONNX Runtime is itself held to PyTorch by the bundle's record.
+
+    INT8 at 60 dB, measured 70: a value on the border of two steps goes to either.
+    """
     wave, _ = soundfile.read(SHIPPED.parents[1] / "samples" / "noisy.flac", frames=3 * 32 * 128, dtype="float32")
     waves = wave.reshape(3, -1)[:streams]
     for graph in Bundle.open(SHIPPED).graphs:
@@ -234,7 +237,8 @@ def test_every_shipped_graph_gives_what_onnxruntime_gives(streams: int) -> None:
             streamed(name, SHIPPED / graph.file, graph.states, waves) for name in ("openvino", "onnxruntime")
         )
         assert np.abs(wanted).max() > 0.001
-        assert np.square(found - wanted).sum() < 1e-10 * np.square(wanted).sum(), graph.file
+        apart = 1e-6 if graph.precision == "int8" else 1e-10
+        assert np.square(found - wanted).sum() < apart * np.square(wanted).sum(), graph.file
 
 
 def streamed(runtime: str, path: Path, states: Mapping[str, str], waves: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,0 +1,117 @@
+"""`edgese calibrate`: what a network hears and remembers in real streams, stored for INT8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgese.cli.terminal import Json, Quiet, counter, print_table, progress_bar, require
+
+if TYPE_CHECKING:
+    from edgese.calibration import Span
+
+
+def calibrate_command(
+    weights: Annotated[
+        Path | None, typer.Argument(help=".safetensors, or .pt of `edgese train`. Default: the shipped weights.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Training data as `edgese train` takes it; the part held out for validation is not heard."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file of batches.")] = Path("calibration.npz"),
+    batches: Annotated[int, typer.Option(min=1, help="Batches to draw.")] = 16,
+    streams: Annotated[int, typer.Option(min=1, help="Streams of a batch.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawing.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Write a picture of the values at each product's input.")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where decoded recordings are kept.")] = Path("~/.cache/edgese"),
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Draw calibration batches: speech in noise at many SNRs and levels, with the states of a float32 streaming run."""
+    if data is None:
+        raise typer.BadParameter(
+            "--data: found none, wanted a folder of training data: clean/ and noisy/, or speech/ and noise/; "
+            "ranges of sound that the network will never meet would be worse than none"
+        )
+    require("torch", "scipy", "safetensors", extra="train")
+    require("onnx", "onnxscript", extra="export")
+    from edgese.calibration import Drawing, compare_ranges, draw_batches, require_target, write_calibration
+    from edgese.checkpoint import load_enhancer
+    from edgese.enhance import shipped_bundle
+
+    require_target(output, replace=force)
+    if plot is not None:
+        from edgese.calibration_plot import require_picture, write_ranges_plot
+
+        require_picture(plot)
+    drawing = Drawing(n_streams=streams, n_batches=batches, seed=seed)
+    enhancer = load_enhancer(weights or shipped_bundle() / "model.safetensors")
+    with progress_bar(quiet or as_json) as bar:
+        drawn, provenance = draw_batches(
+            enhancer,
+            data,
+            drawing,
+            cache.expanduser(),
+            counter(bar, "drawing", "streams"),
+            counter(bar, "decoding", "files"),
+        )
+        spans = compare_ranges(enhancer, drawn, counter(bar, "ranges", "passes"))
+    digest = write_calibration(output, drawn, provenance, replace=force)
+    if as_json:
+        ranges = {span.product: span.entry() for span in spans}
+        told = {"path": str(output), "digest": digest, "provenance": provenance, "ranges": ranges}
+        typer.echo(json.dumps(told, indent=2, allow_nan=False))
+    else:
+        _print_batches(output, digest, provenance)
+        _print_ranges(spans)
+    if plot is not None:
+        what = f"{weights.name if weights else 'shipped weights'}, {provenance['hops']:,} hops of noisy speech"
+        write_ranges_plot(spans, f"What enters the products that INT8 can take: {what}", plot)
+        typer.echo(f"picture: {plot}", err=as_json)
+
+
+def _print_batches(path: Path, digest: str, provenance: Mapping[str, Any]) -> None:
+    columns = {
+        "batches": f"{provenance['batches']:,}",
+        "streams": f"{provenance['streams']:,}",
+        "hops": f"{provenance['hops']:,}",
+        "heard s": f"{provenance['heard_s']:,.0f}",
+        "warm-up s": _span_words(provenance["warm_up_s"], 1),
+        "peak dBFS": _span_words(provenance["peak_dbfs"], 0),
+        "SNR dB": _span_words(provenance["snr_db"], 0),
+        "MB": f"{path.stat().st_size / 1e6:.1f}",
+    }
+    title = f"{path}: drawn from the training split of {provenance['data']['folder']}"
+    print_table(title, list(columns), [list(columns.values())])
+    typer.echo(f"  digest: {digest}")
+    typer.echo("")
+
+
+def _span_words(values: Sequence[float], digits: int) -> str:
+    """`-40 to -3`."""
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}" if values else "-"
+
+
+def _print_ranges(spans: Sequence[Span]) -> None:
+    methods = list(spans[0].chosen)
+    print_table(
+        "the input of each product that INT8 can take: its values, and the largest that each method keeps, +-",
+        ["product", "lowest", "highest", *methods],
+        [
+            [
+                span.product,
+                f"{span.extent.low:.3f}",
+                f"{span.extent.high:.3f}",
+                *(f"{span.chosen[method].high:.3f}" for method in methods),
+            ]
+            for span in spans
+        ],
+    )
