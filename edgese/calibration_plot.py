@@ -10,7 +10,7 @@ import numpy as np
 
 from edgese.calibration import Span
 from edgese.errors import EdgeseError
-from edgese.partial import PartialFile
+from edgese.partial import write_png
 
 try:
     from matplotlib.axes import Axes
@@ -74,12 +74,7 @@ def write_ranges_plot(spans: Sequence[Span], title: str, png: Path) -> None:
     ]
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
     figure.legend(handles=keys, loc="outside lower left", ncols=len(keys), frameon=False, fontsize=9.5)
-    with PartialFile(png) as partial:
-        try:
-            figure.savefig(partial.path, format="png", dpi=130)
-        except OSError as error:
-            raise partial.error(error) from error
-        partial.publish(replace=True)
+    write_png(figure, png)
 
 
 def _draw_panel(axis: Axes, span: Span) -> None:

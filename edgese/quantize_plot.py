@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgese.errors import EdgeseError
-from edgese.partial import PartialFile
+from edgese.partial import write_png
 from edgese.quantize import Quantization
 
 try:
@@ -45,12 +45,7 @@ def write_sensitivity_plot(found: Quantization, title: str, png: Path) -> None:
     ]
     figure.legend(handles=keys, loc="outside lower left", ncols=2, frameon=False, fontsize=9.5)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
-    with PartialFile(png) as partial:
-        try:
-            figure.savefig(partial.path, format="png", dpi=130)
-        except OSError as error:
-            raise partial.error(error) from error
-        partial.publish(replace=True)
+    write_png(figure, png)
 
 
 def _draw_products(panels: list[Axes], found: Quantization) -> None:

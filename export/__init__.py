@@ -1,4 +1,7 @@
-"""From a module to a bundle that runs without PyTorch: graph.py, weights.py, bundle.py. Knows nothing of speech."""
+"""From a module to a bundle that runs without PyTorch, and on to an engine: graph.py, weights.py, bundle.py, engine.py.
+
+Knows nothing of speech.
+"""
 
 
 class ExportError(Exception):

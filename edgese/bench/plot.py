@@ -14,7 +14,7 @@ from edgese.bench.capacity import Capacity
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Seconds
 from edgese.errors import EdgeseError
-from edgese.partial import PartialFile
+from edgese.partial import write_png
 
 try:
     from matplotlib.axes import Axes
@@ -58,7 +58,10 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
     where = f"{name} on {cpu}"
     latency = _figure(report, f"How long a call takes: {where}, one core, {streams}", _latency_panel, _latency_keys())
     load = _figure(report, f"What more streams do to the slowest calls: {where}", _streams_panel, _streams_keys())
-    return [_save(figure, folder / name) for figure, name in ((latency, "latency.png"), (load, "streams.png"))]
+    pictures = {folder / "latency.png": latency, folder / "streams.png": load}
+    for png, figure in pictures.items():
+        write_png(figure, png)
+    return list(pictures)
 
 
 def _figure(report: Report, title: str, panel: Panel, keys: Sequence[Line2D]) -> Figure:
@@ -198,13 +201,3 @@ def _streams_keys() -> list[Line2D]:
         Line2D([], [], color=_FAINT, marker="x", linestyle="none", label="stopped: p99 is above this"),
         Line2D([], [], color=_DEADLINE, linewidth=1.4, label="deadline: the block's duration"),
     ]
-
-
-def _save(figure: Figure, png: Path) -> Path:
-    with PartialFile(png) as partial:
-        try:
-            figure.savefig(partial.path, format="png", dpi=130)
-        except OSError as error:
-            raise partial.error(error) from error
-        partial.publish(replace=True)
-    return png
