@@ -14,6 +14,7 @@ import typer
 from edgese import __version__
 from edgese.cli.bench import bench_command
 from edgese.cli.calibrate import calibrate_command
+from edgese.cli.doctor import doctor_command
 from edgese.cli.enhance import enhance_command
 from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
@@ -36,6 +37,7 @@ app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("train")(train_command)
 app.command("info")(info_command)
+app.command("doctor")(doctor_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,29 @@
+"""`edgese doctor`: what is installed here, what opens, and how to mend what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import typer
+
+from edgese.cli.terminal import Json
+
+
+def doctor_command(as_json: Json = False) -> None:
+    """Tell what is installed, which runtimes open here and why others do not, and the mend for each."""
+    from edgese.doctor import examine
+
+    findings = examine()
+    wrong = [finding for finding in findings if finding.state == "wrong"]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        width = max(len(finding.part) for finding in findings)
+        for finding in findings:
+            typer.echo(f"{finding.state:>6}  {finding.part:<{width}}  {finding.found}")
+            if finding.mend:
+                typer.echo(f"{'':>6}  {'':<{width}}  -> {finding.mend}")
+        typer.echo(f"{len(wrong)} wrong" if wrong else "nothing is wrong")
+    if wrong:
+        raise typer.Exit(code=1)

@@ -1,0 +1,211 @@
+"""What is installed here, what opens and what does not, what does not go together, and how each is mended.
+
+    findings = examine()
+    all(finding.state != "wrong" for finding in findings)
+
+An optional part that is absent is "absent", not wrong: its mend says how to get it. "wrong" is what was installed and
+does not work, and what edgese cannot do without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from edgese.enhance import shipped_bundle
+from edgese.errors import EdgeseError
+from edgese.machine import describe
+from edgese.opening import open_graph
+from export.bundle import Bundle, ExportError
+from runtimes.base import RuntimeUnavailable
+from runtimes.registry import RUNTIMES
+
+State = Literal["ok", "absent", "wrong"]
+
+WHOLE = ("all", "dev")  # extras that are made of others
+NEEDED_BY = {"openvino": "openvino", "pytorch": "export", "tensorrt": "tensorrt"}  # runtime -> extra that brings it
+
+# Two packages that bring the same module overwrite each other: whichever was installed last is imported.
+RIVALS = (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime", "onnxruntime-openvino"))
+
+# Least release of a Jetson's system -> JetPack, and the versions of TensorRT that go with it. FACTS, section 3, and
+# NVIDIA's download pages: JetPack 6.1 is R36.4, 7.0 is R38.2, 7.1 is R38.4; TensorRT 11.0 to 11.4.0 support none.
+JETPACK = (
+    (Version("36.4"), "JetPack 6.1 or 6.2", SpecifierSet("==10.3.*")),
+    (Version("38.2"), "JetPack 7", SpecifierSet(">=10.4,!=11.0.*,!=11.1.*,!=11.2.*,!=11.3.*,!=11.4.0.*")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    part: str
+    state: State
+    found: str
+    mend: str = ""  # what to do; "" where there is nothing to mend
+
+
+def examine(installed: Callable[[str], str | None] | None = None) -> tuple[Finding, ...]:
+    """All findings, the base first.
+
+    Args:
+        installed: version of a distribution by its name, None where there is none; for tests.
+    """
+    version_of = installed or _installed
+    return (
+        _python(),
+        *_packages(version_of),
+        *_rivals(version_of),
+        *_bundle(),
+        *(_runtime(name) for name in RUNTIMES),
+        _tensorrt(version_of),
+        _gpu(),
+    )
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+# Packages
+
+
+def _packages(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
+    """The base install, and each extra that is not made of others."""
+    try:
+        requirements = [Requirement(line) for line in importlib.metadata.requires("edgese") or []]
+        extras = importlib.metadata.metadata("edgese").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("base install", "wrong", "edgese runs from its folder, not installed", "pip install -e .")
+        return
+    base = [wanted for wanted in requirements if _applies(wanted, "")]
+    yield _group("base install", base, version_of, "pip install --upgrade edgese", needed=True)
+    for extra in extras:
+        own = [wanted for wanted in requirements if wanted not in base and _applies(wanted, extra)]
+        if own and extra not in WHOLE:
+            yield _group(f"[{extra}]", own, version_of, f"pip install --upgrade 'edgese[{extra}]'", needed=False)
+
+
+def _applies(wanted: Requirement, extra: str) -> bool:
+    return wanted.marker is None or wanted.marker.evaluate({"extra": extra})
+
+
+def _group(
+    part: str, wanted: list[Requirement], version_of: Callable[[str], str | None], mend: str, *, needed: bool
+) -> Finding:
+    found, missing, unfit = [], [], []
+    for requirement in wanted:
+        version = version_of(requirement.name)
+        if version is None:
+            missing.append(str(requirement.name))
+        elif not requirement.specifier.contains(version, prereleases=True):
+            unfit.append(f"{requirement.name} {version}, wanted {requirement.specifier}")
+        else:
+            found.append(f"{requirement.name} {version}")
+    told = [", ".join(found), f"missing: {', '.join(missing)}" * bool(missing), "; ".join(unfit)]
+    state: State = "wrong" if unfit or (missing and needed) else "absent" if missing else "ok"
+    return Finding(part, state, "; ".join(filter(None, told)), mend if state != "ok" else "")
+
+
+def _rivals(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
+    for ours, theirs in RIVALS:
+        versions = version_of(ours), version_of(theirs)
+        if None not in versions:
+            mend = f"pip uninstall {ours} {theirs}, then install the one that you want"
+            found = f"{ours} {versions[0]} and {theirs} {versions[1]} bring the same module"
+            yield Finding(f"{ours} and {theirs}", "wrong", found, mend)
+
+
+# What opens
+
+
+def _bundle() -> Iterator[Finding]:
+    try:
+        bundle = Bundle.open(shipped_bundle())
+    except (ExportError, OSError) as error:
+        yield Finding("shipped bundle", "wrong", str(error), "pip install --force-reinstall --no-deps edgese")
+        return
+    found = f"{bundle.manifest['name']}, {len(bundle.graphs)} graphs, every file as its digest says"
+    yield Finding("shipped bundle", "ok", found)
+
+
+def _runtime(name: str) -> Finding:
+    """One hop of the shipped model in it."""
+    part, needed = f"runtime {name}", name == "onnxruntime"
+    extra = NEEDED_BY.get(name)
+    mend = f"pip install 'edgese[{extra}]'" if extra else "pip install --force-reinstall onnxruntime"
+    try:
+        bundle = Bundle.open(shipped_bundle())
+        graph = bundle.graph(block=1)
+        with open_graph(bundle, graph, name) as opened:
+            size = int(bundle.manifest["audio"]["hop"])
+            enhanced = opened.stream(graph.states, streams=1)({"wave": np.zeros((1, size), np.float32)})["enhanced"]
+    except (RuntimeUnavailable, ExportError, EdgeseError, ImportError) as error:
+        absent = isinstance(error.__cause__, ModuleNotFoundError) or isinstance(error, ModuleNotFoundError)
+        return Finding(part, "absent" if absent and not needed else "wrong", str(error), mend)
+    fine = enhanced.shape == (1, size) and not enhanced.any()
+    found = "opens the shipped model; silence stays silence" if fine else "gives sound where there was none"
+    return Finding(part, "ok" if fine else "wrong", found, "" if fine else mend)
+
+
+# TensorRT and the GPU
+
+
+def _tensorrt(version_of: Callable[[str], str | None]) -> Finding:
+    """TensorRT beside the Jetson's system, where this is one."""
+    version = version_of("tensorrt")
+    machine = describe()
+    if machine.board is None:
+        return Finding("TensorRT and JetPack", "ok", f"no Jetson; tensorrt {version or 'is not installed'}")
+    return judge_jetpack(machine.release, version)
+
+
+def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
+    """Does a Jetson's TensorRT go with its system?
+
+    Args:
+        release: of the system, such as "R36.4.3"; None: it cannot be read.
+        tensorrt: version of its Python package; None: there is none.
+    """
+    part = "TensorRT and JetPack"
+    number = re.search(r"\d+(\.\d+)*", release or "")
+    known = [entry for entry in JETPACK if number and Version(number[0]) >= entry[0]]
+    if not known:
+        mend = "install JetPack 6.1 or later (sdkmanager, or NVIDIA's image for the board)"
+        return Finding(part, "wrong", f"found system {release or 'unknown'}, wanted R36.4 or later", mend)
+    _, jetpack, wanted = known[-1]
+    if tensorrt is None:
+        mend = "sudo apt install python3-libnvinfer; a virtual environment needs --system-site-packages"
+        return Finding(part, "wrong", f"{jetpack} ({release}) without TensorRT's Python package", mend)
+    if not wanted.contains(tensorrt):
+        mend = "sudo apt install --reinstall tensorrt python3-libnvinfer (JetPack's own)"
+        return Finding(part, "wrong", f"{jetpack} ({release}) with tensorrt {tensorrt}, wanted {wanted}", mend)
+    return Finding(part, "ok", f"{jetpack} ({release}) with tensorrt {tensorrt}")
+
+
+def _gpu() -> Finding:
+    from export.tensorrt_api import read_device
+
+    device: Any = read_device()
+    if device is None:
+        mend = "nothing, if there is no NVIDIA GPU; else its driver (nvidia-smi must work)"
+        return Finding("NVIDIA GPU", "absent", "none that a driver tells of", mend)
+    return Finding("NVIDIA GPU", "ok", str(device))

@@ -1,0 +1,138 @@
+"""`edgese doctor`: what it finds where all is well, and what it says of each thing that is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgese import doctor
+from edgese.doctor import Finding, examine, judge_jetpack
+from runtimes.base import RuntimeUnavailable
+from runtimes.registry import RUNTIMES
+
+from .command_line import edgese
+
+Installed = Callable[[str], "str | None"]
+
+
+def with_versions(**versions: str | None) -> Installed:
+    """What is installed here, but for these."""
+
+    def version(name: str) -> str | None:
+        key = name.replace("-", "_")
+        if key in versions:
+            return versions[key]
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return version
+
+
+@pytest.fixture(autouse=True)
+def no_runtime_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except where a test is about that."""
+    monkeypatch.setattr(doctor, "RUNTIMES", {})
+
+
+def finding(part: str, installed: Installed | None = None) -> Finding:
+    (found,) = (found for found in examine(installed) if found.part == part)
+    return found
+
+
+def test_a_whole_installation_has_nothing_wrong() -> None:
+    found = examine()
+    assert [one.part for one in found if one.state == "wrong"] == []
+    assert "numpy" in finding("base install").found
+    assert "24 graphs" in finding("shipped bundle").found
+
+
+def test_a_missing_base_package_is_wrong() -> None:
+    found = finding("base install", with_versions(soxr=None))
+    assert found.state == "wrong"
+    assert "missing: soxr" in found.found
+    assert found.mend == "pip install --upgrade edgese"
+
+
+def test_a_missing_extra_is_absent_and_says_how_to_get_it() -> None:
+    found = finding("[metrics]", with_versions(pesq=None))
+    assert (found.state, found.mend) == ("absent", "pip install --upgrade 'edgese[metrics]'")
+    assert "pystoi" in found.found
+    assert found.found.endswith("missing: pesq")
+
+
+def test_a_version_that_is_too_old_is_wrong_even_in_an_extra() -> None:
+    found = finding("[export]", with_versions(onnx="1.12.0"))
+    assert found.state == "wrong"
+    assert "onnx 1.12.0, wanted >=1.18" in found.found
+
+
+def test_two_packages_of_one_module_are_wrong() -> None:
+    found = finding("onnxruntime and onnxruntime-gpu", with_versions(onnxruntime_gpu="1.20.0"))
+    assert found.state == "wrong"
+    assert found.mend.startswith("pip uninstall onnxruntime onnxruntime-gpu")
+
+
+def test_a_damaged_bundle_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "shipped_bundle", lambda: tmp_path)
+    found = finding("shipped bundle")
+    assert found.state == "wrong"
+    assert str(tmp_path) in found.found
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def load() -> None:
+        raise error
+
+    return load
+
+
+def test_a_runtime_that_is_not_installed_is_absent_and_one_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = RuntimeUnavailable("openvino cannot be loaded")
+    missing.__cause__ = ModuleNotFoundError("no openvino")
+    broken = RuntimeUnavailable("pytorch: the run failed")
+    openers = {"openvino": raising(missing), "pytorch": raising(broken), "onnxruntime": RUNTIMES["onnxruntime"]}
+    for name, opener in openers.items():
+        monkeypatch.setitem(RUNTIMES, name, opener)
+    monkeypatch.setattr(doctor, "RUNTIMES", openers)
+    absent, wrong, ok = (finding(f"runtime {name}") for name in openers)
+    assert (absent.state, absent.mend) == ("absent", "pip install 'edgese[openvino]'")
+    assert (wrong.state, wrong.found) == ("wrong", "pytorch: the run failed")
+    assert (ok.state, ok.mend) == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    ("release", "tensorrt", "state", "told"),
+    [
+        ("R36.4.3", "10.3.0", "ok", "JetPack 6.1 or 6.2 (R36.4.3) with tensorrt 10.3.0"),
+        ("R36.4.3", "10.7.0", "wrong", "tensorrt 10.7.0, wanted ==10.3.*"),
+        ("R36.4.0", None, "wrong", "without TensorRT's Python package"),
+        ("R38.4.0", "10.13.3.9", "ok", "JetPack 7 (R38.4.0)"),
+        ("R38.4.0", "11.3.0", "wrong", "tensorrt 11.3.0, wanted"),
+        ("R38.4.0", "11.4.0.106", "wrong", "tensorrt 11.4.0.106, wanted"),
+        ("R39.1", "11.4.1", "ok", "tensorrt 11.4.1"),
+        ("R35.4.1", "8.5.2", "wrong", "found system R35.4.1, wanted R36.4 or later"),
+        (None, "10.3.0", "wrong", "found system unknown"),
+    ],
+)
+def test_jetpack_and_tensorrt_go_together_or_do_not(
+    release: str | None, tensorrt: str | None, state: str, told: str
+) -> None:
+    found = judge_jetpack(release, tensorrt)
+    assert found.state == state
+    assert told in found.found
+    assert bool(found.mend) is (state == "wrong")
+
+
+def test_the_command_prints_each_part_with_its_mend(tmp_path: Path) -> None:
+    lines = edgese("doctor", cwd=tmp_path).stdout.decode().splitlines()
+    assert lines[-1] == "nothing is wrong"
+    assert any(line.split()[:3] == ["ok", "runtime", "onnxruntime"] for line in lines)
+    told = json.loads(edgese("doctor", "--json", cwd=tmp_path).stdout)
+    assert {"part", "state", "found", "mend"} == told[0].keys()
+    assert {one["state"] for one in told} <= {"ok", "absent"}
