@@ -83,8 +83,7 @@ class Quantization:
             tuple(Cost(**{**entry, "products": tuple(entry["products"])}) for entry in plan.facts[name])
             for name in ("alone", "together")
         )
-        chosen = plan.facts["methods"]
-        return cls(plan, tuple(cost for cost in alone if cost.method == chosen[cost.products[0]]), together)
+        return cls(plan, _chosen(alone, plan.facts["methods"]), together)
 
 
 def quantize(
@@ -121,7 +120,7 @@ def quantize(
         alone = [cost for name in methods for cost in search.alone(name)]
         chosen = _least_noise(alone, search.tensors)
         ranges = {product: search.offered[name][product] for product, name in chosen.items()}
-        costs = sorted((cost for cost in alone if cost.method == chosen[cost.products[0]]), key=_noise_per_share)
+        costs = _chosen(alone, chosen)
         steps: list[Cost] = []
         for n_kept in range(len(costs), 0, -1):
             steps += search.costs([{cost.products[0]: ranges[cost.products[0]] for cost in costs[:n_kept]}])
@@ -147,7 +146,7 @@ def quantize(
             "together": [cost.entry() for cost in steps],
         },
     )
-    return Quantization(plan, tuple(costs), tuple(steps))
+    return Quantization(plan, costs, tuple(steps))
 
 
 def make_plans(
@@ -265,6 +264,11 @@ def _least_noise(alone: Sequence[Cost], tensors: Mapping[str, str]) -> dict[str,
         by_method = noise.setdefault(tensors[cost.products[0]], {})
         by_method[cost.method] = by_method.get(cost.method, 0.0) + 10 ** (-cost.snr_db / 10)
     return {product: min(noise[tensor], key=noise[tensor].__getitem__) for product, tensor in tensors.items()}
+
+
+def _chosen(alone: Sequence[Cost], methods: Mapping[str, str]) -> tuple[Cost, ...]:
+    """Each product's cost with the method that was chosen for it, cheapest noise for its share first."""
+    return tuple(sorted((one for one in alone if one.method == methods[one.products[0]]), key=_noise_per_share))
 
 
 def _block_of(calibration: Batches, enhancer: WaveformEnhancer) -> int:

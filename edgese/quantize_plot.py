@@ -14,6 +14,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
@@ -21,6 +22,7 @@ except ImportError as error:
 
 # Told apart by colour-blind readers, too, after Okabe & Ito 2008.
 _TAKEN, _LEFT, _LIMIT = "#0072B2", "#C98500", "#B2182B"
+_MARKERS = {"minmax": "x", "entropy": "o", "percentile": "^"}
 
 
 def write_sensitivity_plot(found: Quantization, title: str, png: Path) -> None:
@@ -39,11 +41,24 @@ def write_sensitivity_plot(found: Quantization, title: str, png: Path) -> None:
     panels = [first, *(figure.add_subplot(grid[0, column], sharey=first) for column in (1, 2))]
     _draw_products(panels, found)
     _draw_sets(figure.add_subplot(grid[1, :]), found)
-    keys = [
+    keys: list[Patch | Line2D] = [
         Patch(facecolor=_TAKEN, label="taken in INT8"),
         Patch(facecolor=_LEFT, label="left in half precision" if found.plan.half else "left in float32"),
+        *(
+            Line2D(
+                [],
+                [],
+                color="black",
+                marker=marker,
+                linestyle="none",
+                markersize=5,
+                fillstyle="none",
+                label=f"with {method}'s range",
+            )
+            for method, marker in _MARKERS.items()
+        ),
     ]
-    figure.legend(handles=keys, loc="outside lower left", ncols=2, frameon=False, fontsize=9.5)
+    figure.legend(handles=keys, loc="outside lower left", ncols=len(keys), frameon=False, fontsize=9.5)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
     write_png(figure, png)
 
@@ -52,7 +67,7 @@ def _draw_products(panels: list[Axes], found: Quantization) -> None:
     places = np.arange(len(found.costs))
     colours = [_TAKEN if cost.products[0] in found.plan.ranges else _LEFT for cost in found.costs]
     columns = (
-        ([cost.snr_db for cost in found.costs], "SNR alone, dB (more is better)", "{:.0f}"),
+        ([cost.snr_db for cost in found.costs], "SNR alone, dB (more is better)", " {:.0f}"),
         ([cost.pesq_loss for cost in found.costs], "PESQ-WB lost alone", "{:+.4f}"),
         ([100 * cost.share for cost in found.costs], "share of the arithmetic, %", "{:.1f}"),
     )
@@ -65,6 +80,10 @@ def _draw_products(panels: list[Axes], found: Quantization) -> None:
         axis.axvline(0, color="#8a8a8a", linewidth=0.8)
         axis.tick_params(labelsize=8.5, left=False, labelleft=axis is panels[0])
         axis.spines[["top", "right", "left"]].set_visible(False)
+    rows = {cost.products[0]: place for place, cost in enumerate(found.costs)}
+    for entry in found.plan.facts["alone"]:
+        place, marker = rows[entry["products"][0]], _MARKERS[entry["method"]]
+        panels[0].plot(entry["snr_db"], place, marker=marker, color="black", markersize=4, fillstyle="none")
     panels[0].set_yticks(places, [cost.products[0] for cost in found.costs])
 
 
@@ -88,7 +107,8 @@ def _draw_sets(axis: Axes, found: Quantization) -> None:
         color=_LIMIT,
         fontsize=9,
     )
-    axis.margins(x=0.12, y=0.35)
+    axis.set_xlim(0, 114)
+    axis.margins(y=0.35)
     axis.set_xlabel("share of the arithmetic in INT8 together, %", fontsize=9.5)
     axis.set_ylabel("PESQ-WB lost", fontsize=9.5)
     axis.tick_params(labelsize=8.5)
