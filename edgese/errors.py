@@ -6,7 +6,8 @@ EdgeseError
 ├── CheckpointError   a checkpoint that is missing, broken or of another network
 ├── TrainingError     a training run that cannot go on: no data, NaN
 ├── VerificationError an artefact that does not agree with PyTorch
-└── MeasurementError  a measurement that cannot be made here (bench/probe.py)
+├── MeasurementError  a measurement that cannot be made here (bench/probe.py)
+└── BoardError        a board that is none, or power that cannot be measured (board.py)
 
 The three general folders raise their own base errors (ExportError, CalibrationError, RuntimeUnavailable); the command
 line catches all of them and prints one line.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgese import __version__
+from edgese.sysfs import read_text
 
 MB = 1e6
 UNKNOWN = "not readable"
@@ -65,8 +66,10 @@ def describe(core: int | None = None, root: Path = _ROOT) -> Machine:
     """
     cores = allowed_cores()
     # Containers often hide the device tree; the second place is the kernel's own account of the chip.
-    model = _text(root / "proc/device-tree/model") or _text(root / "sys/devices/soc0/machine")
-    family = f"{_text(root / 'proc/device-tree/compatible')} {_text(root / 'sys/devices/soc0/family')}".lower()
+    model = read_text(root / "proc/device-tree/model")[0] or read_text(root / "sys/devices/soc0/machine")[0]
+    family = (
+        f"{read_text(root / 'proc/device-tree/compatible')[0]} {read_text(root / 'sys/devices/soc0/family')[0]}".lower()
+    )
     is_jetson = "jetson" in (model or "").lower() or "tegra" in family
     governor = f"sys/devices/system/cpu/cpu{min(cores) if core is None else core}/cpufreq/scaling_governor"
     return Machine(
@@ -76,7 +79,7 @@ def describe(core: int | None = None, root: Path = _ROOT) -> Machine:
         power_mode=_power_mode(root) if is_jetson else None,
         extensions=tuple(name for name in _EXTENSIONS if name in _cpu_field(root, "flags", "Features").split()),
         cores=len(cores),
-        governor=_text(root / governor) or UNKNOWN,
+        governor=read_text(root / governor)[0] or UNKNOWN,
         load_before=round(os.getloadavg()[0], 2),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions={"edgese": __version__, "python": platform.python_version()}
@@ -112,7 +115,7 @@ def memory_mb(field: str) -> float | None:
     `VmRSS` is what is resident now, `VmHWM` the most that was since the process began its program; `ru_maxrss` would
     start at what the parent had.
     """
-    for line in (_text(Path("/proc/self/status")) or "").splitlines():
+    for line in (read_text(Path("/proc/self/status"))[0] or "").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / MB
     return None
@@ -120,17 +123,17 @@ def memory_mb(field: str) -> float | None:
 
 def _release(root: Path) -> str:
     """`# R36 (release), REVISION: 4.3, GCID: ...` is R36.4.3."""
-    found = re.search(r"# (R\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
+    found = re.search(r"# (R\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release")[0] or "")
     return f"{found[1]}.{found[2]}" if found else f"release {UNKNOWN}"
 
 
 def _power_mode(root: Path) -> str:
     """The mode's number as nvpmodel keeps it (`pmode:0002`), by its name in the table of modes."""
-    found = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
+    found = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status")[0] or "")
     if not found:
         return UNKNOWN
     number = int(found[1])
-    name = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=(\S+)", _text(root / "etc/nvpmodel.conf") or "")
+    name = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=(\S+)", read_text(root / "etc/nvpmodel.conf")[0] or "")
     return name[1] if name else str(number)
 
 
@@ -143,15 +146,8 @@ def _version(library: str) -> str:
 
 def _cpu_field(root: Path, *names: str) -> str:
     """The first line of /proc/cpuinfo with one of these names, or nothing."""
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+    for line in (read_text(root / "proc/cpuinfo")[0] or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in names:
             return value.strip()
     return ""
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return None

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import BundlePath, Json, Quiet, print_table, progress_bar
+from edgese.cli.terminal import BundlePath, Json, Quiet, print_table, progress_bar, require
 
 if TYPE_CHECKING:
     from edgese.bench.capacity import Capacity
+    from edgese.bench.estimate import Estimates
     from edgese.bench.measure import Report, Result
 
 _NAMES = ("runtime", "", "block")
@@ -40,6 +41,10 @@ def bench_command(
     plot: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write latency.png and streams.png into this folder.")
     ] = None,
+    estimate: Annotated[
+        str | None,
+        typer.Option(metavar="BOARD", help="Measure nothing: estimate what a Jetson may take, such as orin-nano."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -52,6 +57,13 @@ def bench_command(
 
     if device not in DEVICES:
         raise typer.BadParameter(f"--device: found {device!r}, wanted one of {', '.join(DEVICES)}")
+    if estimate is not None:
+        measuring = {"--runtime": runtimes, "--core": core, "--plot": plot}
+        needless = [name for name, value in measuring.items() if value is not None]
+        if needless:
+            raise typer.BadParameter(f"--estimate measures nothing: found {', '.join(needless)} beside it, wanted none")
+        _estimate(model or shipped_bundle(), device, estimate, precisions or [], blocks or [], streams, as_json)
+        return
     require_device(device, describe())
     if plot is not None:
         from edgese.bench.plot import prepare_folder, write_plots
@@ -87,6 +99,69 @@ def bench_command(
     if plot is not None:
         for picture in write_plots(report, plot):
             typer.echo(f"picture: {picture}", err=as_json)
+
+
+def _estimate(
+    path: Path, device: str, name: str, precisions: list[str], blocks: list[int], streams: int, as_json: bool
+) -> None:
+    """What calls may take on a board that is not here; every table and object says that it is an estimate."""
+    from edgese.bench.boards import BOARDS
+    from edgese.bench.measure import Settings, choose
+
+    if device != "jetson":
+        raise typer.BadParameter(
+            f"--estimate: found --device {device}, wanted --device jetson: it is made for no other"
+        )
+    if name not in BOARDS:
+        raise typer.BadParameter(f"--estimate: found {name!r}, wanted one of {', '.join(BOARDS)}")
+    require("onnx", extra="export")
+    from edgese.bench.estimate import estimate_cases
+    from export.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    # Graphs are chosen as for measuring; the runtime only stands in for TensorRT, and none is opened.
+    cases = choose(bundle, Settings(("onnxruntime",), tuple(precisions), tuple(blocks)))
+    found = estimate_cases(cases, BOARDS[name], streams=streams)
+    if as_json:
+        about = {"bundle": {"name": bundle.manifest["name"], "path": str(bundle.path)}}
+        typer.echo(json.dumps(about | found.entry(), indent=2))
+    else:
+        _print_estimates(found, bundle.manifest["name"])
+
+
+def _print_estimates(found: Estimates, name: str) -> None:
+    from edgese.bench.capacity import MAX_STREAMS
+    from edgese.bench.estimate import GPU
+
+    board, peak = found.board, found.board.peak
+    typer.echo(f"ESTIMATE, nothing was measured: {name} on {peak.name}, power mode {board.mode}")
+    clock = f"{board.multiprocessors} SMs at {board.clock_mhz:g} MHz"
+    tflops = ", ".join(f"{precision} {value:.3g}" for precision, value in peak.tflops.items())
+    typer.echo(f"published: {peak.bandwidth_gbs:g} GB/s, {clock} ({board.source}); peak TFLOPS taken: {tflops}")
+    if board.differs:
+        typer.echo(f"published elsewhere: {board.differs}")
+    typer.echo("")
+    rows = []
+    for case, result in zip(found.cases, found.results, strict=True):
+        times = [_number(value) for value in (*result.graph_ms, *result.launches_ms)]
+        factors = [_number(value, 4) for value in result.rtf]
+        most = [f"{value}{'+' if value == MAX_STREAMS else ''}" for value in result.streams]
+        kernels = [str(value) for value in result.kernels]
+        rows.append([case.precision, str(case.block), *kernels, *times, *factors, *most])
+    streams = f"{found.streams} stream{'s' if found.streams != 1 else ''}"
+    columns = ("kernels", "graph ms", "launches ms", "RTF", "streams")
+    print_table(
+        f"estimate, low and high bound of each: a call of {streams} as one CUDA graph and launched kernel by kernel; "
+        "RTF and streams within the block as a graph",
+        ["estimate", "block", *(part for column in columns for part in (column, ""))],
+        rows,
+    )
+    typer.echo("")
+    typer.echo("this estimate assumes:")
+    for line in GPU.lines():
+        typer.echo(f"  {line}")
+    for line in found.left_out:
+        typer.echo(f"left out: {line}")
 
 
 def _step_columns() -> list[Any]:
