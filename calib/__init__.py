@@ -4,6 +4,11 @@ those ranges (quantize.py). Knows nothing of speech.
 Importing this package or batches.py needs NumPy only.
 """
 
+import os
+
+# On Linux, onnxruntime 1.32 tells Microsoft of every session, and leaves a number in the home, from its import on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 class CalibrationError(Exception):
     """Base of this folder's errors.

@@ -28,12 +28,17 @@ from edgese.machine import describe
 from edgese.opening import open_graph
 from export.bundle import Bundle, ExportError
 from runtimes.base import RuntimeUnavailable
-from runtimes.registry import RUNTIMES
+from runtimes.registry import RUNTIMES, load_runtime
 
 State = Literal["ok", "absent", "wrong"]
 
 WHOLE = ("all", "dev")  # extras that are made of others
-NEEDED_BY = {"openvino": "openvino", "pytorch": "export", "tensorrt": "tensorrt"}  # runtime -> extra that brings it
+MENDS = {  # of runtimes
+    "onnxruntime": "pip install --force-reinstall onnxruntime",
+    "openvino": "pip install 'edgese[openvino]'",
+    "pytorch": "pip install 'edgese[export]'",
+    "tensorrt": "an NVIDIA GPU with its driver; JetPack brings TensorRT, elsewhere pip install 'edgese[tensorrt]'",
+}
 
 # Two packages that bring the same module overwrite each other: whichever was installed last is imported.
 RIVALS = (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime", "onnxruntime-openvino"))
@@ -149,9 +154,11 @@ def _bundle() -> Iterator[Finding]:
 
 def _runtime(name: str) -> Finding:
     """One hop of the shipped model in it."""
-    part, needed = f"runtime {name}", name == "onnxruntime"
-    extra = NEEDED_BY.get(name)
-    mend = f"pip install 'edgese[{extra}]'" if extra else "pip install --force-reinstall onnxruntime"
+    part, mend = f"runtime {name}", MENDS[name]
+    try:
+        load_runtime(name)
+    except RuntimeUnavailable as error:  # only the first is needed
+        return Finding(part, "wrong" if name == "onnxruntime" else "absent", str(error), mend)
     try:
         bundle = Bundle.open(shipped_bundle())
         graph = bundle.graph(block=1)
@@ -159,8 +166,7 @@ def _runtime(name: str) -> Finding:
             size = int(bundle.manifest["audio"]["hop"])
             enhanced = opened.stream(graph.states, streams=1)({"wave": np.zeros((1, size), np.float32)})["enhanced"]
     except (RuntimeUnavailable, ExportError, EdgeseError, ImportError) as error:
-        absent = isinstance(error.__cause__, ModuleNotFoundError) or isinstance(error, ModuleNotFoundError)
-        return Finding(part, "absent" if absent and not needed else "wrong", str(error), mend)
+        return Finding(part, "wrong", str(error), mend)
     fine = enhanced.shape == (1, size) and not enhanced.any()
     found = "opens the shipped model; silence stays silence" if fine else "gives sound where there was none"
     return Finding(part, "ok" if fine else "wrong", found, "" if fine else mend)

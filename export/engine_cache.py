@@ -23,7 +23,7 @@ from typing import Any
 
 from export import ExportError as ExportError
 from export.engine import BuildOptions, BuiltEngine, build_engine, write_whole
-from export.onnx_wire import read_onnx_file
+from export.onnx_wire import read_interface, read_onnx_file
 from export.tensorrt_api import Progress, library_name, read_device, tensorrt_library
 
 SCHEMA_VERSION = 1
@@ -74,7 +74,8 @@ def cached_engine(
         if why is None:  # another process was faster
             return entry.path
         tell(f"{onnx_path.name}: building its engine with {key['tensorrt']} for {key['device']}: {why}")
-        entry.keep(build_engine(onnx_path, options, library=library, on_progress=on_progress), key)
+        graph = read_interface(onnx_path)
+        entry.keep(build_engine(onnx_path, options, library=library, on_progress=on_progress), key, graph)
     return entry.path
 
 
@@ -130,12 +131,13 @@ class _Entry:
             )
         return None
 
-    def keep(self, built: BuiltEngine, key: Mapping[str, Any]) -> None:
+    def keep(self, built: BuiltEngine, key: Mapping[str, Any], graph: Mapping[str, Any]) -> None:
         """Put an engine here; until it is whole with its sidecar, there is no sidecar."""
         record = {
             "schema_version": SCHEMA_VERSION,
             "key": key,
             "engine": {"sha256": hashlib.sha256(built.serialized).hexdigest(), "bytes": len(built.serialized)},
+            "graph": graph,
             "layers": built.n_layers,
             "build_seconds": round(built.seconds, 3),
             "built": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -176,6 +178,7 @@ class _Entry:
             raise ExportError(f"{self.sidecar}: damaged: not JSON ({error}); {mend}") from error
         try:
             fits = isinstance(record["key"], dict) and {"bytes", "sha256"} <= set(record["engine"])
+            fits = fits and {"inputs", "outputs", "metadata"} <= set(record["graph"])
         except (KeyError, TypeError):
             fits = False
         if not fits or record.get("schema_version") != SCHEMA_VERSION:

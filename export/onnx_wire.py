@@ -9,10 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from export import ExportError as ExportError
 
 _UINT8 = 2  # onnx.proto, TensorProto.DataType
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+}
 _FIXED_BYTES = {1: 8, 5: 4}  # by wire type
 
 _Value = int | memoryview
@@ -53,6 +64,36 @@ def read_onnx_file(onnx_path: Path) -> OnnxFile:
         raise ExportError(f"{onnx_path}: not an ONNX file: it holds no graph; export or fetch it again")
     weight_files = tuple(_weight_file(onnx_path, location) for location in sorted(locations))
     return OnnxFile(weight_files, opset, operators, unsigned)
+
+
+def read_interface(onnx_path: Path) -> dict[str, Any]:
+    """What an engine does not keep of its graph: "inputs" and "outputs" with the names of their axes, "metadata".
+
+    Raises:
+        ExportError: it cannot be read, or takes or gives something else than plain tensors.
+    """
+    try:
+        model = _Message(memoryview(onnx_path.read_bytes()))
+        graphs = model.messages(7)
+        return {
+            "inputs": [_interface(info) for graph in graphs for info in graph.messages(11)],
+            "outputs": [_interface(info) for graph in graphs for info in graph.messages(12)],
+            "metadata": {entry.text(1): entry.text(2) for entry in model.messages(14)},
+        }
+    except OSError as error:
+        raise ExportError(f"{onnx_path}: cannot be read ({error.strerror}); export or fetch it again") from error
+    except ValueError as error:
+        raise ExportError(f"{onnx_path}: its inputs and outputs cannot be read ({error}); export it again") from error
+
+
+def _interface(info: _Message) -> dict[str, Any]:
+    name = info.text(1)
+    tensors = [tensor for kind in info.messages(2) for tensor in kind.messages(1)]
+    if not tensors or tensors[0].number(1) not in _DTYPES:
+        raise ValueError(f"{name} is no tensor of {', '.join(_DTYPES.values())}")
+    axes = enumerate(axis for shape in tensors[0].messages(2) for axis in shape.messages(1))
+    shape = [axis.number(1) or axis.text(2) or f"{name}_{index}" for index, axis in axes]
+    return {"name": name, "shape": shape, "dtype": _DTYPES[tensors[0].number(1)]}
 
 
 def _weight_file(onnx_path: Path, location: str) -> Path:

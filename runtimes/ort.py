@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Arrays, ArtefactError, Runtime, RuntimeUnavailable, Stream, TensorSpec, zeros
+
+# On Linux, onnxruntime 1.32 tells Microsoft of every session, and leaves a number in the home, from its import on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     import onnxruntime

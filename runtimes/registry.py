@@ -28,10 +28,18 @@ def _pytorch() -> Opener:
     return PytorchRuntime
 
 
+def _tensorrt() -> Opener:
+    from runtimes.trt import TensorRt, require_tensorrt
+
+    require_tensorrt()  # which of its packages an engine needs, its sidecar says; without any, nothing can be opened
+    return TensorRt
+
+
 RUNTIMES: dict[str, Callable[[], Opener]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "pytorch": _pytorch,
+    "tensorrt": _tensorrt,
 }
 
 
@@ -45,7 +53,7 @@ def load_runtime(name: str) -> Opener:
     """What opens artefacts in the runtime `name`, its library loaded.
 
     Raises:
-        RuntimeUnavailable: no runtime of this name, or its library is not installed.
+        RuntimeUnavailable: no runtime of this name, its library is not installed, or what it runs on is not here.
     """
     require_known(name)
     return RUNTIMES[name]()
@@ -55,8 +63,8 @@ def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mappi
     """The runtime `name` with `artefact` open in it.
 
     Args:
-        artefact: `.onnx` for onnxruntime and openvino, `.pt2` for pytorch.
-        threads: CPU threads that one call may use.
+        artefact: `.onnx` for onnxruntime and openvino, `.pt2` for pytorch, `.engine` for tensorrt.
+        threads: CPU threads that one call may use; on a GPU, of no meaning.
         metadata: entries that the artefact must carry with these values; it may carry more.
 
     Raises:

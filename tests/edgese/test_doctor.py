@@ -93,10 +93,11 @@ def raising(error: Exception) -> Callable[[], None]:
 
 
 def test_a_runtime_that_is_not_installed_is_absent_and_one_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = RuntimeUnavailable("openvino cannot be loaded")
-    missing.__cause__ = ModuleNotFoundError("no openvino")
-    broken = RuntimeUnavailable("pytorch: the run failed")
-    openers = {"openvino": raising(missing), "pytorch": raising(broken), "onnxruntime": RUNTIMES["onnxruntime"]}
+    def broken(*artefact: object, **options: object) -> None:
+        raise RuntimeUnavailable("pytorch: the run failed")
+
+    missing = raising(RuntimeUnavailable("openvino cannot be loaded"))
+    openers = {"openvino": missing, "pytorch": lambda: broken, "onnxruntime": RUNTIMES["onnxruntime"]}
     for name, opener in openers.items():
         monkeypatch.setitem(RUNTIMES, name, opener)
     monkeypatch.setattr(doctor, "RUNTIMES", openers)

@@ -256,3 +256,34 @@ def test_processes_at_once_share_one_build(cache: Cache) -> None:
     assert len({line.rpartition(" ")[0] for *_, line in said}) == 1  # all have the same engine, whole
     assert sorted(line.rpartition(" ")[2] for *_, line in said) == ["0", "0", "1"]  # builds
     assert sum("another process builds it; waiting" in line for lines in said for line in lines) == 2
+
+
+def test_the_sidecar_says_what_the_engine_does_not_keep(tmp_path: Path) -> None:
+    """Read without the onnx package; the same as with it."""
+    onnx = pytest.importorskip("onnx", reason="makes the graph")
+    from onnx import TensorProto, helper
+
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, None])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 4, 2])
+    scalar = helper.make_tensor_value_info("s", TensorProto.INT64, [])
+    node = helper.make_node("Neg", ["x"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "toy", [x, scalar], [y]))
+    helper.set_model_props(model, {"toy.name": "negate", "toy.empty": ""})
+    onnx.save(model, tmp_path / "toy.onnx")
+    path = cached_engine(tmp_path / "toy.onnx", tmp_path, N, lambda line: None, library=tensorrt_double())
+    assert json.loads(path.with_name(f"{path.name}.json").read_text())["graph"] == {
+        "inputs": [
+            {"name": "x", "shape": ["n", 4, "x_2"], "dtype": "float32"},
+            {"name": "s", "shape": [], "dtype": "int64"},
+        ],
+        "outputs": [{"name": "y", "shape": ["n", 4, 2], "dtype": "float16"}],
+        "metadata": {"toy.name": "negate", "toy.empty": ""},
+    }
+
+
+def test_a_graph_of_other_things_than_tensors_gets_no_engine(tmp_path: Path) -> None:
+    info = message((1, b"words"), (2, message((4, b""))))  # a sequence
+    graph = message((1, message((3, b"n"), (4, b"Neg"))), (11, info))
+    (tmp_path / "toy.onnx").write_bytes(message((7, graph)))
+    with pytest.raises(ExportError, match="words is no tensor of float32"):
+        cached_engine(tmp_path / "toy.onnx", tmp_path, N, print, library=tensorrt_double())

@@ -1,5 +1,6 @@
 """What every registered runtime must do, shown with one small module that has two states."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph import write_onnx
+from runtimes import cuda
 from runtimes.base import ArtefactError, FeedError, Runtime, RuntimeUnavailable, TensorSpec
 from runtimes.pytorch import PytorchRuntime, write_program
 from runtimes.registry import RUNTIMES, open_runtime
+
+from .cuda_double import CudaDouble
+from .trt_double import tensorrt_double, write_engine
 
 SHORT, LONG = 4, 12  # frames a call
 STATES = {"past": "past_next", "level": "level_next"}
@@ -74,11 +79,18 @@ def write_leaky_program(path: Path, frames: int) -> None:
     write_program(make_leaky(), *specs(frames), path, METADATA)
 
 
+def write_leaky_engine(path: Path, frames: int) -> None:
+    onnx_path = path.with_suffix(".onnx")
+    write_leaky_onnx(onnx_path, frames)
+    write_engine(onnx_path, path, {"streams": (1, 2, 8)})
+
+
 # A runtime that joins the registry gets its line here, or all of these tests fail for it.
 WRITERS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
     "onnxruntime": (".onnx", write_leaky_onnx),
     "openvino": (".onnx", write_leaky_onnx),
     "pytorch": (".pt2", write_leaky_program),
+    "tensorrt": (".engine", write_leaky_engine),  # for the double of TensorRT
 }
 
 
@@ -95,6 +107,17 @@ def artefacts(name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
     for frames, path in paths.items():
         write(path, frames)
     return paths
+
+
+@pytest.fixture(autouse=True)
+def doubles(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """TensorRT runs on doubles of itself and of the GPU, of which nothing is held after a test."""
+    gpu = CudaDouble()
+    if name == "tensorrt":
+        monkeypatch.setattr(cuda, "load_driver", lambda: gpu)
+        monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double(gpu))
+    yield
+    assert gpu.live == {}
 
 
 @pytest.fixture

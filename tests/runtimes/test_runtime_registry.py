@@ -1,5 +1,6 @@
 """The registry: names, light import, and libraries that are not installed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from runtimes.registry import RUNTIMES, open_runtime
 
 def test_an_unknown_runtime_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
-        RuntimeUnavailable, match="runtime tensorrt: unknown; known here: onnxruntime, openvino, pytorch"
+        RuntimeUnavailable, match="runtime tensor: unknown; known here: onnxruntime, openvino, pytorch, tensorrt"
     ):
-        open_runtime("tensorrt", tmp_path / "a.onnx")
+        open_runtime("tensor", tmp_path / "a.onnx")
 
 
 def test_fewer_threads_than_one_are_refused(tmp_path: Path) -> None:
@@ -45,8 +46,19 @@ def test_a_library_that_is_missing_is_one_plain_error(name: str, library: str, t
 
 
 def test_the_registry_loads_no_runtime_until_one_is_opened() -> None:
-    heavy = "{'torch', 'onnx', 'onnxruntime', 'openvino', 'typer'}"
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'typer'}"
     code = f"import sys, runtimes, runtimes.registry; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert set(RUNTIMES) == {"onnxruntime", "openvino", "pytorch"}
+    assert set(RUNTIMES) == {"onnxruntime", "openvino", "pytorch", "tensorrt"}
+
+
+@pytest.mark.parametrize("module", ["runtimes.ort", "runtimes.ov", "calib.ranges", "calib.quantize"])
+def test_nothing_is_sent_and_nothing_left_at_home(module: str, tmp_path: Path) -> None:
+    """Whoever wants ONNX Runtime's telemetry sets its variable himself."""
+    code = f"import {module}, os; print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    plain = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain | home)
+    assert list(tmp_path.iterdir()) == []
+    assert done.stdout.strip() == ("None" if module == "runtimes.ov" else "1")
