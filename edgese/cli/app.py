@@ -13,6 +13,7 @@ import typer
 
 from edgese import __version__
 from edgese.cli.bench import bench_command
+from edgese.cli.bundle import bundle_command
 from edgese.cli.calibrate import calibrate_command
 from edgese.cli.doctor import doctor_command
 from edgese.cli.enhance import enhance_command
@@ -35,6 +36,7 @@ app.command("calibrate")(calibrate_command)
 app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
+app.command("bundle")(bundle_command)
 app.command("train")(train_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)

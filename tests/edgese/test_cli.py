@@ -18,7 +18,7 @@ from export.bundle import Bundle
 from .command_line import Done, edgese, one_error, parsed, run_python
 from .identity_bundle import write_identity_bundle
 
-COMMANDS = ("enhance", "evaluate", "calibrate", "export", "verify", "bench", "train", "info", "doctor")
+COMMANDS = ("enhance", "evaluate", "calibrate", "export", "verify", "bench", "bundle", "train", "info", "doctor")
 RATE_HZ = 16_000
 
 Wave = NDArray[np.float32]

@@ -1,0 +1,47 @@
+"""`edgese bundle`: graphs packed for a board that has Python, NumPy and TensorRT, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgese.cli.terminal import Json
+from edgese.precision import Precision
+
+
+def bundle_command(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder. Default: the shipped one.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The archive. Default: the bundle's name and .device.tar.gz.")
+    ] = None,
+    precisions: Annotated[
+        list[Precision] | None, typer.Option("--precision", help="Pack these graphs only; may be repeated.")
+    ] = None,
+    blocks: Annotated[
+        list[int] | None, typer.Option("--block", min=1, help="Pack these graphs only; may be repeated.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing archive.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write one archive for a board: it tests itself, builds its TensorRT engines, measures and enhances there."""
+    from edgese.enhance import shipped_bundle
+    from edgese.packing import archive_name, write_archive
+    from export.bundle import Bundle
+
+    opened = Bundle.open(bundle or shipped_bundle())
+    packed = write_archive(
+        opened,
+        output or Path(archive_name(opened)),
+        precisions=[precision.value for precision in precisions or []],
+        blocks=blocks or [],
+        replace=force,
+    )
+    if as_json:
+        typer.echo(json.dumps(packed.entry(), indent=2))
+        return
+    typer.echo(f"{packed.path}: {len(packed.graphs)} graphs, {packed.n_bytes / 1e6:.1f} MB, SHA-256 {packed.sha256}")
+    folder = archive_name(opened).removesuffix(".tar.gz")
+    typer.echo(f"on the board: tar xf {packed.path.name} && cd {folder} && ./run self-test")

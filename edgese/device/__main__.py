@@ -1,0 +1,203 @@
+"""The command line of an unpacked device bundle: self-test, build, bench, enhance.
+
+Results go to stdout (`--json` for machines), all else to stderr. Exit code 0: done; 1: failed or not passed; 2: usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from calib import CalibrationError
+from edgese.device.content import Content
+from edgese.device.enhancing import enhance_file
+from edgese.device.latency import measure
+from edgese.device.opening import CANDIDATES, TENSORRT, Engines, find_runtimes, fits
+from edgese.device.selftest import self_test
+from edgese.errors import EdgeseError
+from export.bundle import ExportError, Graph
+from export.tensorrt_api import library_name, read_device, tensorrt_library
+from runtimes.base import RuntimeUnavailable
+
+ROOT = Path(__file__).resolve().parents[2]  # of the unpacked bundle
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Run one command; the exit code. A user's error is one line.
+
+    Args:
+        root: where the bundle was unpacked to.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        content = Content.open(root)
+        done: int = options.command(content, Engines.of(content, options.cache, options.most), options)
+    except (EdgeseError, ExportError, CalibrationError, RuntimeUnavailable) as error:
+        _tell(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _tell("stopped")
+        return 130
+    return done
+
+
+def _self_test(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+    if not options.json:
+        _say(f"{content.n_files} files: as they were packed")
+    found = self_test(
+        content,
+        engines,
+        runtimes=options.runtime,
+        precisions=options.precision,
+        blocks=options.block,
+        on_trial=_tell if options.json else _say,
+        tell=_tell,
+    )
+    _say(json.dumps(found.entry(), indent=2) if options.json else found)
+    return 0 if found.passed else 1
+
+
+def _build(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+    library = tensorrt_library()
+    graphs = content.choose(options.precision, options.block)
+    _tell(f"{library_name(library)}, {read_device() or 'no GPU'}; engines go to {engines.folder}")
+    built, failed = [], 0
+    for graph in (graph for graph in graphs if fits(graph, TENSORRT)):
+        began, told = time.perf_counter(), list[str]()
+        try:
+            path = engines.engine(content, graph, told.append, rebuild=options.force)
+        except ExportError as error:
+            failed += 1
+            _tell(f"{graph.file}: FAILED: {error}")
+            continue
+        n_bytes, seconds = path.stat().st_size, round(time.perf_counter() - began, 1)
+        why = f"built in {seconds} s, as {told[-1].rpartition(': ')[2]}" if told else "there already"
+        (_tell if options.json else _say)(f"{graph.file}: {why}; {path.name}, {n_bytes / 1e6:.1f} MB")
+        built.append({"graph": graph.file, "engine": str(path), "bytes": n_bytes, "told": told, "seconds": seconds})
+    if options.json:
+        _say(json.dumps({"engines": built, "failed": failed}, indent=2))
+    if failed or not built:
+        _tell(f"build: {failed} graphs FAILED" if failed else "build: FAILED: no graph here is for TensorRT")
+        return 1
+    return 0
+
+
+def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+    report = measure(
+        content,
+        engines,
+        runtimes=options.runtime,
+        precisions=options.precision,
+        blocks=options.block,
+        streams=options.streams,
+        seconds=options.seconds,
+        on_result=_tell if options.json else _say,
+        tell=_tell,
+    )
+    _say(json.dumps(report.entry(), indent=2) if options.json else report.here)
+    return 0 if report.results and not report.failures else 1
+
+
+def _enhance(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+    graph = _one_graph(content, options)
+    found, left_out = find_runtimes([options.runtime] if options.runtime else ())
+    usable = [name for name in found if fits(graph, name)]
+    if not usable:
+        reasons = "; ".join(left_out.values()) or f"{graph.file} is not for {', '.join(found)}"
+        raise RuntimeUnavailable(f"no runtime for {graph.file} opens here: {reasons}")
+    for name, reason in left_out.items():
+        if CANDIDATES.index(name) < CANDIDATES.index(usable[0]):
+            _tell(f"{name} is left out: {reason}")
+    done = enhance_file(
+        *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, tell=_tell
+    )
+    if done.n_clipped:
+        _tell(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
+    channels = f", {done.n_channels} channels" if done.n_channels > 1 else ""
+    _say(
+        f"{options.output}: {done.duration_s:.1f} s{channels}, {graph.file} in {usable[0]}, "
+        f"real-time factor {done.rtf:.3f}"
+    )
+    return 0
+
+
+def _one_graph(content: Content, options: argparse.Namespace) -> Graph:
+    variant = "pcs" if options.pcs else ""
+    offered = [graph for graph in content.bundle.graphs if graph.variant == variant]
+    precision = options.precision or (offered[0].precision if offered else "fp32")
+    largest = max((graph.block for graph in offered if graph.precision == precision), default=1)
+    block = largest if options.block is None else options.block
+    return content.bundle.graph(block=block, precision=precision, variant=variant)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run", description="A speech enhancer on this device; see README.txt.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--cache", type=Path, metavar="DIR", help="where engines are kept; default: engines/")
+    common.add_argument(
+        "--most", type=_count, default=16, metavar="N", help="streams that engines are built for, at most; default: 16"
+    )
+    several = argparse.ArgumentParser(add_help=False)
+    several.add_argument("--precision", action="append", default=[], help="these graphs only; may be repeated")
+    several.add_argument("--block", action="append", type=_count, default=[], help="these graphs only; may be repeated")
+    several.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    anywhere = argparse.ArgumentParser(add_help=False)
+    anywhere.add_argument(
+        "--runtime", action="append", default=[], choices=CANDIDATES, help="default: each that opens here"
+    )
+
+    one = commands.add_parser("self-test", parents=[common, several, anywhere], help="does it compute what it should?")
+    one.set_defaults(command=_self_test)
+    one = commands.add_parser("build", parents=[common, several], help="build TensorRT engines now, not at first use")
+    one.add_argument("--force", action="store_true", help="build those anew that are there")
+    one.set_defaults(command=_build)
+    one = commands.add_parser("bench", parents=[common, several, anywhere], help="how long do calls take?")
+    one.add_argument("--streams", type=_count, default=1, metavar="N", help="in each call; default: 1")
+    one.add_argument("--seconds", type=_seconds, default=5.0, help="of sound in real time, each graph; default: 5")
+    one.set_defaults(command=_bench)
+    one = commands.add_parser("enhance", parents=[common], help="make a noisy WAV clean")
+    one.add_argument("input", type=Path, help="WAV of 16 kHz: PCM of 16, 24, 32 bits or floats; any channels")
+    one.add_argument("output", type=Path, help="WAV of the same format")
+    one.add_argument("--runtime", choices=CANDIDATES, help="default: the first of these that opens here")
+    one.add_argument("--precision", help="default: the first that the archive has, fp32 before fp16")
+    one.add_argument("--block", type=_count, help="hops a call; default: the largest")
+    one.add_argument("--pcs", action="store_true", help="with perceptual contrast stretching")
+    one.add_argument("--force", "-f", action="store_true", help="replace an existing output")
+    one.set_defaults(command=_enhance)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted seconds, such as 5")
+    return seconds
+
+
+def _say(result: object) -> None:
+    sys.stdout.write(f"{result}\n")
+    sys.stdout.flush()
+
+
+def _tell(line: object) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""An unpacked device bundle: every file as it was packed, the graphs to choose from, and what they must give.
+
+SHA256SUMS   of every other file; `sha256sum -c SHA256SUMS` tells the same as `Content.open`
+bundle/      graphs, weights, manifest.json, reference.npz, MODEL_CARD.md
+engines/     made on the board
+run, README.txt, edgese_device/, export/, calib/, runtimes/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.batches import read_batches
+from edgese.errors import VerificationError
+from export.bundle import Bundle, ExportError, Graph
+
+Wave = NDArray[np.float32]
+
+SUMS = "SHA256SUMS"
+BUNDLE = "bundle"
+ENGINES = "engines"
+
+_MEND = "unpack the archive again, or make it anew (edgese bundle)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """An unpacked device bundle whose files are all present and unchanged. Use `Content.open`."""
+
+    root: Path
+    bundle: Bundle
+    n_files: int
+
+    @classmethod
+    def open(cls, root: Path) -> Content:
+        """What was unpacked to `root`.
+
+        Raises:
+            ExportError: nothing was, a file is missing, changed or not listed.
+            VerificationError: the graphs did not pass their verification when they were exported.
+        """
+        sums = _read_sums(root)
+        for name, wanted in sums.items():
+            _check_file(root / name, wanted)
+        unlisted = [path.name for path in (root / BUNDLE).glob("*") if f"{BUNDLE}/{path.name}" not in sums]
+        if unlisted:
+            raise ExportError(f"{root / BUNDLE}: {', '.join(sorted(unlisted))}: not in {SUMS}; {_MEND}")
+        bundle = Bundle.open(root / BUNDLE)
+        if not bundle.verified:
+            raise VerificationError(f"{bundle.path}: these graphs did not pass their verification: export them again")
+        return cls(root, bundle, len(sums))
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """sample_rate_hz, hop and overlap_samples.
+
+        Raises:
+            ExportError: the manifest does not say.
+        """
+        manifest = self.bundle.manifest
+        try:
+            facts = {key: int(manifest["audio"][key]) for key in ("sample_rate_hz", "hop")}
+            return facts | {"overlap_samples": int(manifest["latency"]["overlap_samples"])}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExportError(f"{self.bundle.path}: the manifest's audio or latency lacks {error}; {_MEND}") from error
+
+    def choose(self, precisions: Collection[str] = (), blocks: Collection[int] = ()) -> tuple[Graph, ...]:
+        """The graphs of these precisions and block sizes, variants included; nothing named: all.
+
+        Raises:
+            ExportError: there is none of a precision or block that is named.
+        """
+        return choose(self.bundle, precisions, blocks)
+
+    def metadata(self, graph: Graph) -> Mapping[str, str]:
+        """What the graph's file must carry, as noted when it was packed."""
+        try:
+            return {
+                str(key): str(value) for key, value in self.bundle.manifest["device"]["metadata"][graph.file].items()
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{self.bundle.path}: the manifest lacks {graph.file}'s metadata; {_MEND}") from error
+
+    def limits(self, precision: str) -> Mapping[str, Any]:
+        """`snr_db` and `max_abs` (None: any), against PyTorch's output, as the graphs were verified with.
+
+        Raises:
+            VerificationError: none are set.
+        """
+        limits = self.bundle.manifest["verification"].get("limits", {}).get(precision, {})
+        ratio_db, max_abs = limits.get("snr_db"), limits.get("max_abs")
+        if not isinstance(ratio_db, int | float) or not isinstance(max_abs, int | float | None):
+            raise VerificationError(f"{self.bundle.path}: the manifest sets no limits for {precision}; {_MEND}")
+        return {"snr_db": float(ratio_db), "max_abs": max_abs}
+
+    def golden_vectors(self, variant: str = "") -> tuple[Wave, Wave]:
+        """What goes in and what PyTorch made of it, (n_samples,) each, as streamed: the output runs behind.
+
+        Raises:
+            ExportError: there are none.
+            CalibrationError: they are damaged.
+            VerificationError: they are silent, or differ in length.
+        """
+        reference = self.bundle.manifest["reference"]
+        try:
+            path, digest = self.bundle.path / reference["file"], str(reference["digest"])
+        except (KeyError, TypeError) as error:
+            raise ExportError(f"{self.bundle.path}: the manifest names no golden vectors; {_MEND}") from error
+        (batch,) = read_batches(path, digest).batches
+        try:
+            wave, enhanced = batch["wave"][0], batch[f"enhanced_{variant}" if variant else "enhanced"][0]
+        except KeyError as error:
+            raise ExportError(f"{path}: lacks {error}; {_MEND}") from error
+        if wave.shape != enhanced.shape or not enhanced.any():
+            raise VerificationError(f"{path}: its output is silent or not as long as its input; {_MEND}")
+        return wave, enhanced
+
+
+def choose(bundle: Bundle, precisions: Collection[str] = (), blocks: Collection[int] = ()) -> tuple[Graph, ...]:
+    """See `Content.choose`."""
+    chosen = tuple(
+        graph
+        for graph in bundle.graphs
+        if graph.precision in (precisions or (graph.precision,)) and graph.block in (blocks or (graph.block,))
+    )
+    missing = [name for name in precisions if name not in {graph.precision for graph in chosen}]
+    missing += [f"block {block}" for block in blocks if block not in {graph.block for graph in chosen}]
+    if missing:
+        offered = ", ".join(dict.fromkeys(f"block {graph.block} ({graph.precision})" for graph in bundle.graphs))
+        raise ExportError(f"{bundle.path}: no graph of {', '.join(missing)}; here are {offered}")
+    return chosen
+
+
+def _read_sums(root: Path) -> dict[str, str]:
+    path = root / SUMS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror}); is {root} an unpacked device bundle?") from error
+    except ValueError as error:
+        raise ExportError(f"{path}: damaged ({error}); {_MEND}") from error
+    sums: dict[str, str] = {}
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        relative = PurePosixPath(name)
+        if len(digest) != 64 or not name or relative.is_absolute() or ".." in relative.parts:
+            raise ExportError(f"{path}: damaged: found the line {line!r}, wanted a SHA-256 and a file; {_MEND}")
+        sums[name] = digest
+    return sums
+
+
+def _check_file(path: Path, wanted: str) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror}); {_MEND}") from error
+    if digest.hexdigest() != wanted:
+        raise ExportError(f"{path}: changed: found SHA-256 {digest.hexdigest()}, {SUMS} wants {wanted}; {_MEND}")

@@ -1,0 +1,102 @@
+"""A noisy WAV made clean on the board: same length, same format, aligned, in constant memory; channels as streams."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from edgese.device.content import Content
+from edgese.device.opening import TENSORRT, Engines, Tell, open_graph
+from edgese.device.wav import Samples, WavReader, WavWriter
+from edgese.errors import AudioError
+from edgese.partial import shown
+from edgese.streaming import samples
+from export.bundle import Graph
+from runtimes.base import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Enhanced:
+    """What became of a file."""
+
+    duration_s: float
+    processing_s: float  # reading, network and writing together; opening the graph is not in it
+    n_channels: int
+    n_clipped: int
+
+    @property
+    def rtf(self) -> float:
+        """Seconds of processing for a second of sound."""
+        return self.processing_s / self.duration_s
+
+
+def enhance_file(
+    content: Content,
+    graph: Graph,
+    runtime: str,
+    source: Path,
+    target: Path,
+    engines: Engines,
+    *,
+    replace: bool = False,
+    tell: Tell = lambda line: None,
+) -> Enhanced:
+    """Enhance `source`; `target` appears whole or not at all.
+
+    Raises:
+        AudioError: what `WavReader` refuses, another rate than the network's, an output that exists or cannot be
+            written, sound that makes the network give NaN.
+        ExportError, RuntimeUnavailable: the graph cannot be opened or run.
+    """
+    facts = content.facts
+    with WavReader(source) as reader:
+        info = reader.info
+        if info.sample_rate_hz != facts["sample_rate_hz"]:
+            raise AudioError(
+                f"{shown(source)}: found {info.sample_rate_hz} Hz, wanted {facts['sample_rate_hz']}: resample it, "
+                f"as in: ffmpeg -i INPUT -ar {facts['sample_rate_hz']} OUTPUT.wav"
+            )
+        if runtime == TENSORRT and info.n_channels > engines.streams:
+            raise AudioError(
+                f"{shown(source)}: found {info.n_channels} channels, the engines take {engines.streams}: "
+                f"build them for more (--most {info.n_channels})"
+            )
+        if target.exists() and not replace:
+            raise AudioError(
+                f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
+            )
+        with open_graph(content, graph, runtime, engines, tell) as opened:
+            began, left = time.perf_counter(), info.n_frames
+            stream = opened.stream(graph.states, streams=info.n_channels)
+            with WavWriter(target, info) as writer:
+                for block in _aligned(reader.blocks(), stream, graph, info.n_channels, facts["overlap_samples"]):
+                    if not np.isfinite(block).all():
+                        raise AudioError(f"{shown(source)}: the network gave NaN or Inf: lower the input's level")
+                    writer.write(block[:left])
+                    left -= len(block[:left])
+                assert left == 0, "the output is shorter than the input"
+                writer.publish(replace=replace)
+                seconds = time.perf_counter() - began
+    return Enhanced(info.duration_s, seconds, info.n_channels, writer.n_clipped)
+
+
+def _aligned(
+    blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int, overlap: int
+) -> Iterator[Samples]:
+    """Enhanced blocks in time with those that come in, and some silence after their end."""
+    size, skip = samples(graph, graph.block), overlap  # the output runs so far behind
+    waiting = np.zeros((n_channels, 0), np.float32)
+    end = np.zeros((overlap + size - 1, n_channels), np.float32)  # drives out what is still inside
+    for block in itertools.chain(blocks, [end]):
+        waiting = np.concatenate([waiting, block.T], axis=1)
+        while waiting.shape[1] >= size:
+            done = stream({"wave": np.ascontiguousarray(waiting[:, :size])})["enhanced"]
+            waiting = waiting[:, size:]
+            if skip < size:
+                yield done[:, skip:].T
+            skip = max(0, skip - size)

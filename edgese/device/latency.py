@@ -1,0 +1,171 @@
+"""What calls take on this board: back to back and paced in real time, per graph and runtime, in this very process.
+
+Less than `edgese bench` measures: no fresh process for each case, no turns, no search for the most streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgese import machine
+from edgese.bench.timing import Timing, back_to_back, calls_for, paced
+from edgese.device.content import Content
+from edgese.device.opening import TENSORRT, Engines, Tell, find_runtimes, fits, open_graph
+from edgese.streaming import samples
+from export.bundle import ExportError, Graph
+from export.tensorrt_api import library_name, read_device, tensorrt_library
+from runtimes.base import FeedError, RuntimeUnavailable
+
+_WARM_UP_CALLS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Calls of one graph in one runtime."""
+
+    graph: Graph
+    runtime: str
+    streams: int
+    pinned_core: int | None
+    back: Timing
+    paced: Timing
+
+    def __str__(self) -> str:
+        def shown(value: float | None) -> str:
+            return "?" if value is None else f"{value:.2f}"
+
+        back, live = self.back.percentiles_ms(), self.paced.percentiles_ms()
+        return (
+            f"{self.graph.file} in {self.runtime}: back to back p50 {shown(back['p50'])}, p99 {shown(back['p99'])} ms; "
+            f"in real time p50 {shown(live['p50'])}, p99 {shown(live['p99'])} ms of {self.back.period_s * 1e3:.0f}; "
+            f"real-time factor {self.paced.rtf:.3f}; {self.paced.missed} of {len(self.paced.took_s)} late"
+        )
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "graph": self.graph.file,
+            "runtime": self.runtime,
+            "precision": self.graph.precision,
+            "block": self.graph.block,
+            "block_ms": self.back.period_s * 1e3,
+            "streams": self.streams,
+            "pinned_core": self.pinned_core,
+            "back": _timing_entry(self.back),
+            "paced": _timing_entry(self.paced),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was measured and where; `failures`: graph in runtime -> why it could not be."""
+
+    content: Content
+    here: machine.Machine
+    results: tuple[Latency, ...]
+    left_out: Mapping[str, str]
+    failures: Mapping[str, str]
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        gpu = read_device()
+        try:
+            tensorrt = library_name(tensorrt_library())
+        except ExportError as error:
+            tensorrt = f"none: {error}"
+        manifest = self.content.bundle.manifest
+        return {
+            "bundle": {"name": manifest["name"], "manifest": manifest["device"]["manifest"]},
+            "machine": self.here.entry() | {"gpu": None if gpu is None else str(gpu), "tensorrt": tensorrt},
+            "method": "one process, calls of one thread; CPU runtimes pinned to a core",
+            "results": [result.entry() for result in self.results],
+            "left_out": dict(self.left_out),
+            "failures": dict(self.failures),
+        }
+
+
+def measure(
+    content: Content,
+    engines: Engines,
+    *,
+    runtimes: Collection[str] = (),
+    precisions: Collection[str] = (),
+    blocks: Collection[int] = (),
+    streams: int = 1,
+    seconds: float = 5.0,
+    on_result: Callable[[Latency], None] = lambda result: None,
+    tell: Tell = lambda line: None,
+) -> Report:
+    """Measure the graphs without a variant; nothing named: in all precisions, blocks and runtimes that there are.
+
+    Args:
+        streams: in each call.
+        seconds: of sound, in real time, that paced calls take for each graph; back to back are 1000 calls or more.
+
+    Raises:
+        ExportError: no graph of a precision or block that is named.
+        RuntimeUnavailable: no runtime, or one that is named, opens here.
+    """
+    graphs = [graph for graph in content.choose(precisions, blocks) if not graph.variant]
+    here = machine.describe()
+    found, left_out = find_runtimes(runtimes)
+    for name, reason in left_out.items():
+        tell(f"{name} is left out: {reason}")
+    if not found:
+        raise RuntimeUnavailable("no runtime opens here, nothing was measured: install TensorRT or onnxruntime")
+    results, failures = [], {}
+    for graph in sorted(graphs, key=lambda graph: graph.block):
+        for runtime in (runtime for runtime in found if fits(graph, runtime)):
+            try:
+                results.append(_measure(content, graph, runtime, engines, streams, seconds, tell))
+            except (ExportError, RuntimeUnavailable) as error:
+                failures[f"{graph.file} in {runtime}"] = str(error)
+                tell(f"{graph.file} in {runtime}: FAILED: {error}")
+            else:
+                on_result(results[-1])
+    return Report(content, here, tuple(results), left_out, failures)
+
+
+def _measure(
+    content: Content, graph: Graph, runtime: str, engines: Engines, streams: int, seconds: float, tell: Tell
+) -> Latency:
+    facts, size = content.facts, samples(graph, graph.block)
+    wave = content.golden_vectors()[0]
+    if streams > engines.streams and runtime == TENSORRT:
+        raise FeedError(f"streams: found {streams}, engines are built for {engines.streams}: see --most")
+    blocks = [
+        {"wave": np.ascontiguousarray(np.broadcast_to(wave[at : at + size], (streams, size)))}
+        for at in range(0, len(wave) - size + 1, size)
+    ]
+
+    def feed(index: int) -> Mapping[str, NDArray[Any]]:
+        return blocks[index % len(blocks)]
+
+    period_s = size / facts["sample_rate_hz"]
+    n_paced = math.ceil(seconds / period_s)
+    core = None if runtime == TENSORRT else machine.allowed_cores()[-1]  # the GPU's driver has threads of its own
+    pinned = contextlib.nullcontext() if core is None else machine.pinned([core])
+    with pinned, open_graph(content, graph, runtime, engines, tell) as opened:
+        stream = opened.stream(graph.states, streams=streams)
+        for index in range(_WARM_UP_CALLS):
+            stream(feed(index))
+        back = back_to_back(stream, feed, max(n_paced, calls_for(99.9)), period_s)
+        live = paced(stream, feed, n_paced, period_s)
+    return Latency(graph, runtime, streams, core, back, live)
+
+
+def _timing_entry(timing: Timing) -> dict[str, Any]:
+    return {
+        "calls": len(timing.took_s),
+        **{f"{name}_ms": value for name, value in timing.percentiles_ms().items()},
+        "rtf": timing.rtf,
+        "missed": timing.missed,
+        "core_share": timing.core_share,
+    }

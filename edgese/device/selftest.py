@@ -1,0 +1,161 @@
+"""Does every graph give here what PyTorch gave? The golden vectors streamed through each graph in each runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib import CalibrationError
+from edgese.device.content import Content
+from edgese.device.opening import Engines, Tell, find_runtimes, fits, open_graph
+from edgese.errors import EdgeseError
+from edgese.streaming import run, samples
+from export.bundle import ExportError, Graph
+from runtimes.base import RuntimeUnavailable
+
+Wave = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What one graph gave in one runtime, and the verdict with its reasons."""
+
+    graph: str
+    runtime: str
+    n_hops: int
+    snr_db: float  # of PyTorch's output over the difference; infinite if they are equal, NaN if none could be taken
+    limit_db: float
+    max_abs: float  # largest difference of a sample
+    seconds: float  # opening and building an engine included
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def __str__(self) -> str:
+        numbers = f"{self.snr_db:.1f} dB (limit {self.limit_db:.0f}), samples within {self.max_abs:.1e}"
+        verdict = f"FAILED: {'; '.join(self.failures)}" if self.failures else "passed"
+        measured = "" if math.isnan(self.snr_db) else f"{numbers}: "
+        return f"{self.graph} in {self.runtime}: {measured}{verdict}"
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON; what is not finite becomes a string."""
+        numbers = {name: getattr(self, name) for name in ("snr_db", "limit_db", "max_abs")}
+        plain = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+        return dataclasses.asdict(self) | plain | {"failures": list(self.failures), "passed": self.passed}
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTest:
+    """All trials; none at all is a failure."""
+
+    trials: tuple[Trial, ...]
+    left_out: Mapping[str, str]  # runtime -> why it does not open here
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.trials) and all(trial.passed for trial in self.trials)
+
+    def __str__(self) -> str:
+        runtimes = ", ".join(dict.fromkeys(trial.runtime for trial in self.trials))
+        failed = sum(not trial.passed for trial in self.trials)
+        if not self.trials:
+            return "self-test: FAILED: no graph was tried"
+        found = f"{failed} of {len(self.trials)}" if failed else f"all {len(self.trials)}"
+        return f"self-test: {found} graphs in {runtimes}: {'FAILED' if failed else 'passed'}"
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        trials = [trial.entry() for trial in self.trials]
+        return {"passed": self.passed, "trials": trials, "left_out": dict(self.left_out)}
+
+
+def self_test(
+    content: Content,
+    engines: Engines,
+    *,
+    runtimes: Collection[str] = (),
+    precisions: Collection[str] = (),
+    blocks: Collection[int] = (),
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+    tell: Tell = lambda line: None,
+) -> SelfTest:
+    """Try the graphs of these precisions and blocks in these runtimes; nothing named: all that there is.
+
+    Args:
+        on_trial: called after each.
+        tell: gets what is told before an engine is built, and why a runtime does not open.
+
+    Raises:
+        ExportError: no graph of a precision or block that is named.
+        RuntimeUnavailable: a runtime that is named does not open here.
+    """
+    graphs = content.choose(precisions, blocks)
+    found, left_out = find_runtimes(runtimes)
+    for name, reason in left_out.items():
+        tell(f"{name} is left out: {reason}")
+    trials = []
+    for runtime in found:
+        for graph in graphs:
+            if fits(graph, runtime):
+                trials.append(_try(content, graph, runtime, engines, tell))
+                on_trial(trials[-1])
+    return SelfTest(tuple(trials), left_out)
+
+
+def _try(content: Content, graph: Graph, runtime: str, engines: Engines, tell: Tell) -> Trial:
+    began = time.perf_counter()
+    ratio_db = limit_db = max_abs = math.nan
+    failures: tuple[str, ...] = ()
+    n_hops = 0
+    try:
+        limits = content.limits(graph.precision)
+        limit_db = limits["snr_db"]
+        wave, wanted = _whole_blocks(graph, *content.golden_vectors(graph.variant))
+        n_hops = len(wave) // samples(graph, 1)
+        with open_graph(content, graph, runtime, engines, tell) as opened:
+            stream = opened.stream(graph.states, streams=1)
+            enhanced = run(stream, graph, wave)
+            stream.reset()
+            first = wave[: samples(graph, graph.block)]
+            again = run(stream, graph, first)
+        failures, ratio_db, max_abs = judge(enhanced, wanted, limits)
+        if not failures and not np.allclose(again, enhanced[: len(first)], rtol=0, atol=1e-6):
+            failures = ("a stream that is reset does not start anew",)
+    except (EdgeseError, ExportError, CalibrationError, RuntimeUnavailable) as error:
+        failures = (str(error),)
+    seconds = round(time.perf_counter() - began, 3)
+    return Trial(graph.file, runtime, n_hops, ratio_db, limit_db, max_abs, seconds, failures)
+
+
+def judge(enhanced: Wave, wanted: Wave, limits: Mapping[str, Any]) -> tuple[tuple[str, ...], float, float]:
+    """Reasons to fail, SNR in dB, largest difference; NaN where they cannot be told."""
+    if enhanced.shape != wanted.shape or not len(wanted):
+        return (f"found {enhanced.shape} samples, wanted {wanted.shape}, at least one block",), math.nan, math.nan
+    if not np.isfinite(enhanced).all():
+        return ("gave NaN or Inf",), math.nan, math.nan
+    difference = enhanced.astype(np.float64) - wanted.astype(np.float64)
+    energy, noise = float(np.square(wanted.astype(np.float64)).sum()), float(np.square(difference).sum())
+    if not energy:
+        return ("the golden vectors are silent, nothing was compared",), math.nan, math.nan
+    ratio_db = 10 * math.log10(energy / noise) if noise else math.inf
+    max_abs = float(np.abs(difference).max())
+    failures = []
+    if not ratio_db >= limits["snr_db"]:
+        failures.append(f"SNR {ratio_db:.1f} dB, limit {limits['snr_db']:.0f} dB")
+    if limits["max_abs"] is not None and not max_abs <= limits["max_abs"]:
+        failures.append(f"a sample differs by {max_abs:.2g}, limit {limits['max_abs']:.0e}")
+    return tuple(failures), ratio_db, max_abs
+
+
+def _whole_blocks(graph: Graph, wave: Wave, wanted: Wave) -> tuple[Wave, Wave]:
+    size = samples(graph, graph.block)
+    n_samples = len(wave) // size * size
+    return wave[:n_samples], wanted[:n_samples]
