@@ -205,7 +205,7 @@ def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
         raise ExportError(f"{staging}: the manifest's verification.passed must be true or false")
     graphs = [graph.entry() if isinstance(graph, Graph) else dict(graph) for graph in manifest["graphs"]]
     files = {
-        file.relative_to(staging).as_posix(): _sha256(file)
+        file.relative_to(staging).as_posix(): sha256_of(file)
         for file in sorted(staging.rglob("*"))
         if file.is_file() and file != staging / MANIFEST
     }
@@ -254,10 +254,7 @@ def _check_file(path: Path, name: str, wanted: str) -> None:
     if relative.is_absolute() or ".." in relative.parts:
         raise ExportError(f"{path}: the manifest names {name}, which lies outside the bundle; do not use this bundle")
     file = path / relative
-    try:
-        found = _sha256(file)
-    except OSError as error:
-        raise ExportError(f"{file}: cannot be read ({error.strerror}); fetch or export the bundle again") from error
+    found = sha256_of(file, "fetch or export the bundle again")
     if found != wanted:
         raise ExportError(
             f"{file}: changed since it was exported: found SHA-256 {found}, wanted {wanted}; "
@@ -265,11 +262,19 @@ def _check_file(path: Path, name: str, wanted: str) -> None:
         )
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(path: Path, mend: str = "make it readable") -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        ExportError: it cannot be read; the message ends with the mend.
+    """
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
     return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from export import ExportError as ExportError
+from export.bundle import sha256_of
 from export.engine import BuildOptions, BuiltEngine, build_engine, write_whole
 from export.onnx_wire import read_interface, read_onnx_file
 from export.tensorrt_api import Progress, library_name, read_device, tensorrt_library
@@ -87,8 +88,8 @@ def engine_key(onnx_path: Path, options: BuildOptions, precision: str, library: 
     """
     device = options.compute_capability or str(read_device() or "no GPU in particular")
     return {
-        "onnx": _sha256(onnx_path),
-        "weights": {path.name: _sha256(path) for path in read_onnx_file(onnx_path).weight_files},
+        "onnx": sha256_of(onnx_path),
+        "weights": {path.name: sha256_of(path) for path in read_onnx_file(onnx_path).weight_files},
         "tensorrt": library_name(library),
         "device": device,
         "machine": platform.machine(),
@@ -124,7 +125,7 @@ class _Entry:
             if found != wanted:
                 return told.format(found=_shown(part, found), wanted=_shown(part, wanted))
         size, digest = record["engine"]["bytes"], record["engine"]["sha256"]
-        if (self.path.stat().st_size, _sha256(self.path)) != (size, digest):
+        if (self.path.stat().st_size, sha256_of(self.path)) != (size, digest):
             raise ExportError(
                 f"{self.path}: damaged: its {self.path.stat().st_size} bytes are not the {size} that "
                 f"{self.sidecar.name} records, by SHA-256; delete it, or build it anew (--force)"
@@ -197,14 +198,3 @@ def _shown(part: str, value: Any) -> str:
     if part == "workspace_bytes":
         return "no limit" if value is None else f"{value} bytes"
     return str(value) or f"unknown {part}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()

@@ -66,9 +66,12 @@ def export_command(
     from edgese.quantize import make_plans
     from edgese.testset import recordings
 
+    int8 = [precision for precision in precisions or [] if precision.quantized]
+    needless = [name for name, given in {"--calibration": calibration, "--data": data, "--plot": plot}.items() if given]
+    if needless and not int8:
+        raise typer.BadParameter(f"{', '.join(needless)}: found no precision in INT8 to use it; add --precision int8")
     if plot is not None:
         require("matplotlib", extra="plot")
-    int8 = [precision for precision in precisions or [] if precision.quantized]
     if int8:
         require("pesq", extra="metrics")
     source = weights or shipped_bundle() / "model.safetensors"

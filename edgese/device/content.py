@@ -9,7 +9,6 @@ run, README.txt, edgese_device/, export/, calib/, runtimes/
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from calib.batches import read_batches
 from edgese.errors import VerificationError
-from export.bundle import Bundle, ExportError, Graph
+from export.bundle import Bundle, ExportError, Graph, sha256_of
 
 Wave = NDArray[np.float32]
 
@@ -157,12 +156,6 @@ def _read_sums(root: Path) -> dict[str, str]:
 
 
 def _check_file(path: Path, wanted: str) -> None:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read ({error.strerror}); {_MEND}") from error
-    if digest.hexdigest() != wanted:
-        raise ExportError(f"{path}: changed: found SHA-256 {digest.hexdigest()}, {SUMS} wants {wanted}; {_MEND}")
+    found = sha256_of(path, _MEND)
+    if found != wanted:
+        raise ExportError(f"{path}: changed: found SHA-256 {found}, {SUMS} wants {wanted}; {_MEND}")

@@ -53,6 +53,19 @@ def bundle(tiny_enhancer: WaveformEnhancer, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
+def coarse(
+    tiny_enhancer: WaveformEnhancer,
+    tmp_path_factory: pytest.TempPathFactory,
+    speech_like: SpeechLike,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Bundle:
+    """The tiny network's in every precision."""
+    from .coarse_bundle import coarse_bundle
+
+    return coarse_bundle(tiny_enhancer, tmp_path_factory, speech_like, monkeypatch)
+
+
+@pytest.fixture
 def mixing(tmp_path: Path, speech_like: SpeechLike) -> Path:
     return write_mixing(tmp_path / "mixing", speech_like)
 

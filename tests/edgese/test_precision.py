@@ -46,7 +46,7 @@ from export.graph import write_onnx
 from export.inspection import half_nodes
 from runtimes.base import ArtefactError
 
-from .coarse_bundle import BLOCKS, IN_FLOAT, IN_HALF, coarse_bundle
+from .coarse_bundle import BLOCKS, IN_FLOAT, IN_HALF
 from .tiny_bundle import HOP, ONE_NETWORK
 
 MODULE = "enhancer.network."
@@ -59,16 +59,6 @@ HALF_WEIGHTS_DB = 110.0
 FAKE_QUANTIZATION_DB = 60.0
 
 Wave = NDArray[np.float32]
-
-
-@pytest.fixture
-def coarse(
-    tiny_enhancer: WaveformEnhancer,
-    tmp_path_factory: pytest.TempPathFactory,
-    speech_like: Callable[..., Wave],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Bundle:
-    return coarse_bundle(tiny_enhancer, tmp_path_factory, speech_like, monkeypatch)
 
 
 @pytest.fixture

@@ -137,6 +137,12 @@ def test_int8_without_what_it_needs_says_how_to_get_it(desk: Desk) -> None:
     assert not (desk.folder / "none.bundle").exists()
 
 
+def test_what_only_int8_uses_is_wrong_usage_without_it(tmp_path: Path) -> None:
+    done = edgese("export", "--precision", "fp16", "--data", ".", "--plot", "a.png", cwd=tmp_path, code=2)
+    assert b"--data, --plot: found no precision in INT8" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_calibration_of_other_weights_is_refused(desk: Desk, speech_like: SpeechLike, tmp_path: Path) -> None:
     torch.manual_seed(2)
     other = build(desk.enhancer.network.config, AudioConfig()).eval()

@@ -35,7 +35,7 @@ from edgese.quantize import Cost, Quantization, make_plans, quantize
 from edgese.testset import Recording
 from export.bundle import Bundle
 
-from .coarse_bundle import CALIBRATED, LEFT_HAND, calibration, coarse_bundle, make_ranges, write_calibration
+from .coarse_bundle import CALIBRATED, LEFT_HAND, calibration, make_ranges, write_calibration
 from .tiny_bundle import HOP, TINY
 
 Wave = NDArray[np.float32]
@@ -45,17 +45,6 @@ SpeechLike = Callable[..., Wave]
 @pytest.fixture
 def tiny_config() -> ModelConfig:
     return TINY
-
-
-@pytest.fixture
-def coarse(
-    tiny_enhancer: WaveformEnhancer,
-    tmp_path_factory: pytest.TempPathFactory,
-    speech_like: SpeechLike,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Bundle:
-    """Its graph in float32 is what is quantized here: PyTorch takes seconds for one."""
-    return coarse_bundle(tiny_enhancer, tmp_path_factory, speech_like, monkeypatch)
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from export.bundle import Bundle
 from export.inspection import read_anatomy
 
 from .coarse_bundle import (
-    coarse_bundle,
     compute_in_half,
     forget_types,
     held,
@@ -53,16 +52,6 @@ Reseal = Callable[..., Bundle]
 @pytest.fixture
 def tiny_config() -> ModelConfig:
     return TINY
-
-
-@pytest.fixture
-def coarse(
-    tiny_enhancer: WaveformEnhancer,
-    tmp_path_factory: pytest.TempPathFactory,
-    speech_like: Callable[..., Wave],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Bundle:
-    return coarse_bundle(tiny_enhancer, tmp_path_factory, speech_like, monkeypatch)
 
 
 @pytest.fixture
