@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import MB, Row, describe, parser, peak_growth_mb, report, verdict
-from edgese.config import MODEL_SIZES, AudioConfig, LossConfig
+from edgese.config import AudioConfig, LossConfig
 from edgese.losses import Objective
 from edgese.model import mamba
 from edgese.model.registry import build
 from edgese.model.scan import Scan, chunked_scan, full_scan
+from edgese.networks import MODELS
 
-CONFIG = MODEL_SIZES["base"]
+CONFIG = MODELS["base"]
 FORMS: dict[str, Callable[[int], Scan]] = {"full": lambda chunk: full_scan, "chunked": chunked_scan}
 CLAIM, BAR = 33.0, 8.0
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc: blocks from 1 MB on never stay in the process once freed

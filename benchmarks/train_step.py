@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import Row, describe, parser, report
-from edgese.config import MODEL_SIZES, AudioConfig, LossConfig
+from edgese.config import AudioConfig, LossConfig
 from edgese.losses import Objective
 from edgese.model import mamba
 from edgese.model.registry import build
 from edgese.model.scan import Scan
+from edgese.networks import MODELS
 from edgese.train import keep_freed_memory
 
 EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1)
@@ -30,7 +31,7 @@ EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1)
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--size", choices=MODEL_SIZES, default="small")
+    options.add_argument("--size", choices=MODELS, default="small")
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--seconds", type=float, default=2.0, help="of sound in an example")
     options.add_argument("--steps", type=int, default=9)
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def measure(size: str, batch: int, seconds: float, steps: int, precision: torch.dtype, compiled: bool) -> list[Row]:
-    audio, config = AudioConfig(), MODEL_SIZES[size]
+    audio, config = AudioConfig(), MODELS[size]
     torch.manual_seed(0)
     enhancer, objective = build(config, audio), Objective(EVERY_TERM, audio, config.compression)
     optimizer = torch.optim.AdamW(enhancer.parameters(), lr=1e-4)

@@ -11,10 +11,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from edgese.config import AudioConfig, ModelConfig, from_dict, to_dict
+from edgese.config import AudioConfig, from_dict, to_dict
 from edgese.errors import CheckpointError, ConfigError
 from edgese.model.registry import build
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import ModelConfig
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

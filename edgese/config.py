@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgese.errors import ConfigError
-
-# Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, coarse above.
-BAND_WIDTHS_257: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
+from edgese.networks import MODELS, ModelConfig, config_class, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +25,9 @@ class AudioConfig:
     hop: int = 128
 
     def __post_init__(self) -> None:
-        _require(self.sample_rate_hz > 0, f"sample_rate_hz: found {self.sample_rate_hz}, wanted a positive number")
-        _require(self.n_fft > 0 and self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
-        _require(
+        require(self.sample_rate_hz > 0, f"sample_rate_hz: found {self.sample_rate_hz}, wanted a positive number")
+        require(self.n_fft > 0 and self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
+        require(
             self.hop > 0 and self.n_fft % self.hop == 0 and self.n_fft // self.hop >= 2,
             f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it",
         )
@@ -64,55 +57,6 @@ class AudioConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Size and structure of a network of the family; the defaults are MBS-Net `base`."""
-
-    name: str = "mbs-net"
-    band_widths: tuple[int, ...] = BAND_WIDTHS_257
-    channels: int = 128  # D
-    layers: int = 4  # L
-    states: int = 12  # N
-    dt_rank: int = 8  # rank of the step-size projection; unused where decay_heads is set
-    decay_heads: int = 0  # 0: one decay per channel and state (Mamba); H > 0: one per head (Mamba-2)
-    conv_width: int = 4
-    expand: int = 1
-    chunk: int = 32  # frames that the training scan keeps in memory at a time
-    fusion: Literal["once", "each"] = "once"  # bands are mixed after the last layer, or after each
-    decoder_hidden: int = 224
-    compression: float = 0.3  # exponent of the magnitude the network sees
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "layers", "states", "dt_rank", "conv_width", "expand", "chunk", "decoder_hidden"):
-            _require(getattr(self, name) >= 1, f"model.{name}: found {getattr(self, name)}, wanted at least 1")
-        _require(all(width >= 1 for width in self.band_widths), "model.band_widths: every band needs at least one bin")
-        _require(
-            self.decay_heads >= 0 and (self.decay_heads == 0 or self.inner % self.decay_heads == 0),
-            f"model.decay_heads: found {self.decay_heads}, wanted 0 or a divisor of {self.inner} inner channels",
-        )
-        _require(self.fusion in ("once", "each"), f"model.fusion: found {self.fusion!r}, wanted 'once' or 'each'")
-        _require(0 < self.compression <= 1, f"model.compression: found {self.compression}, wanted (0, 1]")
-
-    @property
-    def inner(self) -> int:
-        """Channels inside a Mamba block, expand * D."""
-        return self.expand * self.channels
-
-    @property
-    def n_bands(self) -> int:
-        return len(self.band_widths)
-
-    @property
-    def n_bins(self) -> int:
-        return sum(self.band_widths)
-
-
-MODEL_SIZES: dict[str, ModelConfig] = {
-    "base": ModelConfig(),
-    "small": ModelConfig(channels=64, layers=2, states=16, decay_heads=8, chunk=16, fusion="each", decoder_hidden=64),
-}
-
-
-@dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Weights of the training objective's terms; 0 leaves a term out. Terms: losses.py; choice: docs/training.md."""
 
@@ -125,7 +69,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = dataclasses.astuple(self)
-        _require(min(weights) >= 0 and max(weights) > 0, "loss: weights must not be negative and one must be positive")
+        require(min(weights) >= 0 and max(weights) > 0, "loss: weights must not be negative and one must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,24 +101,22 @@ class DataConfig:
     validation_share: float = 0.05  # of speakers and of noise recordings, kept out of training
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 < self.segment_s < math.inf, f"data.segment_s: found {self.segment_s}, wanted a positive, finite length"
         )
         for name in ("snr_db", "near_clean_snr_db", "gain_db", "speech_speed", "noise_speed"):
             pair = getattr(self, name)
-            _require(len(pair) == 2 and pair[0] <= pair[1], f"data.{name}: found {pair}, wanted [low, high]")
+            require(len(pair) == 2 and pair[0] <= pair[1], f"data.{name}: found {pair}, wanted [low, high]")
         for name in ("speech_speed", "noise_speed"):
             low, high = getattr(self, name)
-            _require(low >= 0.25 and high <= 4, f"data.{name}: found {(low, high)}, wanted factors of 0.25 to 4")
+            require(low >= 0.25 and high <= 4, f"data.{name}: found {(low, high)}, wanted factors of 0.25 to 4")
         for field in dataclasses.fields(self):
             if field.name.endswith(("_probability", "_share")):
                 value = getattr(self, field.name)
-                _require(0 <= value <= 1, f"data.{field.name}: found {value}, wanted [0, 1]")
+                require(0 <= value <= 1, f"data.{field.name}: found {value}, wanted [0, 1]")
         both = self.babble_probability + self.synthetic_probability
-        _require(
-            both <= 1, f"data.babble_probability, synthetic_probability: found {both:g} together, wanted at most 1"
-        )
-        _require(self.made_rooms >= 0, f"data.made_rooms: found {self.made_rooms}, wanted 0 or more")
+        require(both <= 1, f"data.babble_probability, synthetic_probability: found {both:g} together, wanted at most 1")
+        require(self.made_rooms >= 0, f"data.made_rooms: found {self.made_rooms}, wanted 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +124,7 @@ class TrainConfig:
     """One training run. Everything that changes its numbers stands here."""
 
     audio: AudioConfig = AudioConfig()
-    model: ModelConfig = MODEL_SIZES["small"]
+    model: ModelConfig = MODELS["small"]
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     seed: int = 0
@@ -201,34 +143,34 @@ class TrainConfig:
     start_from: str = ""  # weights (.safetensors) to begin with instead of random ones
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.model.n_bins == self.audio.n_bins,
             f"model.band_widths: they cover {self.model.n_bins} bins, the signal has {self.audio.n_bins}",
         )
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, wanted at least 1")
+            require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, wanted at least 1")
         shortest_s = self.audio.latency_ms / 1000
-        _require(
+        require(
             self.data.segment_s >= shortest_s,
             f"data.segment_s: found {self.data.segment_s}, wanted at least one window, {shortest_s} s",
         )
         if self.loss.perceptual > 0:  # P.862's frames and intervals, see perceptual.py
-            _require(
+            require(
                 self.audio.sample_rate_hz == 16_000,
                 f"audio.sample_rate_hz: found {self.audio.sample_rate_hz}, wanted 16000 for loss.perceptual",
             )
             whole = int(self.data.segment_s * self.audio.sample_rate_hz) // self.audio.hop * self.audio.hop
-            _require(
+            require(
                 whole - self.audio.overlap >= 512 + 19 * 256,
                 f"data.segment_s: found {self.data.segment_s}, wanted 0.4 s or more for loss.perceptual (or 0 of it)",
             )
         for name in ("learning_rate", "clip_norm"):
-            _require(getattr(self, name) > 0, f"{name}: found {getattr(self, name)}, wanted a positive number")
+            require(getattr(self, name) > 0, f"{name}: found {getattr(self, name)}, wanted a positive number")
         for name in ("weight_decay", "seed"):
-            _require(getattr(self, name) >= 0, f"{name}: found {getattr(self, name)}, wanted 0 or more")
-        _require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
-        _require(self.workers >= 0, f"workers: found {self.workers}, wanted 0 or more")
-        _require(
+            require(getattr(self, name) >= 0, f"{name}: found {getattr(self, name)}, wanted 0 or more")
+        require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
+        require(self.workers >= 0, f"workers: found {self.workers}, wanted 0 or more")
+        require(
             self.precision in ("float32", "bfloat16"),
             f"precision: found {self.precision!r}, wanted 'float32' or 'bfloat16'",
         )
@@ -247,13 +189,13 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", ba
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range.
     """
+    if issubclass(kind, ModelConfig):
+        kind, base, values = _network(kind, base, values, where)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     defaults = {name: _default(field) for name, field in fields.items()}
     made: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{where}{key}"
-        if key == "size" and kind is ModelConfig:
-            continue  # resolved below: a named size is the base that other keys of the table change
         if key not in fields:
             raise ConfigError(f"{path}: unknown setting; known here: {', '.join(sorted(fields))}")
         default = defaults[key]
@@ -263,14 +205,24 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", ba
             made[key] = from_dict(type(default), value, f"{path}.", default)
         else:
             made[key] = _convert(path, value, default)
-    if kind is ModelConfig and "size" in values:
-        size = values["size"]
-        if not isinstance(size, str) or size not in MODEL_SIZES:
-            raise ConfigError(f"{where}size: found {size!r}, wanted one of {', '.join(MODEL_SIZES)}")
-        base = MODEL_SIZES[size]  # type: ignore[assignment]
     if base is not None:
         made = {field: getattr(base, field) for field in fields} | made
     return kind(**made)
+
+
+def _network(kind: Any, base: Any, values: Mapping[str, Any], where: str) -> tuple[Any, Any, Mapping[str, Any]]:
+    """The class of a network's settings, and what keys that are left out keep: a named size, else the class's own."""
+    values = dict(values)
+    if "size" in values:
+        size = values.pop("size")
+        if not isinstance(size, str) or size not in MODELS:
+            raise ConfigError(f"{where}size: found {size!r}, wanted one of {', '.join(MODELS)}")
+        kind, base = type(MODELS[size]), MODELS[size]
+    own = base.name if base is not None else kind.name
+    name = values.get("name", own)
+    if name != own:
+        kind, base = config_class(name, f"{where}name"), None
+    return (config_class(name, f"{where}name") if kind is ModelConfig else kind), base, values
 
 
 def to_dict(config: AudioConfig | ModelConfig | LossConfig | DataConfig | TrainConfig) -> dict[str, Any]:

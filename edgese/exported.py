@@ -19,14 +19,14 @@ from runtimes.pytorch import write_program as save_program
 @contextlib.contextmanager
 def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Iterator[None]:
     """The network as a graph sees it: unrolled scan, DFT as a product, the products `half` in half precision."""
-    enhancer.network.use_scan("unrolled")
+    enhancer.network.use_form("export")
     enhancer.transform.form = "matmul"
     use_half(enhancer.network, half)
     try:
         yield
     finally:
         use_half(enhancer.network, ())
-        enhancer.network.use_scan("chunked")
+        enhancer.network.use_form("train")
         enhancer.transform.form = "fft"
 
 

@@ -143,7 +143,7 @@ def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -
 def float64_truth(enhancer: WaveformEnhancer, wave: Wave) -> Truth:
     """The answer of the same weights in double precision, by the scan's definition; outputs and states are float64."""
     exact = copy.deepcopy(enhancer).double()
-    exact.network.use_scan("reference")
+    exact.network.use_form("exact")
     states = {name: state.double() for name, state in exact.initial_state().items()}
     pieces = []
     for piece in torch.from_numpy(wave).double()[None].split(1000 * enhancer.audio.hop, dim=1):

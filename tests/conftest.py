@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgese.config import AudioConfig, ModelConfig
+from edgese.config import AudioConfig
+from edgese.networks import MbsConfig
 
 try:
     import torch
@@ -26,7 +27,7 @@ Wave = NDArray[np.float32]
 SpeechLike = Callable[..., Wave]
 
 # Two blocks, eight channels; the chunk divides none of the tested lengths.
-_TINY = ModelConfig(channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8)
+_TINY = MbsConfig(channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8)
 TINY_CONFIGS = {
     "decay-per-channel": _TINY,
     "decay-per-head": dataclasses.replace(_TINY, decay_heads=4, expand=2, fusion="each"),
@@ -39,14 +40,14 @@ def audio() -> AudioConfig:
 
 
 @pytest.fixture(params=TINY_CONFIGS.values(), ids=TINY_CONFIGS.keys())
-def tiny_config(request: pytest.FixtureRequest) -> ModelConfig:
+def tiny_config(request: pytest.FixtureRequest) -> MbsConfig:
     """A network of two blocks and eight channels, once with each parametrisation of the decay."""
-    config: ModelConfig = request.param
+    config: MbsConfig = request.param
     return config
 
 
 @pytest.fixture
-def tiny_enhancer(tiny_config: ModelConfig, audio: AudioConfig) -> WaveformEnhancer:
+def tiny_enhancer(tiny_config: MbsConfig, audio: AudioConfig) -> WaveformEnhancer:
     """A seeded enhancer that listens and acts like a trained one; an untrained one is almost the identity.
 
     Long step sizes make its states matter, large last layers let its mask and rotation move.

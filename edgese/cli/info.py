@@ -14,7 +14,7 @@ from edgese.cli.terminal import Json, print_table, require
 def info_command(
     what: Annotated[
         str | None,
-        typer.Argument(help="A bundle, a weights file, or a size: small, base. Default: shipped bundle."),
+        typer.Argument(help="A bundle, a weights file, or a model by its name. Default: shipped bundle."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -54,13 +54,12 @@ def _network_facts(what: str) -> dict[str, Any]:
     require("torch", extra="export")
     from edgese.artefact import network_facts
     from edgese.checkpoint import load_enhancer
-    from edgese.config import MODEL_SIZES, AudioConfig
+    from edgese.config import AudioConfig
     from edgese.model.registry import build
+    from edgese.networks import MODELS
 
-    if what in MODEL_SIZES:
-        return {"name": what, **network_facts(build(MODEL_SIZES[what], AudioConfig()))}
+    if what in MODELS:
+        return {"name": what, **network_facts(build(MODELS[what], AudioConfig()))}
     if not Path(what).exists():
-        raise typer.BadParameter(
-            f"{what}: found no such bundle or file, wanted one, or a size: {', '.join(MODEL_SIZES)}"
-        )
+        raise typer.BadParameter(f"{what}: found no such bundle or file, wanted one, or a model: {', '.join(MODELS)}")
     return {"name": what, **network_facts(load_enhancer(Path(what)))}

@@ -25,7 +25,9 @@ def train_command(
     data: Annotated[Path, typer.Option(help="Folder with clean/ and noisy/ pairs, or with speech/ and noise/.")],
     out: Annotated[Path, typer.Option(help="The run's folder; a run that is there already is gone on with.")],
     config: Annotated[Path | None, typer.Option(help="Settings in TOML.")] = None,
-    size: Annotated[str | None, typer.Option(help="Network size: small or base. Default: small.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "--size", help="Network and size, by name (`edgese info`). Default: small.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
@@ -42,19 +44,20 @@ def train_command(
 ) -> None:
     """Train a network; resumable to the same result, stopped by NaN, logged as CSV and TensorBoard."""
     require("torch", "scipy", "safetensors", extra="train")
-    from edgese.config import MODEL_SIZES, TrainConfig, read_train_config
+    from edgese.config import TrainConfig, read_train_config
     from edgese.data import open_data
+    from edgese.networks import MODELS
     from edgese.ranks import leads
     from edgese.train import train
 
     settings = read_train_config(config) if config else TrainConfig()
-    if size is not None and size not in MODEL_SIZES:
-        raise typer.BadParameter(f"--size: found {size!r}, wanted one of {', '.join(MODEL_SIZES)}")
+    if model is not None and model not in MODELS:
+        raise typer.BadParameter(f"--model: found {model!r}, wanted one of {', '.join(MODELS)}")
     changes: dict[str, Any] = {
         "steps": steps,
         "batch": batch,
         "seed": seed,
-        "model": MODEL_SIZES[size] if size else None,
+        "model": MODELS[model] if model else None,
     }
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
     with progress_bar(quiet or as_json or not leads(), _step_columns) as bar:

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgese.model.product import products
 from edgese.model.waveform import StreamStep, WaveformEnhancer
 
-PARTS = {
-    "transform": "STFT and inverse",
-    "split": "band split",
-    "blocks": "Mamba blocks",
-    "fusions": "cross-band fusion",
-    "norm": "last norm",
-    "magnitude_head": "magnitude head",
-    "phase_head": "phase head",
-    "magnitude_decoder": "magnitude decoder",
-    "phase_decoder": "phase decoder",
-}
+TRANSFORM = "STFT and inverse"
 
 _NETWORK = "StreamStep.enhancer.network."
 
@@ -29,30 +20,39 @@ def parameters(enhancer: WaveformEnhancer) -> dict[str, int]:
     """Trained parameters of each part; their sum is the network's."""
     counts: Counter[str] = Counter()
     for name, parameter in enhancer.network.named_parameters():
-        counts[PARTS[name.split(".")[0]]] += parameter.numel()
-    return {part: counts[part] for part in PARTS.values() if part in counts}
+        counts[_part(enhancer, name)] += parameter.numel()
+    return _in_order(enhancer, counts)
 
 
 @torch.no_grad()
 def macs_per_frame(enhancer: WaveformEnhancer) -> dict[str, int]:
     """Multiply-accumulates of one frame in the exported form, by part.
 
-    Matrix products as PyTorch's FlopCounterMode sees them (padding of narrow bands included, as it is computed);
-    the scan's own products and the convolution, which are elementwise, by their definition.
+    Matrix products as PyTorch's FlopCounterMode sees them (padding of narrow bands included, as it is computed), and
+    what the network says of the rest (`Network.uncounted_macs`).
     """
     counts: Counter[str] = Counter()
     by_module = _macs_by_module(enhancer)
+    lists = {name for name, child in enhancer.network.named_children() if isinstance(child, nn.ModuleList)}
     for module, macs in by_module.items():
-        if module and "." not in module.removeprefix("blocks.").removeprefix("fusions."):
-            counts[PARTS[module.split(".")[0]]] += macs
-    counts[PARTS["transform"]] = by_module[""] - sum(counts.values())
-    config = enhancer.network.config
-    # per band and channel: decay * h and b * x for each state (c . h is a product, counted above); the taps
-    elementwise = config.n_bands * config.inner * (2 * config.states + config.conv_width)
-    # a head's values are copied to its channels by a product with zeros and ones: dt for each band, and a once
-    copies = (config.n_bands + 1) * config.decay_heads * config.inner if config.decay_heads < config.inner else 0
-    counts[PARTS["blocks"]] += config.layers * (elementwise - copies)
-    return {part: counts[part] for part in PARTS.values() if counts[part]}
+        top, _, rest = module.partition(".")
+        if module and (not rest or (top in lists and "." not in rest)):
+            counts[_part(enhancer, module)] += macs
+    counts[TRANSFORM] = by_module[""] - sum(counts.values())
+    for module, macs in enhancer.network.uncounted_macs().items():
+        counts[_part(enhancer, module)] += macs
+    return _in_order(enhancer, counts)
+
+
+def _part(enhancer: WaveformEnhancer, module: str) -> str:
+    """What tables call the part of the network that a submodule or parameter belongs to."""
+    top = module.partition(".")[0]
+    return enhancer.network.parts.get(top, top)
+
+
+def _in_order(enhancer: WaveformEnhancer, counts: Counter[str]) -> dict[str, int]:
+    parts = [TRANSFORM, *enhancer.network.parts.values(), *counts]
+    return {part: counts[part] for part in dict.fromkeys(parts) if counts[part]}
 
 
 @torch.no_grad()

@@ -18,21 +18,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgese.config import ModelConfig
 from edgese.model.bands import BandDecoder, BandFusion, BandSplit
 from edgese.model.mamba import MambaBlock, ScanForm
+from edgese.model.network import Form, Network
 from edgese.model.product import Linear
+from edgese.networks import MbsConfig
 
 POWER_FLOOR = 1e-7  # about 16 bit's quantization noise in a bin: |X|^2 of white noise at -98 dBFS is 256 * 1.6e-10
 
 
-class MbsNet(nn.Module):
+_SCANS: dict[Form, ScanForm] = {"train": "chunked", "export": "unrolled", "exact": "reference"}
+
+
+class MbsNet(Network):
     """The default network of edgese."""
 
-    causal = True
+    parts = {  # noqa: RUF012 - a constant
+        "split": "band split",
+        "blocks": "Mamba blocks",
+        "fusions": "cross-band fusion",
+        "norm": "last norm",
+        "magnitude_head": "magnitude head",
+        "phase_head": "phase head",
+        "magnitude_decoder": "magnitude decoder",
+        "phase_decoder": "phase decoder",
+    }
     upright: Tensor  # (2, 1), the rotation by nothing
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: MbsConfig) -> None:
         super().__init__()
         self.config = config
         self.split = BandSplit(config.band_widths, 3, config.channels)
@@ -47,7 +60,6 @@ class MbsNet(nn.Module):
         self.phase_decoder = BandDecoder(config.band_widths, config.channels, config.decoder_hidden, 2)
 
     def initial_state(self, streams: int = 1) -> dict[str, Tensor]:
-        """Zero states for `streams` streams, float32 on the network's device, in the order `forward` wants them."""
         config = self.config
         device = self.norm.weight.device
         shapes: dict[str, tuple[int, ...]] = {}
@@ -62,16 +74,19 @@ class MbsNet(nn.Module):
             block.scan_form = form  # type: ignore[assignment]
         return self
 
+    def use_form(self, form: Form) -> None:
+        self.use_scan(_SCANS[form])
+
+    def uncounted_macs(self) -> dict[str, int]:
+        """Of the scan and the convolution, by their definition."""
+        config = self.config
+        # per band and channel: decay * h and b * x for each state (c . h is a product); the taps
+        elementwise = config.n_bands * config.inner * (2 * config.states + config.conv_width)
+        # a head's values are copied to its channels by a product with zeros and ones: dt for each band, and a once
+        copies = (config.n_bands + 1) * config.decay_heads * config.inner if config.decay_heads < config.inner else 0
+        return {"blocks": config.layers * (elementwise - copies)}
+
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Enhanced spectrum of a stretch of frames.
-
-        Args:
-            x: (B, T, F, 2) spectrum, last axis real and imaginary, linear (not compressed).
-            state: tensors as in `initial_state`; not changed.
-
-        Returns:
-            (B, T, F, 2), and the state after the last frame.
-        """
         mask, rotation, state = self.estimate(x, state)
         x, mask, rotation = (tensor.transpose(-1, -2) for tensor in (x, mask, rotation))  # (B, T, 1 or 2, F)
         gain = mask ** (1 / self.config.compression)  # the mask is one of compressed magnitudes

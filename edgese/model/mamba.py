@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from edgese.config import ModelConfig
 from edgese.model.product import Linear
 from edgese.model.scan import Scan, chunked_scan, reference_scan, unrolled_scan
+from edgese.networks import MbsConfig
 
 ScanForm = Literal["chunked", "unrolled", "reference"]
 
@@ -24,7 +24,7 @@ DT_RANGE = (0.001, 0.1)  # step sizes at the start of training, log-uniform (Gu 
 class MambaBlock(nn.Module):
     """Residual Mamba block with its state as an argument and a result."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: MbsConfig) -> None:
         super().__init__()
         self.heads = config.decay_heads or config.inner
         self.states = config.states

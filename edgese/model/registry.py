@@ -1,23 +1,28 @@
-"""Networks by name. A network is a module with `causal`, `initial_state(streams)` and `forward(x, state)`."""
+"""Networks by name: the code that `edgese.networks` names, loaded and built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 
-from edgese.config import AudioConfig, ModelConfig
+from edgese.config import AudioConfig
 from edgese.errors import ConfigError
-from edgese.model.enhancer import MbsNet
+from edgese.model.network import Network
 from edgese.model.waveform import WaveformEnhancer
-
-NETWORKS: dict[str, Callable[[ModelConfig], MbsNet]] = {"mbs-net": MbsNet}
+from edgese.networks import NETWORKS, ModelConfig, config_class
 
 
 def build(model: ModelConfig, audio: AudioConfig) -> WaveformEnhancer:
     """An untrained enhancer.
 
     Raises:
-        ConfigError: no network has that name.
+        ConfigError: no network has that name, its code cannot be loaded, or is no network.
     """
-    if model.name not in NETWORKS:
-        raise ConfigError(f"model.name: found {model.name!r}, wanted one of {', '.join(NETWORKS)}")
-    return WaveformEnhancer(NETWORKS[model.name](model), audio)
+    config_class(model.name)
+    module, _, name = NETWORKS[model.name].code.partition(":")
+    try:
+        network = getattr(importlib.import_module(module), name)(model)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"network {model.name}: {module}:{name} cannot be loaded ({error})") from error
+    if not isinstance(network, Network):
+        raise ConfigError(f"network {model.name}: {module}:{name} is no edgese.model.network.Network")
+    return WaveformEnhancer(network, audio)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgese import features
 from edgese.config import AudioConfig
 from edgese.model.dft import FoldedDft
-from edgese.model.enhancer import MbsNet
+from edgese.model.network import Network
 from edgese.model.pcs import ContrastStretching
 
 TransformForm = Literal["fft", "matmul"]
@@ -80,9 +80,9 @@ class Transform(nn.Module):
 
 
 class WaveformEnhancer(nn.Module):
-    """A causal network between analysis and synthesis; with `pcs`, perceptual contrast stretching comes after it."""
+    """A network between analysis and synthesis; with `pcs`, perceptual contrast stretching comes after it."""
 
-    def __init__(self, network: MbsNet, audio: AudioConfig, *, pcs: bool = False) -> None:
+    def __init__(self, network: Network, audio: AudioConfig, *, pcs: bool = False) -> None:
         super().__init__()
         self.network = network
         self.transform = Transform(audio)
@@ -115,9 +115,13 @@ class WaveformEnhancer(nn.Module):
 
     @torch.no_grad()
     def enhance(self, wave: Tensor, block: int = 64) -> Tensor:
-        """Whole waveforms, (B, n_samples), in time with the input and equally long, `block` hops at a time."""
-        size = block * self.audio.hop
+        """Whole waveforms, (B, n_samples), in time with the input and equally long.
+
+        `block` hops at a time; a network that is not causal hears all at once.
+        """
         n_samples = wave.shape[1]
+        whole = -(-(n_samples + self.audio.overlap) // self.audio.hop)
+        size = (block if self.network.causal else whole) * self.audio.hop
         padded = nn.functional.pad(wave, (0, -(n_samples + self.audio.overlap) % size + self.audio.overlap))
         state, pieces = self.initial_state(len(wave)), []
         for piece in padded.split(size, dim=1):
@@ -137,3 +141,19 @@ class StreamStep(nn.Module):
     def forward(self, wave: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         enhanced, after = self.enhancer(wave, dict(zip(self.names, states, strict=True)))
         return enhanced, *(after[name] for name in self.names)
+
+
+class SegmentStep(nn.Module):
+    """The exported form of a network that is not causal: a segment in, the same segment enhanced, in time with it."""
+
+    def __init__(self, enhancer: WaveformEnhancer) -> None:
+        super().__init__()
+        self.enhancer = enhancer
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """(B, T * hop) -> the same shape."""
+        overlap = self.enhancer.audio.overlap
+        nothing = torch.zeros_like(wave[:, :overlap])
+        states = {"analysis": nothing, "synthesis": nothing}
+        enhanced, _ = self.enhancer(torch.cat([wave, nothing], dim=1), states)  # the last samples come with the overlap
+        return enhanced[:, overlap:]

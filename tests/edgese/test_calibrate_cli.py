@@ -13,8 +13,8 @@ from calib.ranges import METHODS, Histogram, Range
 from edgese.calibration import Span, read_calibration
 from edgese.checkpoint import load_enhancer, save_weights
 from edgese.cli.app import app
-from edgese.config import ModelConfig
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MbsConfig
 
 from .command_line import edgese as run_edgese
 from .command_line import one_error, parsed
@@ -39,7 +39,7 @@ def weights(tiny_enhancer: WaveformEnhancer, here: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_config() -> ModelConfig:
+def tiny_config() -> MbsConfig:
     return TINY
 
 

@@ -30,12 +30,13 @@ from edgese.calibration import (
     write_calibration,
 )
 from edgese.checkpoint import load_enhancer, save_weights
-from edgese.config import DataConfig, ModelConfig
+from edgese.config import DataConfig
 from edgese.data import DataSets
 from edgese.errors import ConfigError, EdgeseError, TrainingError
 from edgese.model.product import products
 from edgese.model.registry import build
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MbsConfig
 
 from .command_line import run_python
 from .tiny_bundle import TINY
@@ -49,7 +50,7 @@ Drawn = tuple[list[dict[str, NDArray[Any]]], dict[str, Any]]
 
 
 @pytest.fixture
-def tiny_config() -> ModelConfig:
+def tiny_config() -> MbsConfig:
     return TINY
 
 

@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 
 from edgese.checkpoint import load_checkpoint, load_enhancer, save_checkpoint, save_weights
-from edgese.config import AudioConfig, ModelConfig, to_dict
+from edgese.config import AudioConfig, to_dict
 from edgese.errors import CheckpointError, EdgeseError
 from edgese.model.registry import build
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MbsConfig
 
 
 def settings_of(enhancer: WaveformEnhancer) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def test_weights_travel_with_their_config(tiny_enhancer: WaveformEnhancer, tmp_p
 
 def test_other_signal_settings_travel_too(tmp_path: Path) -> None:
     audio = AudioConfig(sample_rate_hz=8000, n_fft=256, hop=64)
-    enhancer = build(ModelConfig(band_widths=(9, 40, 80), channels=8, layers=1), audio)
+    enhancer = build(MbsConfig(band_widths=(9, 40, 80), channels=8, layers=1), audio)
     save_weights(tmp_path / "w.safetensors", enhancer, enhancer.state_dict())
     assert_same_network(load_enhancer(tmp_path / "w.safetensors"), enhancer)
 

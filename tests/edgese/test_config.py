@@ -9,21 +9,12 @@ from typing import Any
 
 import pytest
 
-from edgese.config import (
-    MODEL_SIZES,
-    AudioConfig,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    TrainConfig,
-    from_dict,
-    read_train_config,
-    to_dict,
-)
+from edgese.config import AudioConfig, DataConfig, LossConfig, TrainConfig, from_dict, read_train_config, to_dict
 from edgese.errors import ConfigError
+from edgese.networks import MODELS, MbsConfig
 
 OTHER = TrainConfig(
-    model=dataclasses.replace(MODEL_SIZES["base"], channels=24, fusion="each", compression=0.5),
+    model=dataclasses.replace(MODELS["base"], channels=24, fusion="each", compression=0.5),
     data=DataConfig(segment_s=3, snr_db=(-2.5, 7.0), offset=False),
     loss=LossConfig(magnitude=0.5, waveform=0.0),
     seed=7,
@@ -74,10 +65,10 @@ def test_model_table_changes_only_what_it_names(tmp_path: Path) -> None:
     assert config.model == dataclasses.replace(TrainConfig().model, chunk=8)
 
 
-@pytest.mark.parametrize("size", MODEL_SIZES)
+@pytest.mark.parametrize("size", MODELS)
 def test_size_is_what_other_keys_of_the_model_table_change(size: str, tmp_path: Path) -> None:
     config = read_train_config(write_toml(tmp_path, f'[model]\nchunk = 8\nsize = "{size}"\n'))
-    assert config.model == dataclasses.replace(MODEL_SIZES[size], chunk=8)
+    assert config.model == dataclasses.replace(MODELS[size], chunk=8)
 
 
 @pytest.mark.parametrize("size", ['"huge"', "3", '["small"]', "{ a = 1 }"])
@@ -193,7 +184,7 @@ def test_what_is_no_toml_is_one_line_with_its_name(content: bytes, tmp_path: Pat
 
 
 def test_configs_cannot_be_changed_after_they_are_checked() -> None:
-    for config in (AudioConfig(), ModelConfig(), DataConfig(), LossConfig(), TrainConfig()):
+    for config in (AudioConfig(), MbsConfig(), DataConfig(), LossConfig(), TrainConfig()):
         name = dataclasses.fields(config)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config, name, None)
@@ -206,6 +197,6 @@ def test_derived_values_of_the_signal_contract() -> None:
 
 
 def test_default_bands_are_those_of_the_design() -> None:
-    model = ModelConfig()
+    model = MbsConfig()
     assert model.band_widths == (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
     assert (model.n_bands, model.n_bins, model.inner) == (30, 257, 128)

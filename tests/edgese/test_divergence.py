@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import edgese.graphs
-from edgese.config import ModelConfig
 from edgese.divergence import Divergence, first_divergence
 from edgese.errors import VerificationError
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MbsConfig
 from edgese.verify import pytorch_truth
 from export.bundle import Bundle, Graph
 from export.graph import write_onnx
@@ -29,7 +29,7 @@ from runtimes.registry import RUNTIMES
 from .tiny_bundle import HOP, Change, scale_weight
 
 N_HOPS = 30
-NETWORK = ModelConfig(
+NETWORK = MbsConfig(
     channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8, decay_heads=4, expand=2, fusion="each"
 )
 pytestmark = pytest.mark.parametrize("tiny_config", [NETWORK], indirect=True, ids=["decay-per-head"])

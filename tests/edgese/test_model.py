@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgese.config import MODEL_SIZES, AudioConfig, ModelConfig
+from edgese.config import AudioConfig
 from edgese.errors import ConfigError
 from edgese.model.bands import BandDecoder, BandFusion, BandSplit
 from edgese.model.enhancer import MbsNet
 from edgese.model.mamba import MambaBlock
-from edgese.model.registry import NETWORKS, build
+from edgese.model.product import Product
+from edgese.model.registry import build
 from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.networks import MODELS, NETWORKS, MbsConfig, Registered, register
 
 # Greatest difference of samples in [-1, 1], float32; measured: see the right column. The bar of all is 1e-5.
 STREAMING = 1e-5  # any split against one call, also after 20 s: 1.2e-7
@@ -133,7 +135,7 @@ def test_state_is_not_modified_in_place(tiny_enhancer: WaveformEnhancer, wave: T
     assert all(torch.equal(after[name], after_kept[name]) for name in after)  # nor does a later call touch a result
 
 
-def test_state_keeps_names_order_shapes_and_type(tiny_enhancer: WaveformEnhancer, tiny_config: ModelConfig) -> None:
+def test_state_keeps_names_order_shapes_and_type(tiny_enhancer: WaveformEnhancer, tiny_config: MbsConfig) -> None:
     state = tiny_enhancer.initial_state(streams=3)
     inner = tiny_config.inner
     shapes = {"analysis": (3, 384), "synthesis": (3, 384)}
@@ -292,7 +294,7 @@ def test_without_its_band_mixer_no_band_hears_another(
 
 @pytest.mark.parametrize(("fusion", "count"), [("once", 1), ("each", 2)])
 def test_fusion_setting_says_how_often_bands_are_mixed(
-    fusion: str, count: int, tiny_config: ModelConfig, spectrum: Tensor
+    fusion: str, count: int, tiny_config: MbsConfig, spectrum: Tensor
 ) -> None:
     network = MbsNet(dataclasses.replace(tiny_config, fusion=fusion))
     calls = []
@@ -348,7 +350,7 @@ def test_band_fusion_mixes_bands_then_channels_of_one_frame() -> None:
 
 
 @torch.no_grad()
-def test_mamba_block_is_what_the_paper_draws(tiny_config: ModelConfig) -> None:
+def test_mamba_block_is_what_the_paper_draws(tiny_config: MbsConfig) -> None:
     """One frame after another, written out: norm, projections, convolution, scan, skip, gate, residual."""
     torch.manual_seed(0)
     block = MambaBlock(tiny_config)
@@ -374,7 +376,7 @@ def test_mamba_block_is_what_the_paper_draws(tiny_config: ModelConfig) -> None:
     torch.testing.assert_close(ssm_after[0, 0], h, atol=1e-5, rtol=1e-5)
 
 
-def test_step_sizes_and_decays_begin_where_the_paper_puts_them(tiny_config: ModelConfig) -> None:
+def test_step_sizes_and_decays_begin_where_the_paper_puts_them(tiny_config: MbsConfig) -> None:
     block = MambaBlock(tiny_config)
     dt = nn.functional.softplus(block.dt_bias)
     assert ((dt > 0.0009) & (dt < 0.11)).all()
@@ -409,24 +411,50 @@ def test_gradients_do_not_depend_on_the_form_of_the_scan(tiny_enhancer: Waveform
 
 
 def test_base_has_between_1_9_and_2_5_million_parameters(audio: AudioConfig) -> None:
-    count = sum(parameter.numel() for parameter in build(MODEL_SIZES["base"], audio).parameters())
+    count = sum(parameter.numel() for parameter in build(MODELS["base"], audio).parameters())
     assert 1_900_000 <= count <= 2_500_000
 
 
 def test_every_named_size_builds_and_runs(audio: AudioConfig) -> None:
-    for name, config in MODEL_SIZES.items():
+    for name, config in MODELS.items():
         enhancer = build(config, audio).eval()
         assert enhancer.network.causal, name
         assert enhancer.enhance(torch.zeros(1, 2 * HOP)).shape == (1, 2 * HOP), name
 
 
 def test_unknown_network_is_refused_with_the_known_names(audio: AudioConfig) -> None:
-    with pytest.raises(ConfigError, match=r"model\.name: found 'no-net', wanted one of mbs-net"):
-        build(ModelConfig(name="no-net"), audio)
-    assert all(network.causal for network in NETWORKS.values())
+    with pytest.raises(ConfigError, match=r"model\.name: found 'no-net', wanted one of mbs-net.*--plugin"):
+        build(MbsConfig(name="no-net"), audio)
 
 
-def test_same_seed_gives_the_same_network(tiny_config: ModelConfig, audio: AudioConfig) -> None:
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("edgese.model.absent:Net", r"edgese\.model\.absent:Net cannot be loaded \(No module"),
+        ("edgese.model.enhancer:Absent", r"cannot be loaded .*Absent"),
+        ("edgese.model.product:Product", "is no edgese.model.network.Network"),
+    ],
+)
+def test_code_that_is_no_network_is_refused(
+    code: str, message: str, audio: AudioConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "mbs-net", Registered(MbsConfig, code))
+    monkeypatch.setattr(Product, "__init__", lambda self, config: None)
+    with pytest.raises(ConfigError, match=message):
+        build(MbsConfig(), audio)
+
+
+def test_a_name_is_registered_for_one_network_only() -> None:
+    register("mbs-net", MbsConfig, NETWORKS["mbs-net"].code, {"small": MODELS["small"]})  # the same again is harmless
+    with pytest.raises(ConfigError, match="network mbs-net: registered already"):
+        register("mbs-net", MbsConfig, "my_network:Other", {})
+    with pytest.raises(ConfigError, match="network other: its settings are those of 'mbs-net'"):
+        register("other", MbsConfig, "my_network:Other", {})
+    with pytest.raises(ConfigError, match="model small: there is another of that name"):
+        register("mbs-net", MbsConfig, NETWORKS["mbs-net"].code, {"small": MbsConfig()})
+
+
+def test_same_seed_gives_the_same_network(tiny_config: MbsConfig, audio: AudioConfig) -> None:
     weights = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
@@ -437,7 +465,7 @@ def test_same_seed_gives_the_same_network(tiny_config: ModelConfig, audio: Audio
 
 @pytest.mark.parametrize("level_db", [-40, -20, 0])
 def test_untrained_network_leaves_the_signal_nearly_alone(
-    level_db: int, tiny_config: ModelConfig, audio: AudioConfig, wave: Tensor
+    level_db: int, tiny_config: MbsConfig, audio: AudioConfig, wave: Tensor
 ) -> None:
     torch.manual_seed(1)
     wave = wave / wave.abs().max() * 10 ** (level_db / 20)

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from calib.batches import read_batches
 from edgese import artefact, graphs
 from edgese.artefact import Export, export_bundle, require_passed
-from edgese.config import AudioConfig, ModelConfig
+from edgese.config import AudioConfig
 from edgese.enhance import Denoiser, EnhanceOptions, denoiser_factory
 from edgese.features import stft
 from edgese.model.pcs import OUTPUT_GAIN, ContrastStretching, exponents, scale
 from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.networks import MbsConfig
 from edgese.verify import pytorch_truth, verify_graph
 from export import ExportError
 from export.bundle import Bundle, Graph
@@ -56,9 +57,9 @@ PUBLISHED_400 = [
 
 
 @pytest.fixture
-def tiny_config() -> ModelConfig:
+def tiny_config() -> MbsConfig:
     """One network is enough here: what comes after it knows nothing of it."""
-    return ModelConfig(
+    return MbsConfig(
         channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8, decay_heads=4, expand=2, fusion="each"
     )
 

@@ -33,7 +33,7 @@ from edgese.exported import exported_form, write_program
 from edgese.graphs import graph_of, quantize_graph, write_graph
 from edgese.metrics import snr_db
 from edgese.model.bands import BandFusion
-from edgese.model.cost import PARTS, macs_per_frame, product_macs
+from edgese.model.cost import macs_per_frame, product_macs
 from edgese.model.product import Linear, Product, products, use_half
 from edgese.model.waveform import WaveformEnhancer
 from edgese.opening import open_graph, wanted_metadata
@@ -94,7 +94,7 @@ def test_products_are_all_of_a_frame_s_arithmetic_but_the_transform_and_the_scan
     assert found.keys() == products(tiny_enhancer.network).keys()
     sums: Counter[str] = Counter()
     for product, macs in found.items():
-        sums[PARTS[product.split(".")[0]]] += macs
+        sums[tiny_enhancer.network.parts[product.split(".")[0]]] += macs
     # of the scan and the taps: decay * h, b * x and c . h for each state, and the convolution
     elementwise = config.layers * config.n_bands * config.inner * (3 * config.states + config.conv_width)
     assert sums.pop("Mamba blocks") + elementwise == wanted.pop("Mamba blocks")

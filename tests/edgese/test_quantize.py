@@ -20,7 +20,6 @@ from calib.batches import Batches
 from calib.ranges import Range
 from edgese.calibration import read_calibration
 from edgese.checkpoint import load_enhancer
-from edgese.config import ModelConfig
 from edgese.errors import ConfigError, VerificationError
 from edgese.graphs import graph_of, write_graph
 from edgese.hearing import Heard, Task, died, hear
@@ -29,6 +28,7 @@ from edgese.model.cost import product_macs
 from edgese.model.product import products
 from edgese.model.registry import build
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MbsConfig
 from edgese.plan import Plan
 from edgese.precision import Precision
 from edgese.quantize import Cost, Quantization, make_plans, quantize
@@ -43,7 +43,7 @@ SpeechLike = Callable[..., Wave]
 
 
 @pytest.fixture
-def tiny_config() -> ModelConfig:
+def tiny_config() -> MbsConfig:
     return TINY
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from edgese.config import ModelConfig
 from edgese.divergence import Divergence, first_divergence
 from edgese.errors import VerificationError
 from edgese.graphs import product_nodes, quantize_graph
 from edgese.model.product import Linear
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MbsConfig
 from edgese.plan import plan_of
 from edgese.precision import Precision
 from edgese.proof import Recording, Verification, prove, recordings
@@ -50,7 +50,7 @@ Reseal = Callable[..., Bundle]
 
 
 @pytest.fixture
-def tiny_config() -> ModelConfig:
+def tiny_config() -> MbsConfig:
     return TINY
 
 

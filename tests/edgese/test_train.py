@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from edgese import train as training
 from edgese.checkpoint import load_checkpoint, load_enhancer, save_checkpoint
-from edgese.config import MODEL_SIZES, DataConfig, LossConfig, ModelConfig, TrainConfig, from_dict, to_dict
+from edgese.config import DataConfig, LossConfig, TrainConfig, from_dict, to_dict
 from edgese.data import DataSets, open_data
 from edgese.errors import CheckpointError, TrainingError
 from edgese.model.registry import build
 from edgese.model.scan import chunked_scan
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MODELS, MbsConfig
 from edgese.train import Progress, Result, learning_rate, train
 
 Wave = NDArray[np.float32]
@@ -64,7 +65,7 @@ class BrokenFrom(Tones):
 DATA = DataSets(Tones(), Tones(), {})
 
 
-def small_run(model: ModelConfig) -> TrainConfig:
+def small_run(model: MbsConfig) -> TrainConfig:
     """Seven steps, checkpoints after 2, 4, 6 and 7, validated after 3, 6 and 7; three bands instead of thirty."""
     return TrainConfig(
         model=dataclasses.replace(model, band_widths=(17, 80, 160)),
@@ -80,11 +81,11 @@ def small_run(model: ModelConfig) -> TrainConfig:
 
 @pytest.fixture
 def config() -> TrainConfig:
-    return small_run(ModelConfig(channels=8, layers=2, states=4, decay_heads=4, chunk=5, decoder_hidden=8))
+    return small_run(MbsConfig(channels=8, layers=2, states=4, decay_heads=4, chunk=5, decoder_hidden=8))
 
 
 @pytest.fixture
-def each_config(tiny_config: ModelConfig) -> TrainConfig:
+def each_config(tiny_config: MbsConfig) -> TrainConfig:
     """One run for each parametrisation of the decay."""
     return small_run(tiny_config)
 
@@ -478,7 +479,7 @@ def test_stop_at_a_step_long_past_changes_nothing(config: TrainConfig, tmp_path:
         ({"seed": 1}, "seed"),
         ({"steps": 8}, "steps"),
         ({"data": DataConfig(segment_s=0.125, snr_db=(0, 5))}, "data"),
-        ({"model": MODEL_SIZES["small"], "batch": 3}, "batch, model"),
+        ({"model": MODELS["small"], "batch": 3}, "batch, model"),
     ],
 )
 def test_another_config_is_refused_on_resume(

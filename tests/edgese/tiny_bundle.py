@@ -12,8 +12,8 @@ from onnx import helper
 
 from edgese.artefact import export_bundle, require_passed
 from edgese.checkpoint import save_weights
-from edgese.config import ModelConfig
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MbsConfig
 from export.bundle import Bundle
 
 NAME = "tiny"
@@ -22,7 +22,7 @@ HOP = 128
 # Hops a call, by the number of decay heads: sizes that are offered by default, and an odd one.
 BLOCKS = {0: (1, 4, 16), 4: (1, 3)}
 
-TINY = ModelConfig(  # the second of conftest's
+TINY = MbsConfig(  # the second of conftest's
     channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8, decay_heads=4, expand=2, fusion="each"
 )
 ONE_NETWORK = pytest.mark.parametrize(
@@ -34,7 +34,7 @@ ONE_NETWORK = pytest.mark.parametrize(
 
 Change = Callable[[onnx.ModelProto], None]
 
-_bundles: dict[ModelConfig, Bundle] = {}
+_bundles: dict[MbsConfig, Bundle] = {}
 
 
 def tiny_bundle(enhancer: WaveformEnhancer, folders: pytest.TempPathFactory) -> Bundle:

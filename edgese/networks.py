@@ -1,0 +1,140 @@
+"""The networks of the family by name: their settings, their sizes, and where the code of each lies.
+
+    MODELS["small"]                                   # settings by the name that --model takes
+    register("gru-mask", GruConfig, "my_network:GruMask", {"gru-mask": GruConfig()})
+
+Settings say all that a weights file needs to be built again; PyTorch is loaded when a network is (model/registry.py).
+To add a network of one's own: docs/networks.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from edgese.errors import ConfigError
+
+# Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, coarse above.
+BAND_WIDTHS_257: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises ConfigError with this message unless it holds."""
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What the settings of every network say; a network's own come on top, each with a default."""
+
+    name: str = "mbs-net"  # under which the network is registered
+    band_widths: tuple[int, ...] = BAND_WIDTHS_257
+    compression: float = 0.3  # exponent of the magnitude the network sees, and its training objective compares
+
+    def __post_init__(self) -> None:
+        require(all(width >= 1 for width in self.band_widths), "model.band_widths: every band needs at least one bin")
+        require(0 < self.compression <= 1, f"model.compression: found {self.compression}, wanted (0, 1]")
+
+    @property
+    def n_bands(self) -> int:
+        return len(self.band_widths)
+
+    @property
+    def n_bins(self) -> int:
+        return sum(self.band_widths)
+
+    def require_positive(self, *names: str) -> None:
+        """Raises ConfigError for a setting that is less than 1."""
+        for name in names:
+            require(getattr(self, name) >= 1, f"model.{name}: found {getattr(self, name)}, wanted at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class MbsConfig(ModelConfig):
+    """MBS-Net; the defaults are its size `base`."""
+
+    channels: int = 128  # D
+    layers: int = 4  # L
+    states: int = 12  # N
+    dt_rank: int = 8  # rank of the step-size projection; unused where decay_heads is set
+    decay_heads: int = 0  # 0: one decay per channel and state (Mamba); H > 0: one per head (Mamba-2)
+    conv_width: int = 4
+    expand: int = 1
+    chunk: int = 32  # frames that the training scan keeps in memory at a time
+    fusion: Literal["once", "each"] = "once"  # bands are mixed after the last layer, or after each
+    decoder_hidden: int = 224
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive(
+            "channels", "layers", "states", "dt_rank", "conv_width", "expand", "chunk", "decoder_hidden"
+        )
+        require(
+            self.decay_heads >= 0 and (self.decay_heads == 0 or self.inner % self.decay_heads == 0),
+            f"model.decay_heads: found {self.decay_heads}, wanted 0 or a divisor of {self.inner} inner channels",
+        )
+        require(self.fusion in ("once", "each"), f"model.fusion: found {self.fusion!r}, wanted 'once' or 'each'")
+
+    @property
+    def inner(self) -> int:
+        """Channels inside a Mamba block, expand * D."""
+        return self.expand * self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """A network's settings and its code."""
+
+    config: type[ModelConfig]
+    code: str  # "module:Class", imported when a network is built
+
+
+NETWORKS: dict[str, Registered] = {}
+MODELS: dict[str, ModelConfig] = {}
+
+
+def register(name: str, config: type[ModelConfig], code: str, models: Mapping[str, ModelConfig]) -> None:
+    """Make a network known to every command.
+
+    Args:
+        name: that `config` has as the default of its `name`; weights and bundles carry it.
+        code: "module:Class" of a `edgese.model.network.Network` that is built from such settings.
+        models: settings by the names that `--model` and `size` take.
+
+    Raises:
+        ConfigError: another network has that name, or another model one of these; settings of another name.
+    """
+    entry = Registered(config, code)
+    require(NETWORKS.get(name, entry) == entry, f"network {name}: registered already, as {NETWORKS.get(name)}")
+    require(config.name == name, f"network {name}: its settings are those of {config.name!r}: give `name` that default")
+    for model, settings in models.items():
+        require(type(settings) is config, f"model {model}: its settings are no {config.__name__}")
+        require(MODELS.get(model, settings) == settings, f"model {model}: there is another of that name")
+    NETWORKS[name] = entry
+    MODELS.update(models)
+
+
+def config_class(name: object, where: str = "model.name") -> type[ModelConfig]:
+    """The class of the settings of a network.
+
+    Raises:
+        ConfigError: no network has that name.
+    """
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise ConfigError(
+            f"{where}: found {name!r}, wanted one of {', '.join(NETWORKS)}; one of your own is named by --plugin"
+        )
+    return NETWORKS[name].config
+
+
+register(
+    "mbs-net",
+    MbsConfig,
+    "edgese.model.enhancer:MbsNet",
+    {
+        "base": MbsConfig(),
+        "small": MbsConfig(channels=64, layers=2, states=16, decay_heads=8, chunk=16, fusion="each", decoder_hidden=64),
+    },
+)
