@@ -155,5 +155,5 @@ class SegmentStep(nn.Module):
         overlap = self.enhancer.audio.overlap
         nothing = torch.zeros_like(wave[:, :overlap])
         states = {"analysis": nothing, "synthesis": nothing}
-        enhanced, _ = self.enhancer(torch.cat([wave, nothing], dim=1), states)  # the last samples come with the overlap
+        enhanced: Tensor = self.enhancer(torch.cat([wave, nothing], dim=1), states)[0]  # the last samples come late
         return enhanced[:, overlap:]
