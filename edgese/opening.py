@@ -15,7 +15,7 @@ from runtimes.registry import load_runtime, open_runtime
 
 logger = logging.getLogger(__name__)
 
-ENGINE_STREAMS = (1, 1, 16)  # least, best and most streams of an engine
+ENGINE_STREAMS = (1, 1, 256)  # least, best and most streams of an engine
 
 
 @contextlib.contextmanager
