@@ -5,10 +5,11 @@
                for each band -> graph convolution over harmonically related bands -> feed-forward ]
       -> decoder of each band: a complex mask with a tap on each of three frames -> taps * X
 
-The network of band attention that MBS-Net came to replace. No paper or code of that name is public: what is known of
-it is this order of parts and its size, 4.1 million parameters. Each part is therefore built as the literature has it,
-cited where it stands; what no source says is marked "our reading". Norms are over the channels of one band in one
-frame, nothing is normalised over time, and the input's level is heard (its logarithm is a feature, as in MBS-Net).
+The network of band attention that MBS-Net came to replace. No paper or code of that name was found: what is known of
+it are its parts and its size, 4.1 million parameters. Each part is therefore built as the literature has it, cited
+where it stands; what no source says, their order and the split of the parameters included, is our reading. Norms are
+over the channels of one band in one frame, nothing is normalised over time, and the input's level is heard (its
+logarithm is a feature, as in MBS-Net).
 
 Not causal, as that line of work has it, the convolutions are centred and the taps are on frames t - 1, t, t + 1. Set
 `causal`, the same weights look back only: taps t - 2, t - 1, t, and the frames that both need are explicit states.
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from edgese.model.bands import BandDecoder, BandSplit
 from edgese.model.enhancer import POWER_FLOOR
-from edgese.model.network import Form, Network
+from edgese.model.network import Network
 from edgese.model.product import Linear, Product
 from edgese.networks import DbTransformConfig
 
@@ -34,11 +35,11 @@ TAPS = 3  # frames that the mask of a bin takes together
 
 
 class BandAttention(nn.Module):
-    """Differential attention across the bands of a frame, with residual (Ye et al. 2024, Differential Transformer).
+    """Differential attention across the bands of a frame, with residual (Ye et al. 2024, section 2.1).
 
-        head = (softmax(Q1 K1' / sqrt P) - lambda softmax(Q2 K2' / sqrt P)) V                                     (eq. 1)
-        lambda = exp(lq1 . lk1) - exp(lq2 . lk2) + lambda_init,   lambda_init = 0.8 - 0.6 exp(-0.3 (l - 1))       (eq. 2)
-        out = Concat((1 - lambda_init) RMSNorm(head)) W_O                                                         (eq. 3)
+        head = (softmax(Q1 K1' / sqrt P) - lambda softmax(Q2 K2' / sqrt P)) V
+        lambda = exp(lq1 . lk1) - exp(lq2 . lk2) + lambda_init,   lambda_init = 0.8 - 0.6 exp(-0.3 (l - 1))
+        out = Concat((1 - lambda_init) RMSNorm(head)) W_O
 
     What both maps attend to alike is noise, and is taken away. One lambda for all heads of layer l = 1 ... L; Q and K
     of a head are 2 P wide, two queries and keys, and so is V. Layout and constants checked against the authors' code
@@ -81,16 +82,14 @@ class ScaleFusion(nn.Module):
         y = sum over s of g_s (w_s * x),   g = softmax(MLP(x) + b_k)
 
     Kernels combined by weights that depend on the frequency and on the input: frequency dynamic convolution (Nam et
-    al. 2022, Interspeech, eq. 2 and 3), its basis kernels here of several widths whose softmax selects the scale
-    (selective kernels, Li et al. 2019, eq. 5 and 6). Both average their gate's input over the whole stretch, which no
-    stream can do. Our reading: the gate hears the band's own frame, and a bias of each band makes the mix differ by
-    frequency from the start of training.
+    al. 2022, Interspeech), its basis kernels here of several widths, of which a softmax selects (selective kernels, Li
+    et al. 2019, section 3.1). Both average their gate's input over the whole stretch, which no stream can do. Our
+    reading: the gate hears the band's own frame, and a bias of each band lets the mix differ by frequency alone.
     """
 
     def __init__(self, config: DbTransformConfig) -> None:
         super().__init__()
         self.causal, self.scales, self.widest = config.causal, config.scales, max(config.scales)
-        self.form: Form = "train"
         self.norm = nn.LayerNorm(config.channels)
         self.kernels = nn.ParameterList(
             torch.empty(scale, config.channels).uniform_(-1, 1) * scale**-0.5 for scale in config.scales
@@ -124,17 +123,16 @@ class ScaleFusion(nn.Module):
         return x + change, None if before is None else padded[:, x.shape[1] :]
 
     def _convolve(self, padded: Tensor, kernel: Tensor, frames: int) -> Tensor:
-        """(B, W - 1 + T, K, D) with a kernel of (w, D) -> (B, T, K, D), frame t under its last place or its middle."""
+        """(B, W - 1 + T, K, D) with a kernel of (w, D) -> (B, T, K, D), frame t under its last place or its middle.
+
+        Channels innermost are a layout that PyTorch's convolutions know, and copy nothing for. As one product for each
+        tap a graph had 902 nodes in place of 596, took twice as long to export, and was no faster in ONNX Runtime.
+        """
         wide = len(kernel)
         start = self.widest - wide if self.causal else (self.widest - wide) // 2
-        if self.form == "train":  # channels innermost is a layout that PyTorch's convolutions know: nothing is copied
-            heard = padded[:, start : start + frames + wide - 1].permute(0, 3, 1, 2)  # (B, D, T + w - 1, K)
-            weight = kernel.T[:, None, :, None]  # (D, 1, w, 1)
-            return nn.functional.conv2d(heard, weight, groups=heard.shape[1]).permute(0, 2, 3, 1)
-        y = padded[:, start : start + frames] * kernel[0]
-        for tap in range(1, wide):
-            y = y + padded[:, start + tap : start + tap + frames] * kernel[tap]
-        return y
+        heard = padded[:, start : start + frames + wide - 1].permute(0, 3, 1, 2)  # (B, D, T + w - 1, K)
+        weight = kernel.T[:, None, :, None]  # (D, 1, w, 1)
+        return nn.functional.conv2d(heard, weight, groups=heard.shape[1]).permute(0, 2, 3, 1)
 
 
 class HarmonicGraph(nn.Module):
@@ -183,7 +181,7 @@ def harmonic_adjacency(band_widths: tuple[int, ...]) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Gated MLP with residual, SwiGLU as the Differential Transformer has it (Ye et al. 2024, eq. 5; Shazeer 2020)."""
+    """Gated MLP with residual: SwiGLU (Shazeer 2020), as Ye et al. 2024 have it after their attention (section 2.2)."""
 
     def __init__(self, config: DbTransformConfig) -> None:
         super().__init__()
@@ -239,16 +237,9 @@ class DbTransform(Network):
         shapes["taps"] = (streams, TAPS - 1, 2, config.n_bins)
         return {name: torch.zeros(shape, device=self.norm.weight.device) for name, shape in shapes.items()}
 
-    def use_form(self, form: Form) -> None:
-        for fusion in self.fusions:
-            fusion.form = form  # type: ignore[assignment]
-
     def uncounted_macs(self) -> dict[str, int]:
-        """Of the convolutions, where they are no convolution of PyTorch, and of the mask's taps."""
-        config = self.config
-        taps = config.layers * config.n_bands * config.channels * sum(config.scales)
-        counted = self.fusions[0].form == "train"
-        return {"fusions": 0 if counted else taps, "decoder": 4 * TAPS * config.n_bins}
+        """Of the mask's taps: four for a complex product."""
+        return {"decoder": 4 * TAPS * self.config.n_bins}
 
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         frames = x.shape[1]
@@ -272,10 +263,10 @@ class DbTransform(Network):
     def estimate(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mask of each bin, and the next state but for the taps.
 
-        A filter over frames, its coefficients the network's (Mack & Habets 2020, deep filtering, eq. 4; over time only
-        as in Schroeter et al. 2022, DeepFilterNet, eq. 3). Our reading: its taps share one gain in [0, 2] on the
-        compressed magnitude, as that of MBS-Net. Alone they would have to be 0.001 to silence a bin by 60 dB, which a
-        linear layer meets badly; the gain has to be 0.13.
+        Y_t = sum over i of C_t,i X_t+i: a filter whose coefficients the network gives anew for each bin and frame (Mack
+        & Habets 2020, deep filtering; over time only as in Schroeter et al. 2022, DeepFilterNet). Our reading: its taps
+        share one gain in [0, 2] on the compressed magnitude, as the mask of MBS-Net. Alone they would have to be 0.001
+        to silence a bin by 60 dB, which a linear layer meets badly; the gain has to be 0.13.
 
         Returns:
             (B, T, F, 2 * TAPS), real and imaginary part of the oldest frame's tap first; and the state.
