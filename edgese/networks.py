@@ -84,6 +84,33 @@ class MbsConfig(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class DbTransformConfig(ModelConfig):
+    """DB-Transform; with the defaults 4.1 million parameters."""
+
+    name: str = "db-transform"
+    causal: bool = False  # temporal convolutions and mask taps see past frames only, and the network streams
+    channels: int = 128  # D
+    layers: int = 6  # L
+    heads: int = 4  # H of the attention across bands; each has two maps
+    scales: tuple[int, ...] = (3, 7, 15)  # frames that the parallel convolutions over time are wide
+    gate_hidden: int = 32
+    feedforward: int = 256
+    decoder_hidden: int = 488
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("channels", "layers", "heads", "gate_hidden", "feedforward", "decoder_hidden")
+        require(
+            self.channels % (2 * self.heads) == 0,
+            f"model.heads: found {self.heads}, wanted half a divisor of {self.channels} channels: each has two maps",
+        )
+        require(
+            bool(self.scales) and all(scale >= 1 and scale % 2 for scale in self.scales),
+            f"model.scales: found {self.scales}, wanted odd numbers of frames, which have a middle",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Registered:
     """A network's settings and its code."""
 
@@ -137,4 +164,10 @@ register(
         "base": MbsConfig(),
         "small": MbsConfig(channels=64, layers=2, states=16, decay_heads=8, chunk=16, fusion="each", decoder_hidden=64),
     },
+)
+register(
+    "db-transform",
+    DbTransformConfig,
+    "edgese.model.db_transform:DbTransform",
+    {"db-transform": DbTransformConfig(), "db-transform-causal": DbTransformConfig(causal=True)},
 )
