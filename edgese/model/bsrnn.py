@@ -5,9 +5,9 @@
 
 Sources: Luo & Yu 2023, "Music Source Separation with Band-Split RNN" (band split, residual LSTMs over time and bands,
 gated MLPs); Yu & Luo 2023, "Efficient Monaural Speech Enhancement with Universal Sample Rate Band-Split RNN"; Yu et al.
-2023, "High Fidelity Speech Enhancement with Band-Split RNN". Sizes (64 channels, 5 layers, 128 hidden units, a decoder of 256)
-and the taps were checked against github.com/sungwon23/BSRNN (module.py, evaluation.py), whose evaluation on
-VoiceBank+DEMAND has the STFT of edgese; its LSTM over time runs one way, and all of its layers over time come first.
+2023, "High Fidelity Speech Enhancement with Band-Split RNN". The size (64 channels, 5 layers, 128 hidden units, decoder
+256) and the taps are those of github.com/sungwon23/BSRNN (module.py, evaluation.py), which was evaluated on
+VoiceBank+DEMAND with the STFT of edgese; its LSTM over time runs one way, and all of its layers over time come first.
 
 Two variants:
 
@@ -15,14 +15,15 @@ Two variants:
     causal         LSTM over time one way, h and c as states; each norm is one of a single frame, over its bands and
                    channels, which keeps what bands are to each other; taps t-2, t-1, t, two earlier spectra as a state
 
-What a norm of the input would take from the causal one, the level, it hears as a third feature of each bin (the logarithm
-of the magnitude), and its input has no norm. Both hear compressed spectra, as all networks here; masks act on X itself.
+The input of the causal one has no norm, and it hears the level as a third feature of each bin, the logarithm of the
+magnitude. Both hear compressed spectra, as all networks here; masks act on X itself.
 
 Letters: B batch (streams), T frames, F bins, K bands, D channels, H hidden units, L layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -87,16 +88,15 @@ class Bsrnn(Network):
         return {name: torch.zeros(shape, device=weight.device) for name, shape in shapes.items()}
 
     def use_form(self, form: Form) -> None:
-        for module in self.modules():
-            if isinstance(module, Lstm):
-                module.form = form
+        for lstm in _lstms(self):
+            lstm.form = form
 
     def uncounted_macs(self) -> dict[str, int]:
         """Of the LSTMs, as far as PyTorch's counter misses them, and of the taps."""
         n_bands = self.config.n_bands
         return {
-            "time": sum(block.lstm.uncounted_macs(1, n_bands) for block in self.time),
-            "bands": sum(block.lstm.uncounted_macs(n_bands) for block in self.bands),
+            "time": sum(lstm.uncounted_macs(1, n_bands) for lstm in _lstms(self.time)),
+            "bands": sum(lstm.uncounted_macs(n_bands) for lstm in _lstms(self.bands)),
             "decoder": 4 * TAPS * self.config.n_bins,
         }
 
@@ -140,7 +140,7 @@ class Bsrnn(Network):
         return value * torch.sigmoid(gate), after
 
     def _compress(self, x: Tensor) -> Tensor:
-        """(B, T, 2, F) -> compressed real and imaginary part, and for the causal variant the logarithm of the magnitude."""
+        """(B, T, 2, F) -> (B, T, 2 or 3, F): compressed; if causal, also the logarithm of the magnitude; all near 1."""
         power = (x * x).sum(2, keepdim=True) + POWER_FLOOR
         log_magnitude = 0.5 * torch.log(power)
         compressed = x * torch.exp((self.config.compression - 1) * log_magnitude)
@@ -166,6 +166,10 @@ class ResidualLstm(nn.Module):
         y, state = self.lstm(y.reshape(steps, batch * rest, -1), state)
         y = self.linear(y).reshape(steps, batch, rest, -1).movedim(0, self.axis)
         return x + y, state
+
+
+def _lstms(module: nn.Module) -> Iterator[Lstm]:
+    return (found for found in module.modules() if isinstance(found, Lstm))
 
 
 def _with_state(block: nn.Module, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

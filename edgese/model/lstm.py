@@ -90,7 +90,7 @@ class Lstm(nn.LSTM):
             y, (h, c) = reference_lstm(input, hx, self.weights())
             return y.to(input.dtype), (h.to(input.dtype), c.to(input.dtype))
         if self.form == "train":
-            dtype = self.weight_ih_l0.dtype
+            dtype = self.weights()[0].dtype
             with torch.autocast(input.device.type, enabled=False):
                 return self._fused(input.to(dtype), (hx[0].to(dtype), hx[1].to(dtype)))
         if input.shape[0] == 1 and not self.bidirectional:
@@ -117,7 +117,8 @@ class Lstm(nn.LSTM):
     @torch.no_grad()
     def uncounted_macs(self, steps: int, sequences: int = 1) -> int:
         """Those of `macs` that PyTorch's counter misses: it sees the products of some kernels and not of others."""
-        x = self.weight_ih_l0.new_zeros(steps, sequences, self.input_size)
+        x = torch.zeros_like(self.weights()[0][:1]).expand(steps, sequences, -1)
         with FlopCounterMode(display=False) as counter:
             self(x)
-        return self.macs(steps, sequences) - counter.get_total_flops() // 2
+        seen: int = counter.get_total_flops() // 2
+        return self.macs(steps, sequences) - seen
