@@ -44,7 +44,6 @@ class Bsrnn(Network):
     """Band-split RNN, causal or as published."""
 
     parts = {  # noqa: RUF012 - a constant
-        "input_norm": "norm of the input",
         "split": "band split",
         "time": "LSTMs over time",
         "bands": "LSTMs over bands",
@@ -55,12 +54,12 @@ class Bsrnn(Network):
     def __init__(self, config: BsrnnConfig) -> None:
         super().__init__()
         self.config, self.causal = config, config.causal
-        n_bands, channels = config.n_bands, config.channels
+        channels = config.channels
         self.input_norm = nn.Identity() if config.causal else BandNorm(config.band_widths)
         self.split = BandSplit(config.band_widths, 3 if config.causal else 2, channels)
 
         def norm() -> nn.Module:
-            return nn.LayerNorm((n_bands, channels)) if config.causal else SequenceNorm(channels)
+            return FrameNorm(channels) if config.causal else SequenceNorm(channels)
 
         self.time = nn.ModuleList(
             ResidualLstm(norm(), "time", config, bidirectional=not config.causal) for _ in range(config.layers)
@@ -68,7 +67,7 @@ class Bsrnn(Network):
         self.bands = nn.ModuleList(
             ResidualLstm(norm(), "bands", config, bidirectional=True) for _ in range(config.layers)
         )
-        self.norm = norm() if config.causal else SequenceNorm(channels, n_bands)
+        self.norm = FrameNorm(channels) if config.causal else SequenceNorm(channels, each_band=True)
         self.decoder = BandDecoder(
             config.band_widths, channels, config.decoder_hidden, 2 * 2 * TAPS, activation=torch.tanh
         )
@@ -179,18 +178,31 @@ def _with_state(block: nn.Module, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tens
     return y, after_h.reshape(h.shape), after_c.reshape(c.shape)
 
 
-class SequenceNorm(nn.Module):
-    """Zero mean and unit variance over all frames, bands and channels, or of each band over frames and channels.
+class FrameNorm(nn.Module):
+    """Zero mean and unit variance over the bands and channels of one frame; a gain and an offset for each channel."""
 
-    nn.GroupNorm with one group (Wu & He 2018), in the layout used here. What it gives one frame depends on all others.
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, K, D) -> the same shape; frames do not see each other."""
+        shape = x.shape[2:]
+        return nn.functional.layer_norm(x, shape, self.weight.expand(shape), self.bias.expand(shape), _EPSILON)
+
+
+class SequenceNorm(nn.Module):
+    """The same over all frames, or, with `each_band`, of each band over all frames: nn.GroupNorm with one group.
+
+    What it gives one frame depends on all others: no causal network can have it.
     """
 
-    def __init__(self, channels: int, n_bands: int | None = None) -> None:
+    def __init__(self, channels: int, *, each_band: bool = False) -> None:
         super().__init__()
-        self.axes = (1, 2, 3) if n_bands is None else (1, 3)
-        shape = (channels,) if n_bands is None else (n_bands, channels)
-        self.weight = nn.Parameter(torch.ones(shape))
-        self.bias = nn.Parameter(torch.zeros(shape))
+        self.axes = (1, 3) if each_band else (1, 2, 3)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, K, D) -> the same shape."""
@@ -200,7 +212,10 @@ class SequenceNorm(nn.Module):
 
 
 class BandNorm(nn.Module):
-    """The same of a spectrum, for each band over all frames, its bins, and real and imaginary part."""
+    """The same of a spectrum: each band over all frames, its bins, real and imaginary part.
+
+    Gains and offsets of bins are left to the band split, which is linear.
+    """
 
     member: Tensor  # (K, F): 1 where a bin belongs to a band
     shares: Tensor  # (K, F): that over the band's width
@@ -211,13 +226,11 @@ class BandNorm(nn.Module):
         member = torch.eye(len(band_widths)).repeat_interleave(widths, dim=1)
         self.register_buffer("member", member, persistent=False)
         self.register_buffer("shares", member / widths[:, None], persistent=False)
-        self.weight = nn.Parameter(torch.ones(2, sum(band_widths)))
-        self.bias = nn.Parameter(torch.zeros(2, sum(band_widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, 2, F) -> the same shape."""
         centred = x - self._mean(x)
-        return centred / torch.sqrt(self._mean(centred * centred) + _EPSILON) * self.weight + self.bias
+        return centred / torch.sqrt(self._mean(centred * centred) + _EPSILON)
 
     def _mean(self, x: Tensor) -> Tensor:
         """(B, 1, 1, F): at each bin the mean over its band; sums, not products, which autocast would round."""
