@@ -111,6 +111,22 @@ class DbTransformConfig(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class BsrnnConfig(ModelConfig):
+    """BSRNN; the defaults are its size `bsrnn`."""
+
+    name: str = "bsrnn"
+    causal: bool = False  # False: as published, hears a segment as a whole
+    channels: int = 64  # D
+    layers: int = 5  # L, each an LSTM over time and one over bands
+    hidden: int = 128  # H, units of an LSTM in each direction
+    decoder_hidden: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("channels", "layers", "hidden", "decoder_hidden")
+
+
+@dataclasses.dataclass(frozen=True)
 class Registered:
     """A network's settings and its code."""
 
@@ -170,4 +186,10 @@ register(
     DbTransformConfig,
     "edgese.model.db_transform:DbTransform",
     {"db-transform": DbTransformConfig(), "db-transform-causal": DbTransformConfig(causal=True)},
+)
+register(
+    "bsrnn",
+    BsrnnConfig,
+    "edgese.model.bsrnn:Bsrnn",
+    {"bsrnn": BsrnnConfig(), "bsrnn-causal": BsrnnConfig(causal=True)},
 )

@@ -5,6 +5,8 @@ Letters: B batch, T frames, F bins, K bands, D channels, W bins of the widest ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -64,8 +66,16 @@ class BandSplit(nn.Module):
 class BandDecoder(nn.Module):
     """D channels of each band to `features` values per bin: a two-layer MLP for each band (BSRNN, section II-C)."""
 
-    def __init__(self, band_widths: tuple[int, ...], channels: int, hidden: int, features: int) -> None:
+    def __init__(
+        self,
+        band_widths: tuple[int, ...],
+        channels: int,
+        hidden: int,
+        features: int,
+        activation: Callable[[Tensor], Tensor] = nn.functional.silu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         n_bands, n_bins = len(band_widths), sum(band_widths)
         self.layout = BandLayout(band_widths)
         self.features = features
@@ -78,7 +88,7 @@ class BandDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, T, D) -> (B, T, F, features)."""
-        hidden = nn.functional.silu(self.first(x, self.hidden_weight) + self.hidden_bias[:, None])  # (B, K, T, hidden)
+        hidden = self.activation(self.first(x, self.hidden_weight) + self.hidden_bias[:, None])  # (B, K, T, hidden)
         weight = self.layout.spread(self.weight).flatten(1, 2).transpose(1, 2)  # (K, hidden, W * features)
         bands = self.last(hidden, weight)  # (B, K, T, W * features)
         bins: Tensor = bands.transpose(1, 2).unflatten(-1, (-1, self.features)).flatten(2, 3)  # (B, T, K * W, features)
