@@ -24,6 +24,7 @@ All forms return (y, state after the last frame) and agree with `reference_scan`
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -179,9 +180,8 @@ def chunked_scan(chunk: int) -> Scan:
             y, h = _chunked_by_head(chunk, u, dt, a, b, c, h)
         else:
             dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
-            y, h = _ChunkedByChannel.apply(  # type: ignore[no-untyped-call]
-                chunk, u, dt, a.expand(*a.shape[:-2], b.shape[-1], -1), b, c, h
-            )
+            kernel = _by_channel(u)
+            y, h = kernel.apply(chunk, u, dt, a.expand(*a.shape[:-2], b.shape[-1], -1), b, c, h)
         return y.unflatten(0, sequences), h.unflatten(0, sequences)
 
     return scan
@@ -223,6 +223,15 @@ def _chunked_by_head(
         h = kept_q[:, None, :] * h + fed_q
     y = within + (c @ torch.stack(before, dim=1)) * _per_channel(decay.exp(), channels)
     return y.flatten(1, 2)[:, :frames], h
+
+
+def _by_channel(u: Tensor) -> type[torch.autograd.Function]:
+    """What runs the scan with a decay per channel: two kernels on a GPU that has Triton, else frame by frame."""
+    if u.is_cuda and u.dtype == torch.float32 and importlib.util.find_spec("triton") is not None:
+        from edgese.model.scan_triton import TritonScan
+
+        return TritonScan
+    return _ChunkedByChannel
 
 
 class _ChunkedByChannel(torch.autograd.Function):

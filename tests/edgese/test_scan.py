@@ -225,3 +225,30 @@ def test_a_wrong_scan_would_be_noticed() -> None:
         for ours, theirs in zip(forgetful(*given.values()), reference_scan(*given.values()), strict=True)
     ]
     assert errors[0] > 100 * TOLERANCE["values", torch.float32]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("own_rates", [False, True])
+@pytest.mark.parametrize(("channels", "states", "frames", "chunk"), [(5, 3, 13, 4), (128, 12, 250, 32), (200, 4, 9, 3)])
+def test_the_kernels_of_a_gpu_equal_the_reference_in_values_and_gradients(
+    channels: int, states: int, frames: int, chunk: int, own_rates: bool
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU with Triton")
+    from edgese.model.scan_triton import TritonScan
+
+    n = 6
+    rng = torch.Generator().manual_seed(3)
+    sizes = [(n, frames, channels)] * 2 + [(n, states, channels)[not own_rates :]]
+    sizes += [(n, frames, states)] * 2 + [(n, states, channels)]
+    given = [torch.randn(size, generator=rng) for size in sizes]
+    given[1], given[2] = 0.1 * given[1].abs(), -given[2].abs()
+    wanted = [tensor.double().requires_grad_() for tensor in given]
+    found = [tensor.cuda().requires_grad_() for tensor in given]
+    assert type(chunked_scan(chunk)(*found)[0].grad_fn.next_functions[0][0]).__name__ == "TritonScanBackward"
+    answers = []
+    for tensors, (y, h) in ((found, TritonScan.apply(chunk, *found)), (wanted, reference_scan(*wanted))):
+        (y.sin().sum() + h.sum()).backward()
+        answers.append([y.detach(), h.detach(), *(tensor.grad for tensor in tensors)])
+    for ours, truth in zip(*answers, strict=True):
+        assert relative_error(ours.cpu().double(), truth) < 1e-5
