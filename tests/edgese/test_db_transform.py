@@ -56,7 +56,7 @@ def lively(config: DbTransformConfig) -> WaveformEnhancer:
         for name, parameter in enhancer.network.named_parameters():
             if name.endswith("bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-        enhancer.network.decoder.weight.mul_(10)
+        enhancer.network.decoder.weight.mul_(5)
     return enhancer
 
 
@@ -110,7 +110,7 @@ def test_attention_is_that_of_the_paper(layer: int) -> None:
 
     def reference(x: Tensor) -> Tensor:
         lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (layer + 1 - 1))
-        q1, k1, q2, k2 = attention.lambdas
+        q1, k1, q2, k2 = attention.lambdas.chunk(4)
         weight = torch.exp(torch.dot(q1, k1)) - torch.exp(torch.dot(q2, k2)) + lambda_init
         w_q, w_k, w_v = attention.in_proj.weight.split(16)
         streams = []
@@ -325,7 +325,7 @@ def test_level_is_heard(enhancer: WaveformEnhancer, wave: Tensor) -> None:
 def test_double_precision_says_the_same(enhancer: WaveformEnhancer, wave: Tensor) -> None:
     exact = float64_truth(enhancer, wave[0].numpy())
     assert exact.enhanced.dtype == np.float64
-    assert snr_db(exact.enhanced, whole_run(enhancer)(wave)[0].numpy().astype(np.float64)) >= 100  # 106
+    assert snr_db(exact.enhanced, whole_run(enhancer)(wave)[0].numpy().astype(np.float64)) >= 105  # 113
 
 
 # As a stream
