@@ -116,7 +116,8 @@ class MambaBlock(nn.Module):
     def after_scan(self, x: Tensor, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
         """The block's result, (B, K, T, D), from its input and the scan's y and u."""
         y = (y.to(u.dtype) + u * self.skip) * nn.functional.silu(gate)
-        return x + self.out_proj(y)
+        result: Tensor = x + self.out_proj(y)
+        return result
 
     def _scan(self) -> Scan:
         return scan_in_form(self.scan_form, self.chunk)

@@ -121,7 +121,7 @@ class MbsNetOriginal(Network):
     def use_scan(self, form: ScanForm) -> MbsNetOriginal:
         """Chooses the form of the selective scan."""
         for layer in (*self.layers, self.across):
-            layer.scan_form = form  # type: ignore[assignment]
+            layer.scan_form = form
         return self
 
     def use_form(self, form: Form) -> None:
