@@ -28,7 +28,7 @@ from edgese.verify import float64_truth, pytorch_truth
 STREAMING = 1e-5  # any split against one call: 1.5e-7
 FORMS = 1e-5  # forms of the LSTM and the transform: 3e-7
 GRAPH_DB = 100.0  # DESIGN, section 6; measured
-STATES = 1e-4  # of a state's greatest value, after 300 hops in a graph: 
+STATES = 1e-4  # of a state's greatest value, after 300 hops in a graph:
 
 HOP = 128
 N_SAMPLES = 40 * HOP
@@ -412,11 +412,9 @@ def test_a_streaming_graph_agrees_over_300_carried_hops(
     wanted, after = causal(torch.from_numpy(waves), causal.initial_state(2))
     found_wave: NDArray[np.float32] = np.concatenate(pieces, axis=1)
     for stream in range(2):
-        print(snr_db(wanted[stream].detach().numpy(), found_wave[stream]))
         assert snr_db(wanted[stream].detach().numpy(), found_wave[stream]) >= GRAPH_DB
     for name, state in after.items():
         difference = float((state - torch.from_numpy(states[name])).abs().max() / state.abs().max())
-        print(name, difference)
         assert difference <= STATES, name
     assert (whole(causal, torch.from_numpy(waves)) - wanted).abs().max() == 0  # exporting changed nothing
 
@@ -439,7 +437,6 @@ def test_a_segment_graph_agrees_and_has_a_node_for_each_lstm(
     (found,) = session(path).run(None, {"wave": waves})
     wanted = published.enhance(torch.from_numpy(waves))
     for stream in range(2):
-        print(snr_db(wanted[stream].numpy(), found[stream]))
         assert snr_db(wanted[stream].numpy(), found[stream]) >= GRAPH_DB
 
 
