@@ -3,7 +3,7 @@
     python -m benchmarks.family --runs RUNS --data EVAL [--system FOLDER ...] [--bundles DIR] [--json]
 
 `RUNS/NAME/weights.safetensors` is what `edgese train --model NAME --out RUNS/NAME` left. Each is exported (a bundle
-that is there already is taken), verified by that, scored through its ONNX graphs as `edgese evaluate` does it, and timed
+that is there already is taken), verified by that, scored through its ONNX graphs as `edgese evaluate` does, and timed
 by `edgese bench`'s own processes: calls back to back on one core, of 8 hops, or of a segment where a network looks
 ahead. Folders of files that other systems enhanced stand in the same table, on the files that they have.
 """
