@@ -54,9 +54,9 @@ class BandAttention(nn.Module):
         self.norm = nn.LayerNorm(config.channels)
         self.in_proj = Linear(config.channels, 3 * config.channels, bias=False)  # Q, K and V
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer)  # the first layer is 0 here and 1 in the paper
-        self.lambdas = nn.Parameter(
-            torch.randn(4 * width) * 0.1
-        )  # lq1, lk1, lq2, lk2; one axis: not decayed in training
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
+            nn.Parameter(torch.randn(width) * 0.1) for _ in range(4)
+        )
         self.head_scale = nn.Parameter(torch.ones(2 * width))
         self.out_proj = Linear(config.channels, config.channels, bias=False)
 
@@ -74,8 +74,8 @@ class BandAttention(nn.Module):
 
     def weight_of_second(self) -> Tensor:
         """The lambda of the paper, a scalar."""
-        q1, k1, q2, k2 = self.lambdas.chunk(4)
-        return torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init
+        first, second = (self.lambda_q1 * self.lambda_k1).sum(), (self.lambda_q2 * self.lambda_k2).sum()
+        return torch.exp(first) - torch.exp(second) + self.lambda_init
 
 
 class ScaleFusion(nn.Module):

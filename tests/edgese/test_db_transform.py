@@ -110,8 +110,8 @@ def test_attention_is_that_of_the_paper(layer: int) -> None:
 
     def reference(x: Tensor) -> Tensor:
         lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (layer + 1 - 1))
-        q1, k1, q2, k2 = attention.lambdas.chunk(4)
-        weight = torch.exp(torch.dot(q1, k1)) - torch.exp(torch.dot(q2, k2)) + lambda_init
+        first = torch.exp(torch.dot(attention.lambda_q1, attention.lambda_k1))
+        weight = first - torch.exp(torch.dot(attention.lambda_q2, attention.lambda_k2)) + lambda_init
         w_q, w_k, w_v = attention.in_proj.weight.split(16)
         streams = []
         for frame in x.flatten(0, 1):  # (K, D)
@@ -143,7 +143,8 @@ def test_second_map_begins_with_the_weight_of_the_paper() -> None:
     torch.manual_seed(0)
     for layer, wanted in ((0, 0.2), (1, 0.8 - 0.6 * math.exp(-0.3)), (5, 0.8 - 0.6 * math.exp(-1.5))):
         attention = BandAttention(CAUSAL, layer)
-        nn.init.zeros_(attention.lambdas)
+        nn.init.zeros_(attention.lambda_q1)
+        nn.init.zeros_(attention.lambda_k2)
         assert attention.weight_of_second().item() == pytest.approx(wanted)
 
 
