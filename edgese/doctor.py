@@ -35,6 +35,8 @@ State = Literal["ok", "absent", "wrong"]
 WHOLE = ("all", "dev")  # extras that are made of others
 MENDS = {  # of runtimes
     "onnxruntime": "pip install --force-reinstall onnxruntime",
+    "onnxruntime-cuda": "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; an NVIDIA GPU",
+    "onnxruntime-tensorrt": "as onnxruntime-cuda, and TensorRT; --runtime tensorrt needs neither",
     "openvino": "pip install 'edgese[openvino]'",
     "pytorch": "pip install 'edgese[export]'",
     "tensorrt": "an NVIDIA GPU with its driver; JetPack brings TensorRT, elsewhere pip install 'edgese[tensorrt]'",

@@ -17,6 +17,7 @@ from edgese.errors import ConfigError
 
 # Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, coarse above.
 BAND_WIDTHS_257: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
+BAND_WIDTHS_ORIGINAL: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(16,) * 7, 17)  # 31 of them
 
 
 def require(holds: bool, message: str) -> None:
@@ -84,6 +85,33 @@ class MbsConfig(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class DbTransformConfig(ModelConfig):
+    """DB-Transform; with the defaults 4.1 million parameters."""
+
+    name: str = "db-transform"
+    causal: bool = False  # temporal convolutions and mask taps see past frames only, and the network streams
+    channels: int = 128  # D
+    layers: int = 6  # L
+    heads: int = 4  # H of the attention across bands; each has two maps
+    scales: tuple[int, ...] = (3, 7, 15)  # frames that the parallel convolutions over time are wide
+    gate_hidden: int = 32
+    feedforward: int = 256
+    decoder_hidden: int = 488
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("channels", "layers", "heads", "gate_hidden", "feedforward", "decoder_hidden")
+        require(
+            self.channels % (2 * self.heads) == 0,
+            f"model.heads: found {self.heads}, wanted half a divisor of {self.channels} channels: each has two maps",
+        )
+        require(
+            bool(self.scales) and all(scale >= 1 and scale % 2 for scale in self.scales),
+            f"model.scales: found {self.scales}, wanted odd numbers of frames, which have a middle",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class BsrnnConfig(ModelConfig):
     """BSRNN; the defaults are its size `bsrnn`."""
 
@@ -97,6 +125,40 @@ class BsrnnConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("channels", "layers", "hidden", "decoder_hidden")
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalConfig(ModelConfig):
+    """The network that MBS-Net came from: two branches, both directions, 7.3 M parameters (model/original.py)."""
+
+    name: str = "mbs-net-original"
+    band_widths: tuple[int, ...] = BAND_WIDTHS_ORIGINAL
+    channels: int = 128  # D
+    layers: int = 4  # L over time in each branch; one more across the bands follows
+    states: int = 16  # N
+    dt_rank: int = 16
+    conv_width: int = 4
+    expand: int = 2
+    chunk: int = 0  # frames that the training scan keeps in memory at a time; 0: all, as the original
+    head_hidden: int = 256
+    decoder_hidden: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive(
+            "channels", "layers", "states", "dt_rank", "conv_width", "expand", "head_hidden", "decoder_hidden"
+        )
+        require(self.chunk >= 0, f"model.chunk: found {self.chunk}, wanted 0 (all frames) or more")
+
+    @property
+    def inner(self) -> int:
+        """Channels inside a Mamba block, expand * D."""
+        return self.expand * self.channels
+
+    @property
+    def decay_heads(self) -> int:
+        """None: a decay per channel and state."""
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +217,20 @@ register(
     },
 )
 register(
+    "db-transform",
+    DbTransformConfig,
+    "edgese.model.db_transform:DbTransform",
+    {"db-transform": DbTransformConfig(), "db-transform-causal": DbTransformConfig(causal=True)},
+)
+register(
     "bsrnn",
     BsrnnConfig,
     "edgese.model.bsrnn:Bsrnn",
     {"bsrnn": BsrnnConfig(), "bsrnn-causal": BsrnnConfig(causal=True)},
+)
+register(
+    "mbs-net-original",
+    OriginalConfig,
+    "edgese.model.original:MbsNetOriginal",
+    {"mbs-net-original": OriginalConfig()},
 )

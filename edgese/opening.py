@@ -15,7 +15,7 @@ from runtimes.registry import load_runtime, open_runtime
 
 logger = logging.getLogger(__name__)
 
-ENGINE_STREAMS = (1, 1, 16)  # least, best and most streams of an engine
+ENGINE_STREAMS = (1, 1, 256)  # least, best and most streams of an engine
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def open_graph(
         artefact = bundle.path / graph.file
         if runtime == "tensorrt":
             load_runtime(runtime)  # tells what is missing before anything is built
-            artefact = _engine(bundle, graph, tell)
+            artefact = engine_of(bundle, graph, tell)
         with open_runtime(runtime, artefact, threads=threads, metadata=wanted) as opened:
             yield opened
         return
@@ -64,7 +64,12 @@ def engine_cache() -> Path:
     return Path(home) / "edgese" / "engines"
 
 
-def _engine(bundle: Bundle, graph: Graph, tell: Callable[[str], None]) -> Path:
+def engine_of(bundle: Bundle, graph: Graph, tell: Callable[[str], None]) -> Path:
+    """The engine of a graph for the GPU here, from the cache or built now.
+
+    Raises:
+        ExportError: it cannot be built, or the cache holds a damaged one.
+    """
     from export.engine import BuildOptions
     from export.engine_cache import cached_engine
 

@@ -16,6 +16,18 @@ def _onnxruntime() -> Opener:
     return OnnxRuntime
 
 
+def _onnxruntime_cuda() -> Opener:
+    from runtimes.ort import CUDA, over
+
+    return over(CUDA)
+
+
+def _onnxruntime_tensorrt() -> Opener:
+    from runtimes.ort import TENSORRT, over
+
+    return over(TENSORRT)
+
+
 def _openvino() -> Opener:
     from runtimes.ov import OpenVino
 
@@ -37,10 +49,14 @@ def _tensorrt() -> Opener:
 
 RUNTIMES: dict[str, Callable[[], Opener]] = {
     "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime_cuda,
+    "onnxruntime-tensorrt": _onnxruntime_tensorrt,
     "openvino": _openvino,
     "pytorch": _pytorch,
     "tensorrt": _tensorrt,
 }
+
+ON_GPU = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")  # the others compute on the CPU
 
 
 def require_known(name: str) -> None:
@@ -63,7 +79,7 @@ def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mappi
     """The runtime `name` with `artefact` open in it.
 
     Args:
-        artefact: `.onnx` for onnxruntime and openvino, `.pt2` for pytorch, `.engine` for tensorrt.
+        artefact: `.onnx` for onnxruntime (all of them) and openvino, `.pt2` for pytorch, `.engine` for tensorrt.
         threads: CPU threads that one call may use; on a GPU, of no meaning.
         metadata: entries that the artefact must carry with these values; it may carry more.
 

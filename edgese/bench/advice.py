@@ -26,7 +26,14 @@ MARGIN = 0.5  # of the block that the p99 of a paced call may take: DESIGN, sect
 LARGE_SPREAD = {"p50": 0.10, "p99": 0.30}
 LARGE_SHARE = 0.05
 
-TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "pytorch": "PyTorch", "tensorrt": "TensorRT"}
+TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-cuda": "ONNX Runtime on CUDA",
+    "onnxruntime-tensorrt": "ONNX Runtime over TensorRT",
+    "openvino": "OpenVINO",
+    "pytorch": "PyTorch",
+    "tensorrt": "TensorRT",
+}
 
 
 @dataclasses.dataclass(frozen=True)

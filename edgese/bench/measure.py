@@ -25,13 +25,15 @@ import numpy as np
 
 from edgese import machine
 from edgese.audio import read_wave
-from edgese.bench.capacity import Capacity, most_streams
+from edgese.bench.capacity import MAX_STREAMS, Capacity, most_streams
 from edgese.bench.probe import Case, ColdStart, MeasurementError, Probe, measure_point
 from edgese.bench.timing import Timing, calls_for, pooled, spread
 from edgese.enhance import SAMPLE
+from edgese.opening import ENGINE_STREAMS
 from export.bundle import Bundle, ExportError
+from export.tensorrt_api import read_device
 from runtimes.base import RuntimeUnavailable
-from runtimes.registry import RUNTIMES, require_known
+from runtimes.registry import ON_GPU, RUNTIMES, require_known
 
 DEVICES = ("cpu", "cuda", "jetson")
 
@@ -43,13 +45,14 @@ Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is 
 class Settings:
     """What to measure; empty: all that there is."""
 
-    runtimes: tuple[str, ...] = ()  # empty: those that are installed
+    runtimes: tuple[str, ...] = ()  # empty: those that are installed and compute on the device
     precisions: tuple[str, ...] = ()
     blocks: tuple[int, ...] = ()
     streams: int = 1  # in a call whose latency is measured
     seconds: float = 5.0  # of sound, in real time, that each turn of each case takes
     repeats: int = 3
     core: int | None = None  # None: the last one that this process may use
+    device: str = "cpu"  # one of DEVICES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +150,11 @@ class Report:
     results: tuple[Result, ...]
     left_out: Mapping[str, str]  # runtimes that are not installed, and why
 
+    @property
+    def gpu(self) -> str | None:
+        """The GPU that was measured; None: it was the CPU."""
+        return None if self.settings.device == "cpu" else str(read_device() or "") or None
+
     def entry(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -155,7 +163,7 @@ class Report:
                 "path": str(self.bundle.path),
                 "verified": self.bundle.verified,
             },
-            "machine": self.machine.entry() | {"pinned_core": self.core},
+            "machine": self.machine.entry() | {"pinned_core": self.core, "gpu": self.gpu},
             "settings": dataclasses.asdict(self.settings),
             "left_out": dict(self.left_out),
             "results": [result.entry() for result in self.results],
@@ -168,10 +176,10 @@ def require_device(device: str, here: machine.Machine) -> None:
     Raises:
         MeasurementError: the machine is another, or nothing of this version runs there.
     """
-    if device == "cuda":
+    if device == "cuda" and read_device() is None:
         raise MeasurementError(
-            "--device cuda: no runtime of this version runs on CUDA (TensorRT and ONNX Runtime's CUDA provider come "
-            "later): measure with --device cpu"
+            "--device cuda: found no NVIDIA GPU that a driver tells of, wanted one (nvidia-smi must work): "
+            "measure with --device cpu"
         )
     if device == "jetson" and here.board is None:
         raise MeasurementError(
@@ -185,10 +193,14 @@ def choose(bundle: Bundle, settings: Settings) -> list[Case]:
 
     Raises:
         ExportError: a block or precision that the bundle lacks.
-        RuntimeUnavailable: a runtime that is unknown.
+        RuntimeUnavailable: a runtime that is unknown, or of another device.
     """
+    here = runtimes_of(settings.device)
     for runtime in settings.runtimes:
         require_known(runtime)
+        if runtime not in here:
+            other = "cuda" if settings.device == "cpu" else "cpu"
+            raise RuntimeUnavailable(f"{runtime}: does not compute on --device {settings.device}: see --device {other}")
     plain = [graph for graph in bundle.graphs if not graph.variant]
     graphs = [
         graph
@@ -207,8 +219,13 @@ def choose(bundle: Bundle, settings: Settings) -> list[Case]:
     return [
         Case(bundle.path, graph, runtime, graph.block * hop_s)
         for graph in sorted(graphs, key=lambda graph: graph.block)
-        for runtime in dict.fromkeys(settings.runtimes or RUNTIMES)
+        for runtime in dict.fromkeys(settings.runtimes or here)
     ]
+
+
+def runtimes_of(device: str) -> list[str]:
+    """The runtimes that compute on a device; a Jetson has both a CPU and a GPU."""
+    return [name for name in RUNTIMES if device == "jetson" or (name in ON_GPU) == (device == "cuda")]
 
 
 def bench(
@@ -276,12 +293,16 @@ def _turn(probe: Probe, settings: Settings) -> Turn:
 
 
 def _capacities(case: Case, cores: Sequence[int], sound: Path, start: Start) -> tuple[Capacity, Capacity | None]:
-    """On the first core, and on all at once: there no core carries more than one by itself does."""
+    """On the first core, and on all at once: there no core carries more than one by itself does.
+
+    A GPU has all streams in one call, from one core.
+    """
+    ceiling = ENGINE_STREAMS[-1] if case.runtime == "tensorrt" else MAX_STREAMS
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(start(case, cores[0], sound, 1))]
-        one_core = most_streams(lambda streams: measure_point(probes, streams))
+        one_core = most_streams(lambda streams: measure_point(probes, streams), ceiling=ceiling)
         most = one_core.streams
-        if len(cores) == 1 or not most:
+        if len(cores) == 1 or not most or case.runtime in ON_GPU:
             return one_core, None
         probes += [stack.enter_context(start(case, core, sound, 1)) for core in cores[1:]]
         everywhere = most_streams(

@@ -77,6 +77,7 @@ def bench_command(
         seconds=seconds,
         repeats=repeat,
         core=core,
+        device=device,
     )
     bundle = Bundle.open(model or shipped_bundle())
     with progress_bar(quiet or as_json, _step_columns) as bar:
@@ -91,7 +92,7 @@ def bench_command(
         said = {"recommendation": [item.entry() for item in advice], "warnings": found}
         typer.echo(json.dumps({"device": device} | report.entry() | said, indent=2))
     else:
-        _print_report(report, device)
+        _print_report(report)
         for item in advice:
             typer.echo(item)
     for warning in found:
@@ -170,11 +171,11 @@ def _step_columns() -> list[Any]:
     return [TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()]
 
 
-def _print_report(report: Report, device: str) -> None:
+def _print_report(report: Report) -> None:
     settings = report.settings
     typer.echo(f"{report.bundle.manifest['name']} on core {report.core}: {report.machine}")
-    if device == "jetson":
-        typer.echo("the board's CPU: no runtime of this version uses its GPU")
+    if report.gpu is not None:
+        typer.echo(f"GPU: {report.gpu}; calls come from that core")
     for runtime, reason in report.left_out.items():
         typer.echo(f"left out: {runtime}: {reason}")
     streams = f"{settings.streams} stream{'s' if settings.streams != 1 else ''}"

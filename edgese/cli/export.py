@@ -49,6 +49,12 @@ def export_command(
     pcs: Annotated[
         bool, typer.Option("--pcs", help="Add graphs with perceptual contrast stretching, for `enhance --pcs`.")
     ] = False,
+    trt: Annotated[
+        bool,
+        typer.Option(
+            "--trt", help="Also build TensorRT engines; without a GPU, the kit that builds them on the device."
+        ),
+    ] = False,
     sound: Annotated[
         Path | None, typer.Option(help="Noisy speech to verify with. Default: the shipped sample.")
     ] = None,
@@ -62,6 +68,7 @@ def export_command(
     from edgese.artefact import export_bundle, require_passed
     from edgese.calibration import read_calibration
     from edgese.checkpoint import load_enhancer
+    from edgese.engines import Kit, for_tensorrt
     from edgese.enhance import SAMPLE, shipped_bundle
     from edgese.quantize import make_plans
     from edgese.testset import recordings
@@ -110,9 +117,12 @@ def export_command(
             replace=force,
             on_progress=tell,
         )
+    made = for_tensorrt(exported.bundle, replace=force, tell=_tell) if trt and exported.bundle else None
     if as_json:
         results = [result.entry() for result in exported.results]
-        typer.echo(json.dumps({"path": str(exported.path), "results": results}, indent=2))
+        typer.echo(
+            json.dumps({"path": str(exported.path), "results": results} | (made.entry() if made else {}), indent=2)
+        )
     else:
         print_table(
             f"against PyTorch, {exported.results[0].n_hops} hops streamed",
@@ -134,6 +144,16 @@ def export_command(
     if plot is not None:
         _write_plot(plans, bundle, plot, to_stderr=as_json)
     typer.echo(f"bundle: {bundle.path} ({_megabytes(bundle)})", err=as_json)
+    if isinstance(made, Kit):
+        kit = f"kit: {made.packed.path} ({made.packed.n_bytes / 1e6:.1f} MB)"
+        typer.echo(f"{kit}: engines are built on the device, not here ({made.reason}): {made.next_step}", err=as_json)
+    elif made is not None:
+        for graph, path in made.paths.items():
+            typer.echo(f"engine: {graph}: {path} ({path.stat().st_size / 1e6:.1f} MB)", err=as_json)
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: bool) -> None:

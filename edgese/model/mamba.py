@@ -7,24 +7,66 @@ After Gu & Dao 2023 (Mamba, figure 3); with `decay_heads` the step size and the 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from edgese.model.product import Linear
-from edgese.model.scan import Scan, chunked_scan, reference_scan, unrolled_scan
-from edgese.networks import MbsConfig
+from edgese.model.scan import (
+    Scan,
+    chunked_scan,
+    full_scan,
+    looped_scan,
+    prefix_scan,
+    reference_scan,
+    unrolled_scan,
+)
 
-ScanForm = Literal["chunked", "unrolled", "reference"]
+ScanForm = Literal["full", "chunked", "unrolled", "looped", "prefix", "reference"]
 
 DT_RANGE = (0.001, 0.1)  # step sizes at the start of training, log-uniform (Gu & Dao 2023, appendix E)
 
 
-class MambaBlock(nn.Module):
-    """Residual Mamba block with its state as an argument and a result."""
+class BlockConfig(Protocol):
+    """What a block needs of the settings of its network; `edgese.networks.MbsConfig` says what each is."""
 
-    def __init__(self, config: MbsConfig) -> None:
+    @property
+    def channels(self) -> int: ...
+    @property
+    def inner(self) -> int: ...
+    @property
+    def states(self) -> int: ...
+    @property
+    def dt_rank(self) -> int: ...
+    @property
+    def decay_heads(self) -> int: ...
+    @property
+    def conv_width(self) -> int: ...
+    @property
+    def chunk(self) -> int: ...
+
+
+def scan_in_form(form: ScanForm, chunk: int) -> Scan:
+    """A form of the scan by its name; `chunk` frames at a time where it is chunked."""
+    forms: dict[ScanForm, Scan] = {
+        "full": full_scan,
+        "chunked": chunked_scan(chunk),
+        "unrolled": unrolled_scan,
+        "looped": looped_scan,
+        "prefix": prefix_scan,
+        "reference": reference_scan,  # float64, whatever the network's own precision is
+    }
+    return forms[form]
+
+
+class MambaBlock(nn.Module):
+    """Residual Mamba block with its state as an argument and a result.
+
+    It can be run in two halves, `before_scan` and `after_scan`, by a layer that scans for several blocks at once.
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.heads = config.decay_heads or config.inner
         self.states = config.states
@@ -59,21 +101,26 @@ class MambaBlock(nn.Module):
         Returns:
             (B, K, T, D), and both states after the last frame.
         """
+        (u, dt, a, b, c), gate, conv = self.before_scan(x, conv)
+        y, ssm = self._scan()(u, dt, a, b, c, ssm)
+        return self.after_scan(x, y, u, gate), conv, ssm.to(u.dtype)
+
+    def before_scan(self, x: Tensor, conv: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """What the scan takes but for its state, (u, dt, a, b, c) as in scan.py; the gate; the convolution's state."""
         u, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)  # (B, K, T, E) each
         u, conv = self._convolve(u, conv)
         dt, b, c = self.x_proj(u).split([self.dt_rank or self.heads, self.states, self.states], dim=-1)
         dt = _softplus(self.dt_proj(dt) + self.dt_bias)  # (B, K, T, H)
-        y, ssm = self._scan()(u, dt, -torch.exp(self.a_log), b, c, ssm)
+        return (u, dt, -torch.exp(self.a_log), b, c), gate, conv
+
+    def after_scan(self, x: Tensor, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
+        """The block's result, (B, K, T, D), from its input and the scan's y and u."""
         y = (y.to(u.dtype) + u * self.skip) * nn.functional.silu(gate)
-        return x + self.out_proj(y), conv, ssm.to(u.dtype)
+        result: Tensor = x + self.out_proj(y)
+        return result
 
     def _scan(self) -> Scan:
-        forms: dict[ScanForm, Scan] = {
-            "chunked": chunked_scan(self.chunk),
-            "unrolled": unrolled_scan,
-            "reference": reference_scan,  # float64, whatever the network's own precision is
-        }
-        return forms[self.scan_form]
+        return scan_in_form(self.scan_form, self.chunk)
 
     def _convolve(self, u: Tensor, conv: Tensor) -> tuple[Tensor, Tensor]:
         """Depthwise convolution over time as one product per tap: no layout change, the same at T = 1."""

@@ -9,7 +9,8 @@ Letters: S sequences (one or more axes), T frames, D channels, N states, H decay
     a   (M, H)      decay rate, negative      y     (S, T, D)   output
 
 One signature covers two parametrisations. Mamba: H = D, M = N, a decay per channel and state. Mamba-2 (Dao & Gu 2024):
-H < D and M = 1, one decay for the P channels of a head; channel d belongs to head d // P.
+H < D and M = 1, one decay for the P channels of a head; channel d belongs to head d // P. Sequences of several blocks
+can be scanned in one call: `a` may have axes in front, which broadcast against S.
 
 All forms return (y, state after the last frame) and agree with `reference_scan` in values and gradients:
 
@@ -17,15 +18,19 @@ All forms return (y, state after the last frame) and agree with `reference_scan`
     full_scan        the whole sequence at once, as in published training code: kept to measure what chunking saves
     chunked_scan     training: memory bounded by the chunk
     unrolled_scan    export: a static graph of T frames without control flow; T = 1 is the streaming step
+    looped_scan      export: one ONNX Scan, whose body is one frame: the graph does not grow with T
+    prefix_scan      export: log2 T stages over all frames at once, for long sequences on a GPU
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan as scan_operator
 from torch.autograd.function import once_differentiable
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -44,15 +49,18 @@ def reference_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Te
 
 
 def full_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Discretises all frames before it scans: O(T N D) memory, several times over once gradients are kept."""
-    dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
-    decay = torch.exp(dt[..., None, :] * a)  # (S, T, M, D)
-    inputs = b[..., None] * (dt * u)[..., None, :]  # (S, T, N, D)
-    states = []
-    for t in range(u.shape[-2]):
-        h = decay[..., t, :, :] * h + inputs[..., t, :, :]
-        states.append(h)
-    return torch.einsum("...tn,...tnd->...td", c, torch.stack(states, dim=-3)), h
+    """Discretises all frames before it scans: O(T N D) memory, several times over once gradients are kept.
+
+    In the state's precision where autocast is on, as `chunked_scan`.
+    """
+    u, dt, b, c = (tensor.to(h.dtype) for tensor in (u, dt, b, c))
+    with torch.autocast(u.device.type, enabled=False):
+        decay, inputs = _discretised(u, dt, a, b)
+        states = []
+        for decay_t, input_t in zip(decay.unbind(-3), inputs.unbind(-3), strict=True):
+            h = torch.addcmul(input_t, decay_t, h)
+            states.append(h)
+        return torch.einsum("...tn,...tnd->...td", c, torch.stack(states, dim=-3)), h
 
 
 def unrolled_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +111,53 @@ def _spread(heads: int, per_channel: Tensor) -> Tensor:
     return one_each.repeat_interleave(per_channel.shape[-1] // heads, dim=1)
 
 
+def prefix_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """log2 T stages (Hillis & Steele 1986): after stage k each frame holds the sum over its last 2^k frames.
+
+    T times as parallel as a loop, for log2 T times the arithmetic and all states in memory.
+    """
+    frames = u.shape[-2]
+    decay, state = _discretised(u, dt, a, b)
+    state = torch.cat([state[..., :1, :, :] + decay[..., :1, :, :] * h[..., None, :, :], state[..., 1:, :, :]], dim=-3)
+    reach = 1
+    while reach < frames:
+        late = decay[..., reach:, :, :]
+        summed = state[..., reach:, :, :] + late * state[..., : frames - reach, :, :]
+        state = torch.cat([state[..., :reach, :, :], summed], dim=-3)
+        decay = torch.cat([decay[..., :reach, :, :], late * decay[..., : frames - reach, :, :]], dim=-3)
+        reach *= 2
+    return (c[..., None, :] @ state).squeeze(-2), state[..., -1, :, :]
+
+
+def _discretised(u: Tensor, dt: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Of all frames: what is kept of the state before, (S, T, M, D), and what is added to it, (S, T, N, D)."""
+    dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
+    return torch.exp(dt[..., None, :] * a[..., None, :, :]), b[..., None] * (dt * u)[..., None, :]
+
+
+def looped_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """One ONNX Scan over the frames (PyTorch's `scan` operator, which its exporter translates to that).
+
+    Where nothing is exported the same frames are stepped through by Python: the operator would compile itself first.
+    """
+    sequences, channels = h.shape[:-2], u.shape[-1]
+    dt, a = _per_channel(dt, channels), _per_channel(a, channels)
+    if not torch.compiler.is_exporting():
+        return unrolled_scan(u, dt, a, b, c, h)
+    if a.ndim > 2:
+        a = a.expand(*sequences, *a.shape[-2:]).flatten(0, -3)  # (S, M, D)
+
+    def step(h: Tensor, frame: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        x_t, dt_t, b_t, c_t = frame
+        h = torch.exp(dt_t * a) * h + b_t * x_t
+        return h, torch.bmm(c_t, h)
+
+    x, dt, b, c = (tensor.flatten(0, -3).transpose(0, 1) for tensor in (dt * u, dt, b, c))  # (T, S, D or N)
+    frames = (x[..., None, :], dt[..., None, :], b[..., None], c[..., None, :])
+    h, y = scan_operator(step, h.flatten(0, -3), frames, dim=0)  # y: (T, S, 1, D)
+    return y.squeeze(-2).transpose(0, 1).unflatten(0, sequences), h.unflatten(0, sequences)
+
+
 def chunked_scan(chunk: int) -> Scan:
     """The training form: keeps one state per `chunk` frames and recomputes what lies between for the gradients.
 
@@ -118,14 +173,15 @@ def chunked_scan(chunk: int) -> Scan:
 
     def chunked(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         sequences = h.shape[:-2]
+        if a.ndim > 2:
+            a = a.expand(*sequences, *a.shape[-2:]).flatten(0, -3)  # (S, M, H)
         u, dt, b, c, h = (tensor.flatten(0, -3) for tensor in (u, dt, b, c, h))  # (S, ...) with one axis for S
-        if a.shape[0] == 1 and dt.shape[-1] < u.shape[-1]:
+        if a.shape[-2] == 1 and dt.shape[-1] < u.shape[-1]:
             y, h = _chunked_by_head(chunk, u, dt, a, b, c, h)
         else:
             dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
-            y, h = _ChunkedByChannel.apply(  # type: ignore[no-untyped-call]
-                chunk, u, dt, a.expand(b.shape[-1], -1), b, c, h
-            )
+            kernel = _by_channel(u)
+            y, h = kernel.apply(chunk, u, dt, a.expand(*a.shape[:-2], b.shape[-1], -1), b, c, h)
         return y.unflatten(0, sequences), h.unflatten(0, sequences)
 
     return scan
@@ -150,7 +206,8 @@ def _chunked_by_head(
     heads = dt.shape[-1]
     x = u * _per_channel(dt, channels)
     x, dt, b, c = (tensor.unflatten(1, (-1, chunk)) for tensor in (x, dt, b, c))  # (S, Q, chunk, ...)
-    decay = (dt * a).cumsum(dim=2)  # (S, Q, chunk, H), log of the decay since the chunk began
+    rates = dt * (a if a.ndim == 2 else a[:, None])
+    decay = rates.cumsum(dim=2)  # (S, Q, chunk, H), log of the decay since the chunk began
     log_weight = decay.transpose(2, 3)[..., :, None] - decay.transpose(2, 3)[..., None, :]  # (S, Q, H, t, s)
     future = torch.ones(chunk, chunk, dtype=torch.bool, device=u.device).triu(1)
     weight = (c @ b.transpose(2, 3))[:, :, None] * log_weight.masked_fill(future, float("-inf")).exp()
@@ -166,6 +223,15 @@ def _chunked_by_head(
         h = kept_q[:, None, :] * h + fed_q
     y = within + (c @ torch.stack(before, dim=1)) * _per_channel(decay.exp(), channels)
     return y.flatten(1, 2)[:, :frames], h
+
+
+def _by_channel(u: Tensor) -> type[torch.autograd.Function]:
+    """What runs the scan with a decay per channel: two kernels on a GPU that has Triton, else frame by frame."""
+    if u.is_cuda and u.dtype == torch.float32 and importlib.util.find_spec("triton") is not None:
+        from edgese.model.scan_triton import TritonScan
+
+        return TritonScan
+    return _ChunkedByChannel
 
 
 class _ChunkedByChannel(torch.autograd.Function):
@@ -209,7 +275,10 @@ class _ChunkedByChannel(torch.autograd.Function):
                 grad_b[:, t] = (grad_h @ x[..., None]).squeeze(-1)
                 grad_x = (b[:, t, None, :] @ grad_h).squeeze(1)
                 grad_log = kept.mul_(grad_h)  # of dt_t * a
-                grad_a += torch.einsum("sd,snd->nd", dt[:, t], grad_log)
+                if a.ndim == 2:
+                    grad_a += torch.einsum("sd,snd->nd", dt[:, t], grad_log)
+                else:
+                    grad_a.addcmul_(dt[:, t, None, :], grad_log)
                 grad_u[:, t] = grad_x * dt[:, t]
                 grad_dt[:, t] = grad_x * u[:, t] + grad_log.mul_(a).sum(1)
                 grad_h = decay.mul_(grad_h)

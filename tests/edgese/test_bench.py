@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgese.bench import advice
+from edgese.bench import advice, measure
 from edgese.bench.capacity import Point, most_streams
 from edgese.bench.measure import Report, Settings, bench, choose, require_device, sound_file
 from edgese.bench.probe import Case, MeasurementError, Probe, measure_point
@@ -215,8 +215,13 @@ def bundle(identity_bundle: Path) -> Bundle:
 
 
 def test_without_choice_all_cases_are_measured_by_block(bundle: Bundle) -> None:
-    found = [str(case) for case in choose(bundle, Settings())]
-    assert found == [f"{runtime} fp32 block {block}" for block in (1, 16) for runtime in RUNTIMES]
+    for device, runtimes in (
+        ("cpu", ["onnxruntime", "openvino", "pytorch"]),
+        ("cuda", ["onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]),
+        ("jetson", list(RUNTIMES)),
+    ):
+        found = [str(case) for case in choose(bundle, Settings(device=device))]
+        assert found == [f"{runtime} fp32 block {block}" for block in (1, 16) for runtime in runtimes]
 
 
 def test_a_choice_is_kept_to(bundle: Bundle) -> None:
@@ -230,6 +235,11 @@ def test_a_choice_is_kept_to(bundle: Bundle) -> None:
         (Settings(blocks=(1, 3)), r"no graph of block 3; this bundle has block 1 \(fp32\), block 16 \(fp32\)"),
         (Settings(precisions=("int8",)), "no graph of int8; this bundle has"),
         (Settings(runtimes=("abacus",)), "runtime abacus: unknown; known here: onnxruntime"),
+        (Settings(runtimes=("tensorrt",)), "tensorrt: does not compute on --device cpu: see --device cuda"),
+        (
+            Settings(runtimes=("openvino",), device="cuda"),
+            "openvino: does not compute on --device cuda: see",
+        ),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is(settings: Settings, message: str, bundle: Bundle) -> None:
@@ -248,14 +258,15 @@ def test_a_core_that_may_not_be_used_is_refused(bundle: Bundle) -> None:
         bench(bundle, Settings(core=4096), start=FakeLab().start)
 
 
-def test_a_device_that_this_machine_is_not_is_refused() -> None:
+def test_a_device_that_this_machine_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "read_device", lambda: None)
     here = dataclasses.replace(describe(), board=None)
     require_device("cpu", here)
     with pytest.raises(
         MeasurementError, match=r"--device jetson: this machine is no Jetson .* run edgese bench on the bo"
     ):
         require_device("jetson", here)
-    with pytest.raises(MeasurementError, match="no runtime of this version runs on CUDA"):
+    with pytest.raises(MeasurementError, match="--device cuda: found no NVIDIA GPU that a driver tells of"):
         require_device("cuda", here)
     require_device("jetson", dataclasses.replace(here, board="NVIDIA Jetson Orin Nano Developer Kit"))
 

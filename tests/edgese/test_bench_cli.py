@@ -65,7 +65,7 @@ def test_no_other_machine_passes_for_a_jetson(identity_bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "cuda"], "no runtime of this version runs on CUDA"),
+        (["--runtime", "tensorrt"], "tensorrt: does not compute on --device cpu: see --device cuda"),
         (["--runtime", "abacus"], "runtime abacus: unknown; known here: onnxruntime"),
         (["--block", "3"], "no graph of block 3; this bundle has block 1 (fp32), block 16 (fp32)"),
         (["--precision", "int4"], "no graph of int4; this bundle has"),

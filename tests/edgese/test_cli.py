@@ -440,13 +440,22 @@ def test_training_where_it_cannot_be_done_is_refused_in_one_line(option: str, va
     assert value in next(line for line in done.stderr.decode().splitlines() if line.startswith("error: "))
 
 
-def test_trained_weights_are_exported_and_enhance(trained: Trained, noisy: Path) -> None:
+def test_trained_weights_are_exported_and_enhance(
+    trained: Trained, noisy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = trained.run / "weights.safetensors"
-    done = edgese("export", weights, "-o", "tiny.bundle", "--blocks", "2,2", "--json", cwd=noisy.parent)
+    command = ("export", weights, "-o", "tiny.bundle", "--blocks", "2,2", "--trt", "--json")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    done = edgese(*command, cwd=noisy.parent)
     answer = parsed(done.stdout)
     assert answer["path"] == "tiny.bundle"
     assert [(result["block"], result["passed"]) for result in answer["results"]] == [(2, True)]
-    assert done.stderr.decode().startswith("bundle: tiny.bundle (")
+    said, kit = done.stderr.decode().splitlines()
+    assert said.startswith("bundle: tiny.bundle (")
+    assert kit.startswith("kit: tiny.bundle.device.tar.gz (")
+    assert "engines are built on the device, not here (" in kit
+    assert kit.endswith(answer["next"])
+    assert (noisy.parent / answer["kit"]["path"]).stat().st_size == answer["kit"]["n_bytes"]
     assert Bundle.open(noisy.parent / "tiny.bundle").verified
 
     edgese("enhance", "noisy.wav", "-m", "tiny.bundle", cwd=noisy.parent)

@@ -67,8 +67,8 @@ def test_model_table_changes_only_what_it_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", MODELS)
 def test_size_is_what_other_keys_of_the_model_table_change(size: str, tmp_path: Path) -> None:
-    config = read_train_config(write_toml(tmp_path, f'[model]\nchunk = 8\nsize = "{size}"\n'))
-    assert config.model == dataclasses.replace(MODELS[size], chunk=8)
+    config = read_train_config(write_toml(tmp_path, f'[model]\ncompression = 0.5\nsize = "{size}"\n'))
+    assert config.model == dataclasses.replace(MODELS[size], compression=0.5)
 
 
 @pytest.mark.parametrize("size", ['"huge"', "3", '["small"]', "{ a = 1 }"])

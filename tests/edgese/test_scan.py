@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgese.model.scan import Scan, chunked_scan, full_scan, reference_scan, unrolled_scan
+from edgese.model.scan import (
+    Scan,
+    chunked_scan,
+    full_scan,
+    looped_scan,
+    prefix_scan,
+    reference_scan,
+    unrolled_scan,
+)
 
 # Greatest error relative to the greatest value of the tensor compared, 250 frames; measured: see the right column.
 TOLERANCE = {
@@ -21,6 +29,8 @@ TOLERANCE = {
 FORMS: dict[str, Scan] = {
     "full": full_scan,
     "unrolled": unrolled_scan,
+    "prefix": prefix_scan,
+    "looped": looped_scan,  # what it does where nothing is exported; the operator itself: below
     "chunked-1": chunked_scan(1),
     "chunked-5": chunked_scan(5),
     "chunked-32": chunked_scan(32),
@@ -87,6 +97,14 @@ def gradients(scan: Scan, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(total, tuple(given.values()))
 
 
+def gradients_of_part(block: dict[str, Tensor], part: int) -> tuple[Tensor, ...]:
+    """As `gradients` by the reference, with the weights that the part has where two are scanned together."""
+    y, h = reference_scan(*block.values())
+    generator = torch.Generator().manual_seed(99)
+    weights = [torch.randn(2, *tensor.shape, generator=generator, dtype=torch.float64)[part] for tensor in (y, h)]
+    return torch.autograd.grad((y * weights[0]).sum() + (h * weights[1]).sum(), tuple(block.values()))
+
+
 def test_reference_is_the_recurrence_written_out() -> None:
     given = {name: tensor.detach() for name, tensor in arguments("per-head", frames=3).items()}
     u, dt, a, b, c, h = given.values()
@@ -145,6 +163,41 @@ def test_state_carried_across_a_split_changes_nothing(form: str, kind: str, spli
     second, after = scan(u[:, split:], dt[:, split:], a, b[:, split:], c[:, split:], between)
     assert relative_error(torch.cat([first, second], dim=1), whole) <= TOLERANCE["values", torch.float64]
     assert relative_error(after, last) <= TOLERANCE["values", torch.float64]
+
+
+@forms
+def test_blocks_scanned_in_one_call_equal_blocks_scanned_alone(form: str) -> None:
+    """Rates with axes in front of their own belong to some of the sequences only."""
+    blocks = [arguments("per-channel", frames=17, seed=seed) for seed in (0, 1)]
+    together = {name: torch.stack([block[name].detach() for block in blocks]) for name in ARGUMENTS}
+    together["a"] = together["a"][:, None]  # (2, 1, M, H): for every sequence of its block
+    together = {name: tensor.requires_grad_() for name, tensor in together.items()}
+    for tensor, *alone in zip(
+        gradients(FORMS[form], together),
+        *(gradients_of_part(block, part) for part, block in enumerate(blocks)),
+        strict=True,
+    ):
+        wanted = torch.stack(alone).reshape(tensor.shape)
+        assert relative_error(tensor, wanted) <= TOLERANCE["gradients", torch.float64]
+    y, h = FORMS[form](*together.values())
+    for part, block in enumerate(blocks):
+        for ours, theirs in zip((y[part], h[part]), reference_scan(*block.values()), strict=True):
+            assert relative_error(ours, theirs) <= TOLERANCE["values", torch.float64]
+
+
+@parametrisations
+def test_the_exported_loop_equals_the_reference_and_is_one_operator(kind: str) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            return looped_scan(*tensors)
+
+    given = tuple(tensor.detach() for tensor in arguments(kind, frames=9).values())
+    program = torch.export.export(Module(), given)
+    operators = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert operators.count(torch.ops.higher_order.scan) == 1
+    assert len(operators) < 50  # whatever the number of frames
+    for ours, theirs in zip(program.module()(*given), reference_scan(*given), strict=True):
+        assert relative_error(ours, theirs) <= TOLERANCE["values", torch.float64]
 
 
 @parametrisations
@@ -225,3 +278,30 @@ def test_a_wrong_scan_would_be_noticed() -> None:
         for ours, theirs in zip(forgetful(*given.values()), reference_scan(*given.values()), strict=True)
     ]
     assert errors[0] > 100 * TOLERANCE["values", torch.float32]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("own_rates", [False, True])
+@pytest.mark.parametrize(("channels", "states", "frames", "chunk"), [(5, 3, 13, 4), (128, 12, 250, 32), (200, 4, 9, 3)])
+def test_the_kernels_of_a_gpu_equal_the_reference_in_values_and_gradients(
+    channels: int, states: int, frames: int, chunk: int, own_rates: bool
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU with Triton")
+    from edgese.model.scan_triton import TritonScan
+
+    n = 6
+    rng = torch.Generator().manual_seed(3)
+    sizes = [(n, frames, channels)] * 2 + [(n, states, channels)[not own_rates :]]
+    sizes += [(n, frames, states)] * 2 + [(n, states, channels)]
+    given = [torch.randn(size, generator=rng) for size in sizes]
+    given[1], given[2] = 0.1 * given[1].abs(), -given[2].abs()
+    wanted = [tensor.double().requires_grad_() for tensor in given]
+    found = [tensor.cuda().requires_grad_() for tensor in given]
+    assert type(chunked_scan(chunk)(*found)[0].grad_fn.next_functions[0][0]).__name__ == "TritonScanBackward"
+    answers = []
+    for tensors, (y, h) in ((found, TritonScan.apply(chunk, *found)), (wanted, reference_scan(*wanted))):
+        (y.sin().sum() + h.sum()).backward()
+        answers.append([y.detach(), h.detach(), *(tensor.grad for tensor in tensors)])
+    for ours, truth in zip(*answers, strict=True):
+        assert relative_error(ours.cpu().double(), truth) < 1e-5

@@ -599,3 +599,46 @@ def test_a_folder_of_recordings_becomes_weights(config: TrainConfig, tmp_path: P
     enhanced = load_enhancer(result.weights).enhance(torch.from_numpy(speech_like(5000, seed=9))[None])
     assert enhanced.shape == (1, 5000)
     assert torch.isfinite(enhanced).all()
+
+
+# Where a GPU is
+
+
+@pytest.fixture
+def cuda() -> str:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU and a PyTorch for it")
+    return "cuda"
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_follows_the_one_on_the_cpu(
+    each_config: TrainConfig, cuda: str, tmp_path: Path, uninterrupted: Callable[[TrainConfig], Path]
+) -> None:
+    result = train(each_config, DATA, tmp_path / "run", device=cuda)
+    assert (result.step, result.finished) == (7, True)
+    for found, wanted in zip(rows_of(tmp_path / "run"), rows_of(uninterrupted(each_config)), strict=True):
+        assert float(found["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-3)
+        assert float(found["gradient_norm"]) == pytest.approx(float(wanted["gradient_norm"]), rel=1e-2)
+    assert all(tensor.device.type == "cpu" for tensor in load_enhancer(result.weights).state_dict().values())
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(each_config: TrainConfig, cuda: str, tmp_path: Path) -> None:
+    train(each_config, DATA, tmp_path / "whole", device=cuda)
+    for stop in (3, None):
+        train(each_config, DATA, tmp_path / "slices", device=cuda, stop_at_step=stop)
+    for found, wanted in zip(rows_of(tmp_path / "slices"), rows_of(tmp_path / "whole"), strict=True):
+        assert float(found["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_network_on_a_gpu_gives_what_it_gives_on_the_cpu(
+    tiny_enhancer: WaveformEnhancer, cuda: str, speech_like: Callable[..., Wave]
+) -> None:
+    wave = torch.from_numpy(speech_like(16_000))[None]
+    wanted = tiny_enhancer.enhance(wave)
+    found = tiny_enhancer.to(cuda).enhance(wave.to(cuda)).cpu()
+    assert (found - wanted).abs().max() <= 1e-5
+    blocks = tiny_enhancer.enhance(wave.to(cuda), block=3).cpu()
+    assert (blocks - found).abs().max() <= 1e-5

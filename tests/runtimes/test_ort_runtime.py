@@ -1,5 +1,6 @@
 """What is ONNX Runtime's own: bound buffers, axes left open, providers."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from runtimes import ort
 from runtimes.base import ArtefactError, RuntimeUnavailable, Stream
-from runtimes.ort import OnnxRuntime
+from runtimes.ort import CUDA, OnnxRuntime, Provider, over
+from runtimes.registry import load_runtime
 
 from .sum_graph import STATES, write_sum
 
@@ -57,7 +60,7 @@ def test_a_stream_over_an_axis_left_open_takes_calls_of_any_length(tmp_path: Pat
 def test_a_provider_that_is_not_there_is_an_error_and_no_fallback(tmp_path: Path) -> None:
     path = write_sum(tmp_path / "sum.onnx")
     with pytest.raises(RuntimeUnavailable, match="NoneExecutionProvider: not in this onnxruntime, which offers"):
-        OnnxRuntime(path, provider="NoneExecutionProvider")
+        OnnxRuntime(path, provider=Provider("none", "NoneExecutionProvider"))
 
 
 def test_a_provider_that_does_not_start_is_an_error_and_no_fallback(
@@ -68,7 +71,71 @@ def test_a_provider_that_does_not_start_is_an_error_and_no_fallback(
     monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda self: ["CPUExecutionProvider"])
     monkeypatch.setattr("onnxruntime.InferenceSession._create_inference_session", lambda self, *rest: None)
     with pytest.raises(RuntimeUnavailable, match="LostExecutionProvider: did not start, found CPUExecutionProvider"):
-        OnnxRuntime(path, provider="LostExecutionProvider")
+        OnnxRuntime(path, provider=Provider("lost", "LostExecutionProvider"))
+
+
+def test_a_build_without_the_provider_says_which_package_has_it() -> None:
+    if CUDA.name in ort.onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the provider")
+    with pytest.raises(RuntimeUnavailable, match=r"CUDAExecutionProvider: not in this .*install 'onnxruntime-gpu\["):
+        load_runtime("onnxruntime-cuda")
+
+
+def test_a_provider_s_failure_to_load_its_libraries_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_sum(tmp_path / "sum.onnx")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["LostExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: sys.stdout.write("Failed to load libcublas.so"))
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda self: ["CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession._create_inference_session", lambda self, *rest: None)
+    with pytest.raises(RuntimeUnavailable, match=r"\(Failed to load libcublas\.so\); see to the driver"):
+        OnnxRuntime(path, provider=Provider("lost", "LostExecutionProvider", "cuda"))
+
+
+def test_a_node_that_would_be_left_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure's provider takes no node: all are left to the CPU, and a GPU's session must not have that."""
+    path = write_sum(tmp_path / "sum.onnx")
+    monkeypatch.setattr(ort, "_load_libraries", lambda: "")
+    with pytest.raises(
+        RuntimeUnavailable, match=r"leaves a part of sum\.onnx to the CPU; choose --runtime onnxruntime"
+    ):
+        OnnxRuntime(path, provider=Provider("left", "AzureExecutionProvider", "cuda"))
+
+
+def test_a_stream_of_device_buffers_gives_the_bits_of_the_plain_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with OnnxRuntime(write_sum(tmp_path / "sum.onnx")) as runtime:
+        device, plain = ort._DeviceStream(runtime, STATES, {"streams": 3}), Stream(runtime, STATES, {"streams": 3})
+        kept = []
+        for index in range(7):
+            if index == 3:
+                device.reset()
+                plain.reset()
+            if index == 5:
+                states = {"total": np.full((3, 1), 5, np.float32), "offset": np.array(2, np.float32)}
+                device.load(states)
+                plain.load(states)
+            x = rng.standard_normal((3, 4), dtype=np.float32)
+            kept.append((device({"x": x})["y"], plain({"x": x})["y"]))
+            for state, array in plain.states.items():
+                np.testing.assert_array_equal(device.states[state], array)
+    for found, wanted in kept:  # fresh arrays: later calls have not changed them
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.gpu
+def test_cuda_s_buffers_stay_on_the_gpu(tmp_path: Path) -> None:
+    try:
+        opener = over(CUDA)
+    except RuntimeUnavailable as error:
+        pytest.skip(f"needs a GPU and onnxruntime-gpu: {error}")
+    with opener(write_sum(tmp_path / "sum.onnx")) as runtime:
+        stream = runtime.stream(STATES, streams=2)
+        places = [value.data_ptr() for bank in stream._banks for value in bank.values()]  # type: ignore[attr-defined]
+        for _ in range(4):
+            stream({"x": np.ones((2, 4), np.float32)})
+        assert {value.device_name() for bank in stream._banks for value in bank.values()} == {"cuda"}  # type: ignore[attr-defined]
+        assert places == [value.data_ptr() for bank in stream._banks for value in bank.values()]  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(stream.states["total"], np.full((2, 1), 16, np.float32))
 
 
 def test_a_type_that_is_not_known_here_is_refused(tmp_path: Path) -> None:

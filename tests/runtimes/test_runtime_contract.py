@@ -1,5 +1,6 @@
 """What every registered runtime must do, shown with one small module that has two states."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph import write_onnx
-from runtimes import cuda
+from runtimes import cuda, ort
 from runtimes.base import ArtefactError, FeedError, Runtime, RuntimeUnavailable, TensorSpec
 from runtimes.pytorch import PytorchRuntime, write_program
 from runtimes.registry import RUNTIMES, open_runtime
@@ -88,6 +89,8 @@ def write_leaky_engine(path: Path, frames: int) -> None:
 # A runtime that joins the registry gets its line here, or all of these tests fail for it.
 WRITERS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
     "onnxruntime": (".onnx", write_leaky_onnx),
+    "onnxruntime-cuda": (".onnx", write_leaky_onnx),
+    "onnxruntime-tensorrt": (".onnx", write_leaky_onnx),
     "openvino": (".onnx", write_leaky_onnx),
     "pytorch": (".pt2", write_leaky_program),
     "tensorrt": (".engine", write_leaky_engine),  # for the double of TensorRT
@@ -111,8 +114,16 @@ def artefacts(name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 
 @pytest.fixture(autouse=True)
 def doubles(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TensorRT runs on doubles of itself and of the GPU, of which nothing is held after a test."""
+    """TensorRT runs on doubles of itself and of the GPU, of which nothing is held after a test.
+
+    Where ONNX Runtime has no provider for a GPU, the buffers of its streams lie on the CPU.
+    """
     gpu = CudaDouble()
+    for attribute in ("CUDA", "TENSORRT"):
+        provider = getattr(ort, attribute)
+        if name == provider.runtime and provider.name not in ort.onnxruntime.get_available_providers():
+            monkeypatch.setattr(ort, attribute, dataclasses.replace(ort.CPU, runtime=name))
+            monkeypatch.setattr(ort, "_BoundStream", ort._DeviceStream)
     if name == "tensorrt":
         monkeypatch.setattr(cuda, "load_driver", lambda: gpu)
         monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double(gpu))

@@ -1,0 +1,110 @@
+"""A bundle on the GPU at hand: how far each graph is from PyTorch over minutes, what calls take, how many streams fit.
+
+    python -m benchmarks.gpu [--model BUNDLE] [--runtime tensorrt] [--precision fp16] [--block 8] [--minutes 10]
+
+For each runtime, precision and block: one stream with carried state over the shipped noisy sample at three levels
+against PyTorch on the CPU (SNR, and of the first and the last tenth: a drift shows there), calls back to back with one
+stream and with many (a call's time is from NumPy to NumPy: copies up and down are inside), and what opening took, an
+engine's build included. Any runtime can be named, `onnxruntime` too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import Row, describe, parser, report
+from edgese.audio import Samples, read_wave
+from edgese.bench.timing import Timing, back_to_back
+from edgese.enhance import SAMPLE, shipped_bundle
+from edgese.exported import bundle_enhancer
+from edgese.metrics import snr_db
+from edgese.opening import open_graph
+from edgese.streaming import run, samples
+from edgese.verify import Truth, long_sound, pytorch_truth
+from export import ExportError
+from export.bundle import Bundle, Graph
+from export.tensorrt_api import read_device
+from runtimes.base import Runtime, RuntimeUnavailable
+
+TENTHS = 10
+WARM_UP_CALLS = 50
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", type=Path, default=shipped_bundle(), help="a bundle; default: the shipped one")
+    arguments.add_argument("--runtime", nargs="+", default=["tensorrt", "onnxruntime-cuda"])
+    arguments.add_argument("--precision", nargs="+", default=["fp32", "fp16", "int8"])
+    arguments.add_argument("--block", type=int, nargs="+", default=[1, 8])
+    arguments.add_argument("--minutes", type=float, default=10.0, help="sound of the stream that is compared")
+    arguments.add_argument("--streams", type=int, nargs="+", default=[1, 64], help="in a call that is timed")
+    arguments.add_argument("--calls", type=int, default=1000)
+    options = arguments.parse_args()
+    machine, bundle = describe(), Bundle.open(options.model)
+    rate_hz, hop = (int(bundle.manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
+    multiple = math.lcm(*options.block) * TENTHS
+    n_hops = math.ceil(options.minutes * 60 * rate_hz / hop / multiple) * multiple
+    wave = long_sound([read_wave(SAMPLE, rate_hz)], n_hops * hop // TENTHS)
+    truth = pytorch_truth(bundle_enhancer(bundle), np.tile(wave, TENTHS), multiple)
+    rows: list[Row] = []
+    notes = [f"{bundle.manifest['name']}; GPU: {read_device() or 'none'}; {n_hops:,} hops against PyTorch on the CPU"]
+    for runtime in options.runtime:
+        for precision in options.precision:
+            for block in options.block:
+                graph = bundle.graph(block=block, precision=precision)
+                try:
+                    rows.append(measure(bundle, graph, runtime, truth, options.streams, options.calls, hop / rate_hz))
+                except (RuntimeUnavailable, ExportError) as error:
+                    notes.append(f"{graph.file} in {runtime}: {error}")
+    if not rows:
+        raise SystemExit("\n".join(["error: nothing could be measured", *notes]))
+    report("gpu", machine, rows, notes, as_json=options.json)
+
+
+def measure(
+    bundle: Bundle, graph: Graph, runtime: str, truth: Truth, streams: list[int], n_calls: int, hop_s: float
+) -> Row:
+    """One row of the table."""
+    began = time.perf_counter()
+    with open_graph(bundle, graph, runtime) as opened:
+        opening_s = time.perf_counter() - began
+        enhanced = run(opened.stream(graph.states, streams=1), graph, truth.wave)
+        size = len(enhanced) // TENTHS
+        first, *_, last = (slice(at, at + size) for at in range(0, size * TENTHS, size))
+        timings = {n: calls(opened, graph, n, n_calls, truth.wave, graph.block * hop_s) for n in streams}
+    return {
+        "runtime": runtime,
+        "precision": graph.precision,
+        "block": graph.block,
+        "open_s": opening_s,
+        "snr_db": snr_db(truth.enhanced, enhanced),
+        "first_db": snr_db(truth.enhanced[first], enhanced[first]),
+        "last_db": snr_db(truth.enhanced[last], enhanced[last]),
+        "max_abs": float(np.abs(truth.enhanced - enhanced).max()),
+        **{
+            f"x{n}_{name}_ms": value
+            for n, timing in timings.items()
+            for name, value in timing.percentiles_ms().items()
+            if name in ("p50", "p99")
+        },
+        **{f"x{n}_streams": math.floor(n / timing.rtf) for n, timing in timings.items()},
+    }
+
+
+def calls(opened: Runtime, graph: Graph, streams: int, n_calls: int, wave: Samples, period_s: float) -> Timing:
+    """Calls back to back, each stream elsewhere in the sound, after some to warm up."""
+    size = samples(graph, graph.block)
+    blocks = wave[: len(wave) // size * size].reshape(-1, size)
+    places = 7 * np.arange(streams)
+    stream = opened.stream(graph.states, streams=streams)
+    for index in range(WARM_UP_CALLS):
+        stream({"wave": blocks[(index + places) % len(blocks)]})
+    return back_to_back(stream, lambda index: {"wave": blocks[(index + places) % len(blocks)]}, n_calls, period_s)
+
+
+if __name__ == "__main__":
+    main()
