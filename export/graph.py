@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from export import ExportError as ExportError
 from export.inspection import MODULE
+from export.lstm import translations
 
 OPSET = 20  # the newest that TensorRT 10.3 of JetPack 6 reads
 _SCOPES = "pkg.torch.onnx.name_scopes"  # PyTorch's own: paths of all modules around a node, and the node itself
@@ -130,6 +131,7 @@ def _translate(
             opset_version=opset,
             dynamic_shapes=shapes,  # only its names are used: the program is captured already
             dynamo=True,
+            custom_translation_table=translations(),
             optimize=False,  # done in _simplify, without limits of size
             verbose=False,
         )
