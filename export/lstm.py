@@ -1,16 +1,35 @@
 """One LSTM layer as an operator that torch.export takes as a whole, and as the one node of ONNX that it is.
 
-torch.export follows torch.lstm step by step, to throw the steps away again: minutes for a layer of some hundred steps.
-A program that is saved with this operator can be opened where this file has been imported.
+torch.export follows torch.lstm step by step, to throw the steps away again: half of the time that a streaming graph of
+BSRNN takes, and minutes for layers of some hundred steps. Programs of PyTorch, which are opened without this file, keep
+torch.lstm: the operator is only for `export.graph.write_onnx`, which says so by `as_one_node`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_one_node: ContextVar[bool] = ContextVar("one_node", default=False)
+
+
+@contextlib.contextmanager
+def as_one_node() -> Iterator[None]:
+    """What is captured in here becomes ONNX and nothing else: modules may take `whole_lstm` for torch.lstm."""
+    token = _one_node.set(True)
+    try:
+        yield
+    finally:
+        _one_node.reset(token)
+
+
+def wanted_as_one_node() -> bool:
+    return _one_node.get()
 
 
 def whole_lstm(x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
