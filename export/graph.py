@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from export import ExportError as ExportError
 from export.inspection import MODULE
+from export.lstm import as_one_node, translations
 
 OPSET = 20  # the newest that TensorRT 10.3 of JetPack 6 reads
 _SCOPES = "pkg.torch.onnx.name_scopes"  # PyTorch's own: paths of all modules around a node, and the node itself
@@ -109,7 +110,7 @@ def _capture(
     module: nn.Module, examples: tuple[Tensor, ...], shapes: dict[str, Any], outputs: Sequence[str], onnx_path: Path
 ) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), as_one_node():
             program = torch.export.export(module, examples, dynamic_shapes=shapes)
     except Exception as error:  # torch promises no kinds of error here
         raise ExportError(f"{onnx_path}: torch.export cannot capture the module: {_one_line(error)}") from error
@@ -130,6 +131,7 @@ def _translate(
             opset_version=opset,
             dynamic_shapes=shapes,  # only its names are used: the program is captured already
             dynamo=True,
+            custom_translation_table=translations(),
             optimize=False,  # done in _simplify, without limits of size
             verbose=False,
         )

@@ -41,6 +41,7 @@ HEAVY_AT_IMPORT = {
     "runtimes.ov": {"openvino"},
     "export.graph": {"torch", "onnx", "onnxscript"},
     "export.inspection": {"onnx"},
+    "export.lstm": {"torch"},
     "export.weights": {"onnx"},
     "calib.ranges": {"onnx", "onnxruntime"},
     "calib.quantize": {"onnx", "onnxruntime"},

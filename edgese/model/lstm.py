@@ -8,7 +8,8 @@ sequences, I inputs, H hidden units, R directions (2: the second runs backwards,
 
     reference_lstm   float64 loop: obvious and slow
     train            torch.lstm, as nn.LSTM calls it (cuDNN on a GPU); float32 where autocast is on
-    export           one step forwards as products and plain operators; anything longer as one LSTM node of ONNX
+    export           one step forwards as products and plain operators; anything longer as one LSTM node of ONNX (an
+                     operator of our own while such a graph is written: export/lstm.py), torch.lstm outside graphs
 
 The choice of the export is measured (ONNX Runtime 1.32, one core; I = 64, H = 128; node against unrolled steps): one
 step of 30 sequences 0.10 against 0.04 ms; 8 steps 0.54 against 0.59 ms; both directions over 30 steps of one sequence
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgese.model.network import Form
+from export.lstm import wanted_as_one_node, whole_lstm
 
 State = tuple[Tensor, Tensor]  # h and c, (R, S, H) each
 
@@ -95,6 +97,9 @@ class Lstm(nn.LSTM):
                 return self._fused(input.to(dtype), (hx[0].to(dtype), hx[1].to(dtype)))
         if input.shape[0] == 1 and not self.bidirectional:
             return self._step(input, hx)
+        if wanted_as_one_node():
+            y, h, c = whole_lstm(input, *hx, self.weights())
+            return y, (h, c)
         return self._fused(input, hx)
 
     def _fused(self, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -27,8 +27,8 @@ from edgese.verify import float64_truth, pytorch_truth
 # Greatest difference of samples in [-1, 1], float32; measured: see the right column.
 STREAMING = 1e-5  # any split against one call: 1.5e-7
 FORMS = 1e-5  # forms of the LSTM and the transform: 3e-7
-GRAPH_DB = 100.0  # DESIGN, section 6; measured
-STATES = 1e-4  # of a state's greatest value, after 300 hops in a graph:
+GRAPH_DB = 100.0  # DESIGN, section 6: 117 streamed, 124 a segment
+STATES = 1e-3  # of a state's greatest value, after 300 hops in a graph, as `verify` has it: 9e-5
 
 HOP = 128
 N_SAMPLES = 40 * HOP
@@ -409,12 +409,13 @@ def test_a_streaming_graph_agrees_over_300_carried_hops(
         found = opened.run(None, {"wave": waves[:, start : start + block * HOP], **states})
         pieces.append(found[0])
         states = dict(zip(states, found[1:], strict=True))
-    wanted, after = causal(torch.from_numpy(waves), causal.initial_state(2))
+    with torch.no_grad():
+        wanted, after = causal(torch.from_numpy(waves), causal.initial_state(2))
     found_wave: NDArray[np.float32] = np.concatenate(pieces, axis=1)
     for stream in range(2):
-        assert snr_db(wanted[stream].detach().numpy(), found_wave[stream]) >= GRAPH_DB
+        assert snr_db(wanted[stream].numpy(), found_wave[stream]) >= GRAPH_DB
     for name, state in after.items():
-        difference = float((state - torch.from_numpy(states[name])).abs().max() / state.abs().max())
+        difference = float((state - torch.from_numpy(states[name])).abs().max() / (state.abs().max() or 1))
         assert difference <= STATES, name
     assert (whole(causal, torch.from_numpy(waves)) - wanted).abs().max() == 0  # exporting changed nothing
 

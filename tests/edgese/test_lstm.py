@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgese.model.lstm import Lstm, State, reference_lstm
 from edgese.model.network import Form
+from export.lstm import as_one_node
 
 # Greatest error relative to the greatest value of the tensor compared, 50 steps; measured: see the right column.
 TOLERANCE = {
@@ -165,8 +166,26 @@ def test_macs_are_those_of_the_gates(bidirectional: bool, form: Form) -> None:
     assert counter.get_total_flops() // 2 + lstm.uncounted_macs(7, 3) == lstm.macs(7, 3)
 
 
+def called(lstm: Lstm, x: Tensor) -> set[str]:
+    """What a program of this layer calls; it must give the layer's values."""
+    program = torch.export.export(lstm, (x,))
+    torch.testing.assert_close(program.module()(x)[0], lstm(x)[0])
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+def test_only_what_becomes_onnx_is_captured_as_our_own_operator() -> None:
+    """A program of PyTorch has PyTorch's operators: it is opened where nobody has imported ours."""
+    lstm, x = made(True, torch.float32, "export").eval(), torch.randn(4, SEQUENCES, INPUTS)
+    assert "aten.lstm.input" in called(lstm, x)
+    with torch.no_grad(), as_one_node():
+        found = called(lstm, x)
+    assert "edgese_export.lstm.default" in found
+    assert not any("aten.lstm" in name for name in found)
+
+
 @pytest.mark.parametrize(
-    ("bidirectional", "steps", "nodes"), [(False, 1, 0), (False, 8, 1), (True, 1, 1), (True, 30, 1)]
+    ("bidirectional", "steps", "nodes"),
+    [(False, 1, 0), (False, 8, 1), (False, 40, 1), (True, 1, 1), (True, 30, 1), (True, 40, 1)],
 )
 def test_a_graph_has_one_node_for_many_steps_and_none_for_one(
     bidirectional: bool, steps: int, nodes: int, tmp_path: Path
