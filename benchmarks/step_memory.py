@@ -60,15 +60,15 @@ def main() -> None:
         png, *files = options.plot
         draw([json.loads(Path(file).read_text()) for file in files], Path(png))
         return
-    limit_gb = options.limit_gb or (CPU_LIMIT_GB if options.device == "cpu" else 0.0)
-    machine, device = describe(), name_of(options.device)
+    machine, (device, most_gb) = describe(), device_and_memory(options.device)
+    limit_gb = options.limit_gb or most_gb
     rows = [
         row
         for network in options.network
         for row in measured_apart(network, sorted(options.batch), options.seconds, options.device, limit_gb)
     ]
-    notes = [f"device: {device}; examples of {options.seconds:g} s; limit {limit_gb:g} GB (0: what there is)"]
-    notes += claims(rows)
+    notes = [f"device: {device}; examples of {options.seconds:g} s; limit {limit_gb:.3g} GB"]
+    notes += claims(rows, limit_gb)
     if options.json:
         found = {"benchmark": "step_memory", "machine": machine.entry(), "device": device, "rows": rows, "notes": notes}
         options.json.write_text(json.dumps(found | {"limit_gb": limit_gb}, indent=2))
@@ -88,13 +88,13 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def name_of(device: str) -> str:
-    """What the machine calls the device."""
+def device_and_memory(device: str) -> tuple[str, float]:
+    """What the machine calls the device, and how many GB a step may take of it where nothing else is said."""
     if device == "cpu":
-        return "CPU"
+        return "CPU", CPU_LIMIT_GB
     if not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch finds no GPU here; try cpu")
-    return torch.cuda.get_device_name()
+    return torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GB
 
 
 def measured_apart(network: str, batches: Sequence[int], seconds: float, device: str, limit_gb: float) -> list[Row]:
@@ -127,8 +127,8 @@ def measure(network: str, batch: int, seconds: float, device: str, limit_gb: flo
                 training_step(NETWORKS[network], batch, seconds, device)()
 
             return {"peak_gb": peak_growth_mb(work) * MB / GB, "held_gb": None, "note": ""}
-        if limit_gb:
-            torch.cuda.set_per_process_memory_fraction(limit_gb * GB / torch.cuda.mem_get_info()[1])
+        there_is = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * GB / there_is))
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -175,37 +175,40 @@ def training_step(config: ModelConfig, batch: int, seconds: float, device: str) 
     return step
 
 
-def claims(rows: Sequence[Row]) -> list[str]:
-    """What the rows say of the two claims; one whose rows were not run is not judged."""
-    by_batch = {(row["network"], row["batch"]): row for row in rows}
+def claims(rows: Sequence[Row], limit_gb: float) -> list[str]:
+    """What the rows say of the two claims; of one that they do not settle, nothing."""
+
+    def judged(network: str, batch: int) -> tuple[str, bool] | None:
+        """What was found, and whether it is within the claim's memory."""
+        for row in rows:
+            if (row["network"], row["batch"]) == (network, batch):
+                if row["peak_gb"] is not None:
+                    return f"{row['peak_gb']:.2f} GB", float(row["peak_gb"]) < CLAIM_GB
+                if row["note"] == OVER and limit_gb >= CLAIM_GB:
+                    return f"more than {limit_gb:.3g} GB", False
+        return None
+
     notes = []
-    original, optimised = by_batch.get((ORIGINAL, 2)), [by_batch.get((OPTIMISED, batch)) for batch in (6, 8)]
-    smaller = by_batch.get((ORIGINAL, 1))
-    if smaller and (smaller["note"] == OVER or _gb(smaller) > CLAIM_GB):
-        notes.append(f"claim: {ORIGINAL} does not fit {CLAIM_GB:g} GB at batch 2; found: not at batch 1 either")
-    elif original and original["note"] != LEFT_OUT:
-        over = original["note"] == OVER or _gb(original) > CLAIM_GB
-        found = "more than the limit" if original["note"] == OVER else f"{_gb(original):.2f} GB"
-        notes.append(verdict(f"claim: {ORIGINAL} does not fit {CLAIM_GB:g} GB at batch 2", found, over))
-    for row in optimised:
-        if row and row["note"] != LEFT_OUT:
-            found = "more than the limit" if row["note"] == OVER else f"{_gb(row):.2f} GB"
-            fits = row["note"] != OVER and _gb(row) < CLAIM_GB
-            notes.append(verdict(f"claim: {OPTIMISED}, batch {row['batch']}, in {CLAIM_GB:g} GB", found, fits))
+    for network, batch, wanted in (
+        (ORIGINAL, 1, True),
+        (ORIGINAL, 2, False),
+        (OPTIMISED, 6, True),
+        (OPTIMISED, 8, True),
+    ):
+        found = judged(network, batch)
+        if found:
+            claim = f"claim: {network}, batch {batch}, {'fits' if wanted else 'does not fit'} {CLAIM_GB:g} GB"
+            notes.append(verdict(claim, found[0], found[1] == wanted))
     return notes
 
 
-def _gb(row: Row) -> float:
-    return float(row["peak_gb"] or 0.0)
-
-
 def draw(runs: Sequence[dict[str, Any]], png: Path) -> None:
-    """Batch against GB, a line for each network and device; a batch that was refused memory is an arrow."""
+    """Batch against GB, a line for each network and device; a triangle where a step was refused."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     colours = dict(zip(NETWORKS, ("#B2182B", "#C98500", "#0072B2"), strict=True))  # after Okabe & Ito 2008
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     batches: set[int] = set()
@@ -214,17 +217,16 @@ def draw(runs: Sequence[dict[str, Any]], png: Path) -> None:
             rows = [row for row in run["rows"] if row["network"] == network]
             batches |= {row["batch"] for row in rows}
             solid = "-" if run["device"] == "CPU" else "--"
-            label = f"{network} ({run['device']})"
+            label = f"{network} ({run['device'].removeprefix('NVIDIA ')})"
             measured = [row for row in rows if row["peak_gb"] is not None]
             if measured:
                 places = [[row[key] for row in measured] for key in ("batch", "peak_gb")]
                 axes.plot(*places, solid, color=colour, marker="o", markersize=5, label=label)
-            for row in rows:
-                if row["note"] == OVER:
-                    where = (row["batch"], run["limit_gb"] or max(_gb(other) for other in rows))
-                    axes.plot(*where, "^", color=colour, markersize=10, fillstyle="none")
-                    text = f"{network} ({run['device']}):\nmore than {where[1]:.3g} GB"
-                    axes.annotate(text, where, (8, 4), textcoords="offset points", color=colour, fontsize=8.5)
+            refused = [row["batch"] for row in rows if row["note"] == OVER]
+            if refused:
+                label = f"{label}: refused at {run['limit_gb']:.3g} GB"
+                heights = [run["limit_gb"]] * len(refused)
+                axes.plot(refused, heights, "^", color=colour, markersize=10, fillstyle="none", label=label)
     axes.axhline(CLAIM_GB, color="black", linewidth=1, linestyle=":")
     axes.annotate(f"{CLAIM_GB:g} GB", (max(batches), CLAIM_GB), (0, 4), textcoords="offset points", ha="right")
     axes.set_yscale("log")
@@ -239,7 +241,7 @@ def draw(runs: Sequence[dict[str, Any]], png: Path) -> None:
     axes.set_ylabel("peak memory of a training step (GB)")
     lengths = sorted({row["seconds"] for run in runs for row in run["rows"]})
     axes.set_title(f"Memory of a training step, examples of {', '.join(f'{s:g}' for s in lengths)} s", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     figure.savefig(png, dpi=150)
 
 
