@@ -1,8 +1,8 @@
 """Is a network what all of edgese takes it for? Asked before it is trained, exported or proven; a fraction of a second.
 
 A network that says `causal` may look at earlier frames through its state only: then a stream that is cut anywhere gives
-the same samples, and a graph that takes one hop tells the truth. One that leaks the future scores better in PyTorch than
-it ever will on a device.
+the same samples, and a graph that takes one hop tells the truth. One that looks ahead scores better in PyTorch than it
+ever will on a device.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def require_contract(enhancer: WaveformEnhancer) -> None:
     finally:
         enhancer.train(was_training)
     if problem is not None:
-        raise VerificationError(f"network {network.config.name}: {problem} (edgese.model.network.Network says what for)")
+        raise VerificationError(f"network {network.config.name}: {problem} (docs/networks.md)")
 
 
 def _spectrum(enhancer: WaveformEnhancer) -> Tensor:
@@ -56,7 +56,7 @@ def _problems(network: Network, x: Tensor) -> Iterator[str]:
         yield f"has the states {', '.join(state)}, wanted none of one that is not causal"
     for name, tensor in state.items():
         if tensor.dtype != torch.float32 or tensor.shape[:1] != x.shape[:1] or tensor.any():
-            yield f"state {name}: found {_told(tensor)}, wanted zeros in float32, first axis {len(x)} for so many streams"
+            yield f"state {name}: found {_told(tensor)}, wanted float32 zeros, first axis {len(x)} streams"
     given = {name: tensor.clone() for name, tensor in state.items()}
     y, after = network(x, state)
     if y.shape != x.shape or y.dtype != x.dtype or not torch.isfinite(y).all():
@@ -96,8 +96,8 @@ def _forgets(network: Network, x: Tensor, y: Tensor) -> Iterator[str]:
     apart = _apart(torch.cat(pieces, dim=1), y)
     if apart > STREAMING:
         yield (
-            f"a stream cut into {', '.join(map(str, CUTS))} frames differs from the whole by {apart:.1g} of its largest "
-            f"value, limit {STREAMING:g}; wanted all that it knows of earlier frames in its state"
+            f"a stream cut into {', '.join(map(str, CUTS))} frames differs from the whole by {apart:.1g} of its "
+            f"largest value, limit {STREAMING:g}; wanted all that it knows of earlier frames in its state"
         )
 
 

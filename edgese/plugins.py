@@ -85,8 +85,8 @@ def _import(label: str, name: str) -> None:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever its code does
         logger.info("%s cannot be imported", label, exc_info=True)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (place.filename, place.lineno)
-        where = "" if str(file).startswith("<") else f" in {file}, line {line}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+        where = "" if str(place[0]).startswith("<") else " in {}, line {}".format(*place)
         what = " ".join(str(error).split())
         raise ConfigError(f"{label}: cannot be imported: {type(error).__name__}{where}: {what}") from error

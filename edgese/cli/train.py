@@ -26,7 +26,8 @@ def train_command(
     out: Annotated[Path, typer.Option(help="The run's folder; a run that is there already is gone on with.")],
     config: Annotated[Path | None, typer.Option(help="Settings in TOML.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "--size", help="Network and size, by name (`edgese models`). Default: small.")
+        str | None,
+        typer.Option("--model", "--size", help="By name: `edgese models` lists them. Default: small."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
