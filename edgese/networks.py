@@ -94,7 +94,6 @@ class Registered:
 
 NETWORKS: dict[str, Registered] = {}
 MODELS: dict[str, ModelConfig] = {}
-_plugged_in: set[str] = set()
 
 Entry = TypeVar("Entry")
 
@@ -127,10 +126,9 @@ def plug_in(named: str) -> None:
         ConfigError: it is not there, cannot be imported, or registers nothing.
     """
     before = len(NETWORKS) + len(MODELS)
-    plugins.import_plugin(named)
-    if len(NETWORKS) + len(MODELS) == before and named not in _plugged_in:
+    is_new = plugins.import_plugin(named)
+    if is_new and len(NETWORKS) + len(MODELS) == before:
         raise ConfigError(f"--plugin {named}: registers nothing, wanted a call of edgese.networks.register")
-    _plugged_in.add(named)
 
 
 def all_models() -> tuple[dict[str, ModelConfig], list[str]]:

@@ -28,8 +28,8 @@ VARIABLE = "EDGESE_PLUGINS"  # JSON: the modules named to this process or its pa
 logger = logging.getLogger(__name__)
 
 
-def import_plugin(named: str) -> None:
-    """Import a .py file or a module, and name it to the processes that this one starts.
+def import_plugin(named: str) -> bool:
+    """Import a .py file or a module, and name it to the processes that this one starts; False: it was imported before.
 
     A file is imported under its stem, its folder last in `sys.path`: files beside it are found and hide nothing.
 
@@ -37,21 +37,22 @@ def import_plugin(named: str) -> None:
         ConfigError: there is no such file or module, it cannot be imported, or another module has its name.
     """
     label, path = f"--plugin {named}", Path(named)
-    if path.suffix != ".py" and not path.exists():
-        name = named
-        _import(label, name)
-    else:
-        if path.suffix != ".py" or not path.is_file():
-            raise ConfigError(f"{label}: found no such file, wanted a .py file or the name of a module")
-        name = path.stem
+    is_file = path.suffix == ".py" or path.is_file()
+    name = path.stem if is_file else named
+    if is_file and (path.suffix != ".py" or not path.is_file()):
+        raise ConfigError(f"{label}: found no such file, wanted a .py file or the name of a module")
+    is_new = name not in sys.modules
+    if is_file:
         _look_in([str(path.resolve().parent)])
-        _import(label, name)
+    _import(label, name)
+    if is_file:
         other = getattr(sys.modules[name], "__file__", None) or "Python itself"
         if Path(other).resolve() != path.resolve():
             raise ConfigError(f"{label}: {name} is the name of {other} too; rename the file")
     modules = dict.fromkeys([*_inherited()["modules"], name])
     folders = [str(Path(folder).resolve()) for folder in sys.path]  # a child may be started elsewhere
     os.environ[VARIABLE] = json.dumps({"modules": list(modules), "folders": folders})
+    return is_new
 
 
 def import_others() -> Iterator[str]:

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from edgese import networks, plugins
+from edgese import plugins
 from edgese.config import AudioConfig
 from edgese.contract import require_contract
 from edgese.enhance import SAMPLE
@@ -79,7 +79,6 @@ def gru_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[WaveformEnhancer]:
             enhancer.network.decoder.weight.mul_(30)
         yield enhancer
     del sys.modules["gru_mask"]
-    monkeypatch.setattr(networks, "_plugged_in", set())
 
 
 # The example
