@@ -20,6 +20,7 @@ from edgese import __version__
 from edgese.audio import Samples, read_wave
 from edgese.checkpoint import load_enhancer, save_weights
 from edgese.config import to_dict
+from edgese.contract import require_contract
 from edgese.enhance import SAMPLE as SAMPLE
 from edgese.errors import ConfigError, VerificationError
 from edgese.exported import exported_form, with_variant
@@ -88,6 +89,7 @@ def export_bundle(
             f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
         )
     enhancer = load_enhancer(weights)
+    require_contract(enhancer)
     plans = {Precision.FP32: Plan(), **(plans or {})}
     _require_calibration(plans, calibration)
     variants = {variant: with_variant(enhancer, variant) for variant in ("", *(("pcs",) if pcs else ()))}

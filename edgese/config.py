@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgese.errors import ConfigError
-from edgese.networks import MODELS, ModelConfig, config_class, require
+from edgese.networks import MODELS, ModelConfig, config_class, find_model, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +214,8 @@ def _network(kind: Any, base: Any, values: Mapping[str, Any], where: str) -> tup
     """The class of a network's settings, and what keys that are left out keep: a named size, else the class's own."""
     values = dict(values)
     if "size" in values:
-        size = values.pop("size")
-        if not isinstance(size, str) or size not in MODELS:
-            raise ConfigError(f"{where}size: found {size!r}, wanted one of {', '.join(MODELS)}")
-        kind, base = type(MODELS[size]), MODELS[size]
+        base = find_model(values.pop("size"), f"{where}size")
+        kind = type(base)
     own = base.name if base is not None else kind.name
     name = values.get("name", own)
     if name != own:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
+from edgese import plugins
 from edgese.errors import ConfigError
 
 # Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, coarse above.
@@ -172,6 +173,8 @@ class Registered:
 NETWORKS: dict[str, Registered] = {}
 MODELS: dict[str, ModelConfig] = {}
 
+Entry = TypeVar("Entry")
+
 
 def register(name: str, config: type[ModelConfig], code: str, models: Mapping[str, ModelConfig]) -> None:
     """Make a network known to every command.
@@ -194,17 +197,50 @@ def register(name: str, config: type[ModelConfig], code: str, models: Mapping[st
     MODELS.update(models)
 
 
+def plug_in(named: str) -> None:
+    """Register the networks of a .py file or a module (`--plugin`), for the processes that this one starts too.
+
+    Raises:
+        ConfigError: it is not there, cannot be imported, or registers nothing.
+    """
+    before = len(NETWORKS) + len(MODELS)
+    is_new = plugins.import_plugin(named)
+    if is_new and len(NETWORKS) + len(MODELS) == before:
+        raise ConfigError(f"--plugin {named}: registers nothing, wanted a call of edgese.networks.register")
+
+
+def all_models() -> tuple[dict[str, ModelConfig], list[str]]:
+    """Settings by the name of the model, those of installed packages too, and why some of these cannot be used."""
+    failures = list(plugins.import_others())
+    return MODELS, failures
+
+
+def find_model(name: object, where: str = "model.size") -> ModelConfig:
+    """Settings by the name that `--model` and `size` take.
+
+    Raises:
+        ConfigError: no model has that name.
+    """
+    return _find(name, MODELS, where)
+
+
 def config_class(name: object, where: str = "model.name") -> type[ModelConfig]:
     """The class of the settings of a network.
 
     Raises:
         ConfigError: no network has that name.
     """
-    if not isinstance(name, str) or name not in NETWORKS:
-        raise ConfigError(
-            f"{where}: found {name!r}, wanted one of {', '.join(NETWORKS)}; one of your own is named by --plugin"
-        )
-    return NETWORKS[name].config
+    return _find(name, NETWORKS, where).config
+
+
+def _find(name: object, known: Mapping[str, Entry], where: str) -> Entry:
+    """What is known by a name; plugins that were not asked yet are asked before it is refused."""
+    known_by_now = isinstance(name, str) and name in known
+    failures = [] if known_by_now else list(plugins.import_others())
+    if not isinstance(name, str) or name not in known:
+        wanted = f"wanted one of {', '.join(known)}; one of your own is named by --plugin"
+        raise ConfigError("; ".join([f"{where}: found {name!r}, {wanted}", *failures]))
+    return known[name]
 
 
 register(

@@ -27,6 +27,7 @@ from calib.batches import read_batches
 from edgese import trials
 from edgese.artefact import tool_versions
 from edgese.compare import TensorError, WaveError, tensor_error, wave_error
+from edgese.contract import require_contract
 from edgese.errors import EdgeseError, VerificationError
 from edgese.exported import bundle_enhancer, exported_form
 from edgese.machine import describe
@@ -165,6 +166,7 @@ def prove(
 
     Raises:
         CheckpointError: the bundle's weights are missing or broken.
+        VerificationError: the network itself is not what every graph of it must be (contract.py).
         EdgeseError: a metric's package is missing, a recording cannot be scored, or the bundle has no such graph.
         RuntimeUnavailable: a runtime that was asked for is unknown or not installed.
     """
@@ -187,7 +189,9 @@ def prove(
     for variant in dict.fromkeys(graph.variant for graph in tried):
         graphs = [graph for graph in tried if graph.variant == variant]
         tell(f"PyTorch{f' with {variant}' if variant else ''}, float32 and float64")
-        reference = _Reference.of(bundle_enhancer(bundle, variant), graphs, recordings, minutes)
+        enhancer = bundle_enhancer(bundle, variant)
+        require_contract(enhancer)
+        reference = _Reference.of(enhancer, graphs, recordings, minutes)
         pytorch[variant] = reference.enhanced[0]
         for runtime in runtimes:
             for graph in graphs:

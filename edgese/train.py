@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgese.checkpoint import load_checkpoint, load_enhancer, save_checkpoint, save_weights
 from edgese.config import LossConfig, TrainConfig, to_dict
+from edgese.contract import require_contract
 from edgese.data import DataSets, Examples
 from edgese.errors import CheckpointError, EdgeseError, TrainingError
 from edgese.losses import Objective
@@ -123,6 +124,7 @@ def _train(
     enhancer = (
         starting_enhancer(config, Path(config.start_from)) if begins_with_weights else build(config.model, config.audio)
     )
+    require_contract(enhancer)  # now, not when it is exported after days of training
     trainer = _Trainer(config, enhancer.to(device), run, ranks)
     if resumes:
         trainer.resume()

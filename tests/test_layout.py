@@ -23,7 +23,7 @@ MAY_IMPORT = {
 # Layers of edgese, lowest first; a module may import its own layer and lower ones. Modules that are not named are
 # commands (train, enhance, verify, bench, ...): between the parts they are made of and the command line.
 LAYERS = [
-    {"edgese", "edgese.config", "edgese.errors", "edgese.networks", "edgese.precision"},
+    {"edgese", "edgese.config", "edgese.errors", "edgese.networks", "edgese.plugins", "edgese.precision"},
     {"edgese.audio", "edgese.partial", "edgese.jobs", "edgese.plot", "edgese.metrics", "edgese.composite"}
     | {"edgese.features", "edgese.model", "edgese.checkpoint", "edgese.data", "edgese.losses"}
     | {"edgese.recordings", "edgese.noises", "edgese.rooms", "edgese.mixing", "edgese.perceptual", "edgese.ranks"}

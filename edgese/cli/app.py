@@ -20,6 +20,7 @@ from edgese.cli.enhance import enhance_command
 from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
 from edgese.cli.info import info_command
+from edgese.cli.models import models_command
 from edgese.cli.train import train_command
 from edgese.cli.verify import verify_command
 
@@ -39,6 +40,7 @@ app.command("bench")(bench_command)
 app.command("bundle")(bundle_command)
 app.command("train")(train_command)
 app.command("info")(info_command)
+app.command("models")(models_command)
 app.command("doctor")(doctor_command)
 
 
@@ -53,6 +55,18 @@ def common(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="FILE_OR_MODULE",
+            help="Python code that registers a network of your own (docs/networks.md); may be repeated.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell what is going on, on stderr.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    for plugin in plugins or []:
+        from edgese.networks import plug_in
+
+        plug_in(plugin)

@@ -55,11 +55,13 @@ def _network_facts(what: str) -> dict[str, Any]:
     from edgese.artefact import network_facts
     from edgese.checkpoint import load_enhancer
     from edgese.config import AudioConfig
+    from edgese.errors import ConfigError
     from edgese.model.registry import build
-    from edgese.networks import MODELS
+    from edgese.networks import MODELS, find_model
 
-    if what in MODELS:
-        return {"name": what, **network_facts(build(MODELS[what], AudioConfig()))}
-    if not Path(what).exists():
-        raise typer.BadParameter(f"{what}: found no such bundle or file, wanted one, or a model: {', '.join(MODELS)}")
+    if what in MODELS or not Path(what).exists():
+        try:
+            return {"name": what, **network_facts(build(find_model(what, "as a model"), AudioConfig()))}
+        except ConfigError as error:
+            raise typer.BadParameter(f"{what}: found no such bundle or file, wanted one; {error}") from error
     return {"name": what, **network_facts(load_enhancer(Path(what)))}

@@ -26,7 +26,8 @@ def train_command(
     out: Annotated[Path, typer.Option(help="The run's folder; a run that is there already is gone on with.")],
     config: Annotated[Path | None, typer.Option(help="Settings in TOML.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "--size", help="Network and size, by name (`edgese info`). Default: small.")
+        str | None,
+        typer.Option("--model", "--size", help="By name: `edgese models` lists them. Default: small."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
@@ -46,18 +47,21 @@ def train_command(
     require("torch", "scipy", "safetensors", extra="train")
     from edgese.config import TrainConfig, read_train_config
     from edgese.data import open_data
-    from edgese.networks import MODELS
+    from edgese.errors import ConfigError
+    from edgese.networks import find_model
     from edgese.ranks import leads
     from edgese.train import train
 
     settings = read_train_config(config) if config else TrainConfig()
-    if model is not None and model not in MODELS:
-        raise typer.BadParameter(f"--model: found {model!r}, wanted one of {', '.join(MODELS)}")
+    try:
+        network = None if model is None else find_model(model, "--model")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
     changes: dict[str, Any] = {
         "steps": steps,
         "batch": batch,
         "seed": seed,
-        "model": MODELS[model] if model else None,
+        "model": network,
     }
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
     with progress_bar(quiet or as_json or not leads(), _step_columns) as bar:
