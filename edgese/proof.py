@@ -242,7 +242,7 @@ class _Reference:
         n_long = whole(max(minutes * 60_000 / audio.hop_ms, VERIFICATION_HOPS))
         once = long_sound([recording.noisy for recording in recordings], -(-n_long // TENTHS))
         truth = pytorch_truth(enhancer, np.tile(once, TENTHS)[:n_long], multiple)
-        exact = float64_truth(enhancer, truth.wave[: whole(VERIFICATION_HOPS)])
+        exact = float64_truth(enhancer, truth.wave[: whole(VERIFICATION_HOPS)], multiple)
         enhanced = tuple(enhancer.enhance(torch.from_numpy(r.noisy)[None])[0].numpy() for r in recordings)
         scores = tuple(
             (pesq_wb(recording.clean, wave), stoi(recording.clean, wave))
