@@ -134,8 +134,8 @@ def draw_batches(
 
     if not enhancer.network.causal:
         raise CalibrationError(
-            f"{enhancer.network.config.name} looks ahead: it has no streams whose states could be drawn, and INT8 is not "
-            "made for it: choose a causal network, or fp16"
+            f"{enhancer.network.config.name} looks ahead: it has no streams whose states could be drawn, and INT8 is "
+            "not made for it: choose a causal network, or fp16"
         )
     _require_size(enhancer, drawing)
     audio = enhancer.audio

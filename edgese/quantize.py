@@ -171,8 +171,8 @@ def make_plans(
         if precision.quantized:
             if not enhancer.network.causal:
                 raise ConfigError(
-                    f"{precision.value}: {enhancer.network.config.name} looks ahead: INT8 is calibrated on streams, which "
-                    "it does not have: export it in fp32 or fp16"
+                    f"{precision.value}: {enhancer.network.config.name} looks ahead: INT8 is calibrated on streams, "
+                    "which it does not have: export it in fp32 or fp16"
                 )
             if calibration is None or not recordings:
                 raise ConfigError(

@@ -99,6 +99,10 @@ class Segments:
         n_seams = max(0, -(-(n_samples - self.size) // self.advance))
         return [index * self.advance + self.edge + self.fade // 2 for index in range(1, n_seams + 1)]
 
+    def recording(self, wave: Samples, call: Callable[[Samples], Samples]) -> Samples:
+        """A whole recording of one channel, (n_samples,), as `joined`; as long as the input."""
+        return np.concatenate(list(self.joined([wave[:, None]], 1, call)))[: len(wave), 0]
+
     def joined(
         self, blocks: Iterable[Samples], n_channels: int, call: Callable[[Samples], Samples]
     ) -> Iterator[Samples]:

@@ -1,5 +1,7 @@
 """What streaming rests on, tried on open graphs: interface, reset, several streams, causality, delay, extremes, splits.
 
+And what segments rest on: their seams.
+
 Each trial gives a `Check`: what was found, what was wanted, and whether it holds.
 """
 
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 
 from edgese.compare import wave_error
 from edgese.metrics import snr_db
-from edgese.streaming import run, samples
+from edgese.segments import Segments
+from edgese.streaming import in_overlapped, run, samples
 from edgese.verify import Limits, Truth
 from export.bundle import Graph
 from runtimes.base import Runtime
@@ -26,6 +29,11 @@ WARM_UP_HOPS = 64  # after them, a network's state is no longer that of its star
 STREAMS = 3
 SPLIT_HOPS = 1000
 SEED = 0
+
+SEAMS = 4
+SEAM_SAMPLES = 512  # 32 ms: over so many a difference at a seam is averaged
+SEAM_DB = -40.0
+SEAM_MARGIN_DB = 6.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +195,42 @@ def taking_over(opened: Sequence[tuple[Graph, Runtime]], truth: Truth, limits: L
         f"SNR {error.snr_db:.1f} dB, samples within {error.max_abs:.1e}",
         f"over {len(pieces)} calls of {', '.join(map(str, sorted(blocks)))} hops, states handed on: as one stream, "
         f"SNR >= {limits.snr_db:.0f} dB, samples within {bound(limits.max_abs)}",
+    )
+
+
+def seam_samples(segments: Segments) -> int:
+    """So much sound has `SEAMS` seams, the last one with a segment that is shifted back."""
+    return segments.size + SEAMS * segments.advance - segments.advance // (2 * segments.hop) * segments.hop
+
+
+def seams(opened: Runtime, graph: Graph, segments: Segments, wave: Wave, whole: Wave) -> Check:
+    """Overlapped segments give what one pass over the whole recording gives, at their seams above all.
+
+    Args:
+        wave: sound that begins with what `whole` was made of.
+        whole: what PyTorch makes of `seam_samples` in one pass, in time with it.
+    """
+    found = in_overlapped(opened, graph, wave[: len(whole)], segments)
+    difference = np.square(found.astype(np.float64) - whole)
+    energy = float(np.square(whole.astype(np.float64)).mean())
+    places = segments.seams(len(whole))
+    half = max(segments.overlap // 2, SEAM_SAMPLES)
+    elsewhere = np.ones(len(whole), bool)
+    levels = [0.0]
+    for place in places:
+        near = difference[place - half : place + half]
+        elsewhere[place - half : place + half] = False
+        levels.append(float(np.convolve(near, np.full(SEAM_SAMPLES, 1 / SEAM_SAMPLES), "valid").max()))
+    at_seams_db, elsewhere_db = (
+        10 * math.log10(max(noise, 1e-30) / energy) if energy and math.isfinite(noise) else math.nan
+        for noise in (float(np.max(levels)), float(difference[elsewhere].mean()))
+    )
+    return Check(
+        "seams",
+        len(places) == SEAMS and at_seams_db <= max(SEAM_DB, elsewhere_db + SEAM_MARGIN_DB),  # NaN fails
+        f"{at_seams_db:.1f} dB at the worst of {len(places)}, {elsewhere_db:.1f} dB elsewhere",
+        f"at each of {SEAMS} the difference from one whole pass {SEAM_DB:.0f} dB of the sound at most, or no more than "
+        f"{SEAM_MARGIN_DB:.0f} dB above what it is elsewhere",
     )
 
 

@@ -134,9 +134,9 @@ def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -
         raise VerificationError(f"verification sound: found {len(wave)} samples, wanted at least {size}")
     if enhancer.network.causal:
         at_a_time = VERIFICATION_HOPS * enhancer.audio.hop
-        enhanced, states = _streamed(enhancer, torch.from_numpy(whole), at_a_time, enhancer.initial_state())
+        enhanced, states = streamed(enhancer, torch.from_numpy(whole), at_a_time, enhancer.initial_state())
     else:
-        enhanced, states = _in_segments(enhancer, torch.from_numpy(whole), size), {}
+        enhanced, states = in_segments(enhancer, torch.from_numpy(whole), size), {}
     if not torch.isfinite(enhanced).all():
         raise VerificationError("PyTorch itself gives NaN or Inf: the weights are broken")
     return Truth(whole, enhanced.numpy(), {name: state.numpy() for name, state in states.items()})
@@ -154,13 +154,13 @@ def float64_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -
     sound = torch.from_numpy(wave).double()
     if enhancer.network.causal:
         zeros = {name: state.double() for name, state in exact.initial_state().items()}
-        enhanced, states = _streamed(exact, sound, 1000 * enhancer.audio.hop, zeros)
+        enhanced, states = streamed(exact, sound, 1000 * enhancer.audio.hop, zeros)
     else:
-        enhanced, states = _in_segments(exact, sound, block_multiple * enhancer.audio.hop), {}
+        enhanced, states = in_segments(exact, sound, block_multiple * enhancer.audio.hop), {}
     return Truth(wave, enhanced.numpy(), {name: state.numpy() for name, state in states.items()})
 
 
-def _streamed(
+def streamed(
     enhancer: WaveformEnhancer, sound: Tensor, size: int, states: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What is made of (n_samples,), `size` at a time, and the states after it."""
@@ -171,7 +171,7 @@ def _streamed(
     return torch.cat(pieces), states
 
 
-def _in_segments(enhancer: WaveformEnhancer, sound: Tensor, size: int) -> Tensor:
+def in_segments(enhancer: WaveformEnhancer, sound: Tensor, size: int) -> Tensor:
     """What is made of (n_samples,), each `size` heard by itself; not joined."""
     step = SegmentStep(enhancer)
     return torch.cat([step(segment)[0] for segment in sound[None].split(size, dim=1)])

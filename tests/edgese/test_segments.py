@@ -111,7 +111,7 @@ def test_a_fade_adds_up_to_one_at_every_sample() -> None:
 
 
 def test_the_outer_part_of_an_overlap_is_context_only() -> None:
-    """Whatever a network makes of its segment's ends, within the edges, is not heard but at the recording's own ends."""
+    """Whatever a network makes of its segment's ends is heard at the recording's own ends only."""
 
     def spoil(segment: Samples) -> Samples:
         spoiled = segment.copy()
@@ -163,14 +163,19 @@ def test_a_manifest_that_does_not_say_is_that_of_a_causal_network(identity_bundl
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"segments": None}, {"segments": {"samples": 65536}}, {"segments": {**USUAL.entry(), "samples": 65537}}]
-    + [{"segments": {**USUAL.entry(), "overlap_samples": 1}}, {"segments": {**USUAL.entry(), "edge_samples": "x"}}],
+    "told",
+    [
+        None,
+        {"samples": 65536},
+        {**USUAL.entry(), "samples": 65537},
+        {**USUAL.entry(), "overlap_samples": 1},
+        {**USUAL.entry(), "edge_samples": "x"},
+    ],
     ids=["none", "no overlap", "half a hop", "no room for edges", "no number"],
 )
-def test_segments_that_cannot_be_are_refused(ahead: Bundle, change: dict[str, object]) -> None:
+def test_segments_that_cannot_be_are_refused(ahead: Bundle, told: object) -> None:
     with pytest.raises(ExportError, match="segments"):
-        Segments.of({**ahead.manifest, **change})
+        Segments.of({**ahead.manifest, "segments": told})
 
 
 def test_a_streaming_form_is_refused_in_words_that_help(ahead: Bundle) -> None:
