@@ -10,8 +10,6 @@ the seams. This is what the constants of edgese/segments.py and the limit of `ve
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,8 +26,7 @@ from edgese.segments import SEGMENT_HOPS, Segments
 from edgese.verify import long_sound
 from export.bundle import WEIGHTS
 
-EDGES = (0, 4, 8, 16, 24, 32, 48, 64)
-FADES = (0, 4, 16, 32)
+LAYOUTS = ((0, 0), (0, 16), (8, 16), (16, 16), (24, 16), (48, 16))  # edge and fade, hops
 
 Wave = NDArray[np.float32]
 
@@ -52,7 +49,7 @@ class BothWays(Network):
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--seconds", type=float, default=60.0, help="of the recording")
+    arguments.add_argument("--seconds", type=float, default=24.0, help="of the recording")
     arguments.add_argument("--hops", type=int, default=SEGMENT_HOPS, help="of a segment")
     options = arguments.parse_args()
     machine = describe()
@@ -63,7 +60,7 @@ def main() -> None:
     whole = enhancer.enhance(torch.from_numpy(sound)[None])[0].numpy()
     rows = [
         measure(enhancer, sound, whole, Segments(options.hops * hop, (2 * edge + fade) * hop, edge * hop, hop))
-        for fade, edge in product(FADES, EDGES)
+        for edge, fade in LAYOUTS
     ]
     report("segment_seams", machine, rows, [], as_json=options.json)
 

@@ -99,6 +99,11 @@ class Segments:
         n_seams = max(0, -(-(n_samples - self.size) // self.advance))
         return [index * self.advance + self.edge + self.fade // 2 for index in range(1, n_seams + 1)]
 
+    def gains(self) -> tuple[Samples, Samples]:
+        """(fade,) each: of the segment that leaves and of the one that enters; one at every sample together."""
+        enters = 0.5 - 0.5 * np.cos(np.pi * (np.arange(self.fade) + 0.5) / max(self.fade, 1)).astype(np.float32)
+        return 1 - enters, enters
+
     def recording(self, wave: Samples, call: Callable[[Samples], Samples]) -> Samples:
         """A whole recording of one channel, (n_samples,), as `joined`; as long as the input."""
         return np.concatenate(list(self.joined([wave[:, None]], 1, call)))[: len(wave), 0]
@@ -115,7 +120,7 @@ class Segments:
         Yields:
             (n, n_channels) float32; of nothing, nothing.
         """
-        rises = 0.5 - 0.5 * np.cos(np.pi * (np.arange(self.fade) + 0.5) / max(self.fade, 1)).astype(np.float32)
+        leaves, enters = self.gains()
         waiting = np.zeros((n_channels, 0), np.float32)  # from the beginning of the segment that was heard last
         following = 0  # where the next one begins in it
         leaving: Samples | None = None  # of the segment that was heard last, what fades into the next
@@ -124,7 +129,7 @@ class Segments:
             """A segment's own part, up to `end`; the fade into it begins at `at`."""
             if leaving is None:
                 return segment[:, :end]
-            mixed = leaving * (1 - rises) + segment[:, at : at + self.fade] * rises
+            mixed = leaving * leaves + segment[:, at : at + self.fade] * enters
             return np.concatenate([mixed, segment[:, at + self.fade : end]], axis=1)
 
         for block in blocks:

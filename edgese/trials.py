@@ -33,7 +33,7 @@ SEED = 0
 SEAMS = 4
 SEAM_SAMPLES = 512  # 32 ms: over so many a difference at a seam is averaged
 SEAM_DB = -40.0
-SEAM_MARGIN_DB = 6.0
+NEAR = 4096  # samples, 256 ms: so near a seam a difference is the seam's; twice as far away it is not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +206,9 @@ def seam_samples(segments: Segments) -> int:
 def seams(opened: Runtime, graph: Graph, segments: Segments, wave: Wave, whole: Wave) -> Check:
     """Overlapped segments give what one pass over the whole recording gives, at their seams above all.
 
+    A network whose norms span a segment gives something else in every segment: that is its nature, and no fault of the
+    seams, as long as these are no worse than the rest.
+
     Args:
         wave: sound that begins with what `whole` was made of.
         whole: what PyTorch makes of `seam_samples` in one pass, in time with it.
@@ -214,23 +217,18 @@ def seams(opened: Runtime, graph: Graph, segments: Segments, wave: Wave, whole: 
     difference = np.square(found.astype(np.float64) - whole)
     energy = float(np.square(whole.astype(np.float64)).mean())
     places = segments.seams(len(whole))
-    half = max(segments.overlap // 2, SEAM_SAMPLES)
-    elsewhere = np.ones(len(whole), bool)
-    levels = [0.0]
-    for place in places:
-        near = difference[place - half : place + half]
-        elsewhere[place - half : place + half] = False
-        levels.append(float(np.convolve(near, np.full(SEAM_SAMPLES, 1 / SEAM_SAMPLES), "valid").max()))
+    levels = np.convolve(difference, np.full(SEAM_SAMPLES, 1 / SEAM_SAMPLES), "same")
+    distance = np.abs(np.arange(len(whole))[:, None] - np.array(places)).min(axis=1)
     at_seams_db, elsewhere_db = (
-        10 * math.log10(max(noise, 1e-30) / energy) if energy and math.isfinite(noise) else math.nan
-        for noise in (float(np.max(levels)), float(difference[elsewhere].mean()))
+        10 * math.log10(max(worst, 1e-30) / energy) if energy and math.isfinite(worst) else math.nan
+        for worst in (levels[distance < NEAR].max(initial=0.0), levels[distance > 2 * NEAR].max(initial=0.0))
     )
     return Check(
         "seams",
-        len(places) == SEAMS and at_seams_db <= max(SEAM_DB, elsewhere_db + SEAM_MARGIN_DB),  # NaN fails
-        f"{at_seams_db:.1f} dB at the worst of {len(places)}, {elsewhere_db:.1f} dB elsewhere",
-        f"at each of {SEAMS} the difference from one whole pass {SEAM_DB:.0f} dB of the sound at most, or no more than "
-        f"{SEAM_MARGIN_DB:.0f} dB above what it is elsewhere",
+        len(places) == SEAMS and at_seams_db <= max(SEAM_DB, elsewhere_db),  # NaN fails
+        f"{at_seams_db:.1f} dB at {len(places)} seams, {elsewhere_db:.1f} dB elsewhere",
+        f"at {SEAMS} seams the difference from one whole pass {SEAM_DB:.0f} dB of the sound at most, or no more than "
+        "it is elsewhere",
     )
 
 
