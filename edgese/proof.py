@@ -260,7 +260,8 @@ class _Reference:
             """At least so many hops, in samples, of whole blocks of every size."""
             return math.ceil(n_hops / multiple) * multiple * audio.hop
 
-        n_long = whole(max(minutes * 60_000 / audio.hop_ms, VERIFICATION_HOPS))
+        n_seams = 0 if segments is None else trials.seam_samples(segments) // audio.hop
+        n_long = whole(max(minutes * 60_000 / audio.hop_ms, VERIFICATION_HOPS, n_seams))
         once = long_sound([recording.noisy for recording in recordings], -(-n_long // TENTHS))
         truth = pytorch_truth(enhancer, np.tile(once, TENTHS)[:n_long], multiple)
         exact = float64_truth(enhancer, truth.wave[: whole(VERIFICATION_HOPS)], multiple)

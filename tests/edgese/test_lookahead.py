@@ -21,7 +21,7 @@ from edgese.calibration import Drawing, draw_batches
 from edgese.device.__main__ import main as board
 from edgese.enhance import Denoiser, denoise
 from edgese.errors import ConfigError
-from edgese.evaluate import evaluate
+from edgese.evaluate import evaluate_all
 from edgese.metrics import snr_db
 from edgese.opening import open_graph
 from edgese.packing import unpack_archive, write_archive
@@ -326,10 +326,17 @@ def test_enhance_and_info_from_the_command_line(ahead: Bundle, tmp_path: Path, s
     assert parsed(edgese("info", ahead.path, "--json", cwd=tmp_path).stdout)["causal"] is False
 
 
-def test_its_scores_are_those_of_the_whole_pass(ahead: Bundle, pairs: Path) -> None:
-    found = evaluate(pairs, ahead.path, jobs=1)
-    assert found.pairs
-    assert not found.failed
+def test_its_scores_are_those_of_the_whole_pass(ahead: Bundle, tmp_path: Path, heard: list[Recording]) -> None:
+    noisy, clean = heard[0].noisy, heard[0].clean
+    for kind, wave in (("noisy", noisy), ("clean", clean)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / kind / "a.wav", wave, 16_000, subtype="FLOAT")
+    (tmp_path / "whole").mkdir()
+    whole = look_ahead().enhance(torch.from_numpy(noisy)[None])[0].numpy()
+    soundfile.write(tmp_path / "whole" / "a.wav", whole, 16_000, subtype="FLOAT")
+    segments, one_pass = evaluate_all(tmp_path / "data", [ahead.path, tmp_path / "whole"], jobs=1)
+    assert not segments.failed
+    assert segments.mean("enhanced") == pytest.approx(one_pass.mean("enhanced"), abs=1e-3)
 
 
 # The archive for a board
