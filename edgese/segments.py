@@ -29,7 +29,7 @@ from export.bundle import Bundle, ExportError
 Samples = NDArray[np.float32]
 
 # Measured (benchmarks/segment_seams.py): a network that hears up to 192 ms to either side gives what one pass over the
-# whole recording gives; one that remembers for seconds differs from it everywhere, and by no less with twice the overlap.
+# whole recording gives; one that remembers for seconds differs from it everywhere, whatever the overlap.
 SEGMENT_HOPS = 512  # 4.096 s
 EDGE_HOPS = 24  # 192 ms: context at either end
 FADE_HOPS = 16  # 128 ms; overlap in all 0.512 s, for which a long recording takes 14 % more calls
