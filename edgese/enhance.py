@@ -145,6 +145,7 @@ class Denoiser:
         except (KeyError, TypeError) as error:
             raise ExportError(f"{bundle.path}: the manifest's audio lacks {error}; export the bundle again") from error
         self.config = from_dict(AudioConfig, audio, "audio.")
+        self.trained = bool(bundle.manifest.get("trained", True))
         self._segments = Segments.of(bundle.manifest)
         if block is not None:
             require_streaming_form(bundle, [block])
@@ -295,7 +296,7 @@ def enhance_file(
             level_in_dbfs=level_in.dbfs,
             level_out_dbfs=level_out.dbfs,
             n_clipped=writer.n_clipped,
-            warnings=tuple(_warnings(reader, writer)),
+            warnings=tuple(_warnings(reader, writer, denoiser)),
         )
 
 
@@ -489,7 +490,9 @@ def _require_running(job: Job, stop: threading.Event) -> None:
         raise Stopped(f"{job.source_name}: stopped before it was done; nothing was left of its output")
 
 
-def _warnings(reader: AudioReader, writer: AudioWriter) -> Iterator[str]:
+def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Denoiser) -> Iterator[str]:
+    if not denoiser.trained:
+        yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
     if writer.n_clipped:
         yield (
             f"{writer.n_clipped} samples were clipped at full scale: lower the input's level, or write floats, "

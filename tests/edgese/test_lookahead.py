@@ -19,7 +19,7 @@ from edgese.bench.advice import recommend
 from edgese.bench.measure import Settings, bench, choose
 from edgese.calibration import Drawing, draw_batches
 from edgese.device.__main__ import main as board
-from edgese.enhance import Denoiser, denoise
+from edgese.enhance import SAMPLE, Denoiser, denoise
 from edgese.errors import ConfigError
 from edgese.evaluate import evaluate_all
 from edgese.metrics import snr_db
@@ -388,6 +388,8 @@ def test_an_untrained_network_is_exported_and_says_so(tmp_path: Path) -> None:
     assert "untrained" in bundle.manifest["name"]
     assert "UNTRAINED" in (bundle.path / "MODEL_CARD.md").read_text()
     assert "UNTRAINED" in edgese("info", bundle.path, cwd=tmp_path).stdout.decode()
+    done = edgese("enhance", SAMPLE, "-m", bundle.path, "-o", "a.wav", cwd=tmp_path)
+    assert "warning: the network is UNTRAINED" in done.stderr.decode()
 
 
 def test_weights_and_a_model_exclude_each_other(tmp_path: Path) -> None:
