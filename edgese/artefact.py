@@ -19,17 +19,20 @@ from calib.batches import Batches, write_batches
 from edgese import __version__
 from edgese.audio import Samples, read_wave
 from edgese.checkpoint import load_enhancer, save_weights
-from edgese.config import to_dict
+from edgese.config import AudioConfig, to_dict
 from edgese.contract import require_contract
 from edgese.enhance import SAMPLE as SAMPLE
 from edgese.errors import ConfigError, VerificationError
 from edgese.exported import exported_form, with_variant
 from edgese.graphs import graph_of, write_graph
 from edgese.model.cost import macs_per_frame, parameters
+from edgese.model.registry import build
 from edgese.model.waveform import WaveformEnhancer
+from edgese.networks import MODELS
 from edgese.opening import graph_metadata
 from edgese.plan import Plan
 from edgese.precision import Precision
+from edgese.segments import MAX_SEGMENT_HOPS, MIN_SEGMENT_HOPS, SEGMENT_HOPS, Segments
 from edgese.verify import LIMITS, VERIFICATION_HOPS, Result, long_sound, pytorch_truth, verify_graph
 from export.bundle import WEIGHTS, Bundle, seal_bundle, stage_bundle
 from export.weights import share_weights
@@ -37,6 +40,13 @@ from export.weights import share_weights
 DEFAULT_BLOCKS = (1, 4, 8, 16)
 MAX_BLOCK = 32  # the unrolled graph grows with the block; TensorRT builds up to here in seconds (FACTS.md)
 REFERENCE_HOPS = 96  # 0.77 s: of a whole number of blocks of 1, 2, 3, 4, 6, 8, 12, 16, 24 and 32
+
+_UNTRAINED_CARD = """\
+# {name}
+
+UNTRAINED: {network} with random weights of seed 0, as it is before training. It enhances nothing. It was exported to
+measure how fast the network is, before anyone trains it; the graphs agree with PyTorch, their sound means nothing.
+"""
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -50,11 +60,12 @@ class Export:
 
 
 def export_bundle(
-    weights: Path,
+    weights: Path | WaveformEnhancer,
     path: Path,
     *,
     name: str,
-    blocks: Sequence[int] = DEFAULT_BLOCKS,
+    blocks: Sequence[int] | None = None,
+    segment_hops: int | None = None,
     sound: Path = SAMPLE,
     model_card: Path | None = None,
     pcs: bool = False,
@@ -66,8 +77,10 @@ def export_bundle(
     """Writes, verifies and seals a bundle; one that fails is kept as `<path>.unverified`.
 
     Args:
-        weights: .safetensors, or a checkpoint of `edgese train`.
-        blocks: hops that a call of each graph takes.
+        weights: .safetensors, or a checkpoint of `edgese train`; or an untrained network (`untrained`), which the
+            bundle says of itself.
+        blocks: hops that a call of each graph takes; None: `DEFAULT_BLOCKS`. For causal networks.
+        segment_hops: of the one graph that a network has which is not causal; None: 512.
         sound: speech to verify with.
         pcs: add a second graph for each block, with perceptual contrast stretching (edgese.model.pcs).
         plans: add graphs in these precisions (`edgese.quantize.make_plans`) to those in float32.
@@ -75,20 +88,13 @@ def export_bundle(
         on_progress: told what is being done.
 
     Raises:
-        ConfigError: a block size that cannot be.
+        ConfigError: a block size that cannot be; blocks for a network that looks ahead, segments for a causal one.
         CheckpointError, AudioError, ExportError: weights, sound or bundle cannot be read or written.
     """
     tell = on_progress or (lambda step: None)
-    blocks = sorted(set(blocks))
-    if not blocks or blocks[0] < 1 or blocks[-1] > MAX_BLOCK:
-        raise ConfigError(f"blocks: found {list(blocks)}, wanted numbers of hops from 1 to {MAX_BLOCK}")
+    enhancer = load_enhancer(weights) if isinstance(weights, Path) else weights
+    blocks = _blocks(enhancer, blocks, segment_hops)
     multiple = int(np.lcm.reduce(blocks))
-    if multiple > VERIFICATION_HOPS:
-        raise ConfigError(
-            f"blocks: found {list(blocks)}, whose least common multiple is {multiple}, wanted at most "
-            f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
-        )
-    enhancer = load_enhancer(weights)
     require_contract(enhancer)
     plans = {Precision.FP32: Plan(), **(plans or {})}
     _require_calibration(plans, calibration)
@@ -114,13 +120,18 @@ def export_bundle(
         for graph in graphs:
             tell(f"{graph.file}: against PyTorch, {VERIFICATION_HOPS} hops")
             results.append(verify_graph(staging, graph, truths[graph.variant]))
-        reference = _write_reference(variants, staging, sound.name, truths[""].wave)
+        reference = _write_reference(variants, staging, sound.name, truths[""].wave, blocks[0])
         if model_card:
             shutil.copyfile(model_card, staging / "MODEL_CARD.md")
+        elif not isinstance(weights, Path):
+            (staging / "MODEL_CARD.md").write_text(
+                _UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name)
+            )
         passed = len(results) == len(plans) * len(variants) * len(blocks) and all(result.passed for result in results)
         manifest = {
             "name": name,
-            **network_facts(enhancer),
+            **({} if isinstance(weights, Path) else {"trained": False}),
+            **network_facts(enhancer, blocks[0]),
             "graphs": graphs,
             "tools": tool_versions(),
             "calibration": calibration and {"digest": calibration.digest, "provenance": calibration.provenance},
@@ -138,6 +149,46 @@ def export_bundle(
     return Export(landed, Bundle.open(path) if passed else None, tuple(results))
 
 
+def untrained(model: str) -> WaveformEnhancer:
+    """The network of that name as it is before training, weights from seed 0: to measure how fast it will be.
+
+    Raises:
+        ConfigError: no model has that name, or its code cannot be loaded.
+    """
+    if model not in MODELS:
+        raise ConfigError(f"model: found {model!r}, wanted one of {', '.join(MODELS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(MODELS[model], AudioConfig()).eval()
+
+
+def _blocks(enhancer: WaveformEnhancer, blocks: Sequence[int] | None, segment_hops: int | None) -> list[int]:
+    """Hops that a call of each graph takes, in order."""
+    name = enhancer.network.config.name
+    if not enhancer.network.causal:
+        if blocks is not None:
+            raise ConfigError(
+                f"--blocks: {name} looks ahead: no streaming form, no graphs of blocks; it gets one graph of a whole "
+                f"segment: choose its length with --segment-hops (default {SEGMENT_HOPS}), or a causal network"
+            )
+        hops = SEGMENT_HOPS if segment_hops is None else segment_hops
+        if not MIN_SEGMENT_HOPS <= hops <= MAX_SEGMENT_HOPS:
+            raise ConfigError(f"--segment-hops: found {hops}, wanted {MIN_SEGMENT_HOPS} to {MAX_SEGMENT_HOPS} hops")
+        return [hops]
+    if segment_hops is not None:
+        raise ConfigError(f"--segment-hops: {name} is causal and streams: choose the sizes of its graphs with --blocks")
+    sizes = sorted(set(DEFAULT_BLOCKS if blocks is None else blocks))
+    if not sizes or sizes[0] < 1 or sizes[-1] > MAX_BLOCK:
+        raise ConfigError(f"blocks: found {sizes}, wanted numbers of hops from 1 to {MAX_BLOCK}")
+    multiple = int(np.lcm.reduce(sizes))
+    if multiple > VERIFICATION_HOPS:
+        raise ConfigError(
+            f"blocks: found {sizes}, whose least common multiple is {multiple}, wanted at most "
+            f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
+        )
+    return sizes
+
+
 def _require_calibration(plans: Mapping[Precision, Plan], calibration: Batches | None) -> None:
     """Ranges are those of the batches that the bundle names."""
     wanted = None if calibration is None else calibration.digest
@@ -147,15 +198,27 @@ def _require_calibration(plans: Mapping[Precision, Plan], calibration: Batches |
             raise ConfigError(f"{precision.value}: found {found}, wanted some from {wanted}; quantize it again")
 
 
-def network_facts(enhancer: WaveformEnhancer) -> dict[str, Any]:
-    """What a network is and costs: model, audio, latency, parameters and MACs of each part."""
-    audio = enhancer.audio
+def network_facts(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS) -> dict[str, Any]:
+    """What a network is and costs: model, causal or not, audio, latency, parameters and MACs of each part.
+
+    Args:
+        segment_hops: of a network that is not causal; its latency is the whole segment.
+    """
+    audio, causal = enhancer.audio, enhancer.network.causal
+    segments = None if causal else Segments.of_hops(audio.hop, segment_hops)
+    n_late = audio.latency_samples if segments is None else segments.size
     with exported_form(enhancer):
         macs = macs_per_frame(enhancer)
     return {
         "model": to_dict(enhancer.network.config),
+        "causal": causal,
+        **({} if segments is None else {"segments": segments.entry()}),
         "audio": to_dict(audio) | {"n_bins": audio.n_bins},
-        "latency": {"samples": audio.latency_samples, "ms": audio.latency_ms, "overlap_samples": audio.overlap},
+        "latency": {
+            "samples": n_late,
+            "ms": 1000.0 * n_late / audio.sample_rate_hz,
+            "overlap_samples": audio.overlap if causal else 0,
+        },
         "parameters": parameters(enhancer),
         "macs_per_frame": macs,
     }
@@ -183,16 +246,19 @@ def tool_versions() -> dict[str, str]:
 
 @torch.no_grad()
 def _write_reference(
-    variants: Mapping[str, WaveformEnhancer], folder: Path, sound: str, heard: Samples
+    variants: Mapping[str, WaveformEnhancer], folder: Path, sound: str, heard: Samples, block: int
 ) -> dict[str, str]:
-    """Input and PyTorch's output (`enhanced`, `enhanced_pcs`), for a self-test on devices that have no PyTorch."""
-    hop = variants[""].audio.hop
+    """Input and PyTorch's output (`enhanced`, `enhanced_pcs`), for a self-test on devices that have no PyTorch.
+
+    Of a network that is not causal: one segment, of `block` hops.
+    """
+    hop, n_hops = variants[""].audio.hop, REFERENCE_HOPS if variants[""].network.causal else block
     start = len(heard) // 4 // hop * hop  # amid speech, not in its lead-in
-    wave = heard[start : start + min(REFERENCE_HOPS * hop, len(heard))]
+    wave = heard[start : start + min(n_hops * hop, len(heard))]
     batch = {"wave": wave[None]}
     for variant, enhancer in variants.items():
-        enhanced, _ = enhancer(torch.from_numpy(wave)[None], enhancer.initial_state())
-        batch[f"enhanced_{variant}" if variant else "enhanced"] = enhanced.numpy()
+        enhanced = pytorch_truth(enhancer, wave, n_hops if not enhancer.network.causal else 1).enhanced
+        batch[f"enhanced_{variant}" if variant else "enhanced"] = enhanced[None]
     digest = write_batches(
         folder / "reference.npz", [batch], {"sound": sound, "start_sample": start, "runtime": "pytorch"}
     )

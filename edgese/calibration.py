@@ -127,11 +127,16 @@ def draw_batches(
 
     Raises:
         TrainingError, AudioError: the folder holds no such data, or a recording cannot be read.
-        CalibrationError: there is nothing but silence.
+        CalibrationError: there is nothing but silence, or the network is not causal.
         ConfigError: so many batches that they would take more than a gigabyte.
     """
     from edgese.data import open_data  # which needs SciPy; to read a calibration takes none
 
+    if not enhancer.network.causal:
+        raise CalibrationError(
+            f"{enhancer.network.config.name} looks ahead: it has no streams whose states could be drawn, and INT8 is "
+            "not made for it: choose a causal network, or fp16"
+        )
     _require_size(enhancer, drawing)
     audio = enhancer.audio
     warm_ups = [round(seconds * audio.sample_rate_hz / audio.hop) for seconds in drawing.warm_up_s]

@@ -6,7 +6,8 @@
 
 The network hears 16 kHz: what it gives back at higher rates holds nothing above 8 kHz, unless an attenuation limit
 lets a part of the input through. Channels are enhanced apart, as streams of one graph. Output and input have the same
-length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed.
+length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed. A network that is not
+causal hears overlapped segments (segments.py); all else is the same.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from edgese.jobs import plan as plan
 from edgese.opening import open_graph
 from edgese.partial import PartialFile
 from edgese.precision import Precision
+from edgese.segments import Segments, require_streaming_form
 from export.bundle import Bundle, ExportError
 
 if TYPE_CHECKING:
@@ -120,12 +122,12 @@ class Denoiser:
 
     Args:
         runtime: a name that `runtimes.registry` knows.
-        block: frames that one call takes; None: the largest graph of the bundle.
+        block: frames that one call takes; None: the largest graph of the bundle, or its segment.
         precision: of the graph.
         pcs: take the graphs with perceptual contrast stretching (edgese.model.pcs).
 
     Raises:
-        ExportError: the bundle has no such graph or does not say what a frame is.
+        ExportError: the bundle has no such graph, no streaming form, or does not say what a frame is.
         RuntimeUnavailable: the runtime is missing or cannot open the graph.
     """
 
@@ -143,6 +145,10 @@ class Denoiser:
         except (KeyError, TypeError) as error:
             raise ExportError(f"{bundle.path}: the manifest's audio lacks {error}; export the bundle again") from error
         self.config = from_dict(AudioConfig, audio, "audio.")
+        self.trained = bool(bundle.manifest.get("trained", True))
+        self._segments = Segments.of(bundle.manifest)
+        if block is not None:
+            require_streaming_form(bundle, [block])
         variant = "pcs" if pcs else ""
         same = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, variant)]
         if not same and (pcs or precision != Precision.FP32):
@@ -178,6 +184,10 @@ class Denoiser:
             (n, n_channels) float32; the first sample belongs to the first that came in.
         """
         stream = self._runtime.stream(self._states, streams=n_channels)
+        if self._segments is not None:
+            yield from self._segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
+            yield np.zeros((_TAIL, n_channels), np.float32)
+            return
         size = self.block_samples
         skip = self.config.overlap  # the graph's output runs this far behind its input
         end = np.zeros((skip + _TAIL + size - 1, n_channels), np.float32)  # drives out whatever is still inside
@@ -286,7 +296,7 @@ def enhance_file(
             level_in_dbfs=level_in.dbfs,
             level_out_dbfs=level_out.dbfs,
             n_clipped=writer.n_clipped,
-            warnings=tuple(_warnings(reader, writer)),
+            warnings=tuple(_warnings(reader, writer, denoiser)),
         )
 
 
@@ -480,7 +490,9 @@ def _require_running(job: Job, stop: threading.Event) -> None:
         raise Stopped(f"{job.source_name}: stopped before it was done; nothing was left of its output")
 
 
-def _warnings(reader: AudioReader, writer: AudioWriter) -> Iterator[str]:
+def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Denoiser) -> Iterator[str]:
+    if not denoiser.trained:
+        yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
     if writer.n_clipped:
         yield (
             f"{writer.n_clipped} samples were clipped at full scale: lower the input's level, or write floats, "

@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from edgese.checkpoint import load_enhancer
 from edgese.model.product import use_half
-from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.model.waveform import SegmentStep, StreamStep, WaveformEnhancer
 from edgese.plan import plan_of
 from edgese.precision import Precision
 from export.bundle import WEIGHTS, Bundle, ExportError, Graph, TensorSpec
@@ -30,6 +32,27 @@ def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Ite
         enhancer.transform.form = "fft"
 
 
+def step_of(enhancer: WaveformEnhancer) -> StreamStep | SegmentStep:
+    """What a graph is of: a causal network as a stream with its states, another one as a segment."""
+    return (StreamStep if enhancer.network.causal else SegmentStep)(enhancer).eval()
+
+
+def graph_states(enhancer: WaveformEnhancer) -> dict[str, Tensor]:
+    """Zero states of one stream, in the order of a graph's inputs; a network that is not causal has none."""
+    return enhancer.initial_state() if enhancer.network.causal else {}
+
+
+class _Tupled(nn.Module):
+    """A step whose outputs are a tuple, as programs have them, also where there is but one."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, wave: Tensor) -> tuple[Tensor]:
+        return (self.step(wave),)
+
+
 def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
     """A graph's own form as a program of PyTorch, made from the bundle's weights.
 
@@ -46,7 +69,9 @@ def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[st
         return [RuntimeSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors]
 
     with exported_form(enhancer, plan_of(bundle, graph.precision).half):
-        save_program(StreamStep(enhancer).eval(), specs(graph.inputs), specs(graph.outputs), path, metadata)
+        step = step_of(enhancer)
+        program = step if enhancer.network.causal else _Tupled(step)
+        save_program(program, specs(graph.inputs), specs(graph.outputs), path, metadata)
 
 
 def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:

@@ -9,9 +9,9 @@ import torch
 
 from calib.quantize import ASYMMETRIC, SYMMETRIC, Candidate, candidates, write_quantized
 from calib.ranges import Range
-from edgese.exported import exported_form
+from edgese.exported import exported_form, graph_states, step_of
 from edgese.model.product import products
-from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.model.waveform import WaveformEnhancer
 from edgese.plan import Plan
 from edgese.precision import Precision
 from export import ExportError
@@ -25,15 +25,18 @@ _NETWORK = "enhancer.network."  # where a graph's modules have what a network ca
 
 
 def graph_of(enhancer: WaveformEnhancer, block: int, precision: str = "fp32", variant: str = "") -> Graph:
-    """What a graph of `block` hops takes and gives; the file is yet to be written."""
-    states = enhancer.initial_state()
+    """What a graph of `block` hops takes and gives; the file is yet to be written.
+
+    That of a network that is not causal takes a segment of so many hops, and has no states.
+    """
+    states, kind = graph_states(enhancer), "block" if enhancer.network.causal else "segment"
     successors = {state: f"{state}_next" for state in states}
     shapes = {
         "wave": ("streams", block * enhancer.audio.hop),
         **{name: ("streams", *state.shape[1:]) for name, state in states.items()},
     }
     return Graph(
-        file=".".join(filter(None, (f"block{block}", precision, variant, "onnx"))),
+        file=".".join(filter(None, (f"{kind}{block}", precision, variant, "onnx"))),
         precision=precision,
         block=block,
         inputs=tuple(TensorSpec(tensor, shape, "float32") for tensor, shape in shapes.items()),
@@ -61,10 +64,10 @@ def write_graph(
     lacking = set(plan.half) - products(enhancer.network).keys()
     if lacking:
         raise ExportError(f"{path}: has no product {', '.join(sorted(lacking))} to take in half precision")
-    inputs = {"wave": torch.zeros(1, graph.block * enhancer.audio.hop), **enhancer.initial_state()}
+    inputs = {"wave": torch.zeros(1, graph.block * enhancer.audio.hop), **graph_states(enhancer)}
     with exported_form(enhancer, plan.half):
         write_onnx(
-            StreamStep(enhancer).eval(),
+            step_of(enhancer),
             inputs,
             [spec.name for spec in graph.outputs],
             path,

@@ -31,6 +31,7 @@ from edgese.device.content import BUNDLE, SUMS, Content, choose
 from edgese.errors import AudioError, VerificationError
 from edgese.opening import wanted_metadata
 from edgese.partial import PartialFile, shown
+from edgese.segments import Segments
 from export.bundle import MANIFEST, Bundle, ExportError, Graph, seal_bundle
 from export.onnx_wire import read_onnx_file
 
@@ -312,7 +313,10 @@ def _readme(bundle: Bundle, graphs: tuple[Graph, ...]) -> str:
         kinds.setdefault(f"{graph.precision} {graph.variant}".strip(), []).append(graph.block)
     listed = "; ".join(f"{kind} of {', '.join(map(str, sorted(blocks)))}" for kind, blocks in kinds.items())
     rate_hz, latency = bundle.manifest["audio"]["sample_rate_hz"], bundle.manifest["latency"]["ms"]
-    what = f"Waveform in, waveform out, {rate_hz} Hz, algorithmic latency {latency} ms. Hops a call: {listed}."
+    late = f"algorithmic latency {latency} ms"
+    if Segments.of(bundle.manifest) is not None:
+        late = f"not live: the network looks ahead, a sample comes out after its whole segment of {latency} ms"
+    what = f"Waveform in, waveform out, {rate_hz} Hz, {late}. Hops a call: {listed}."
     return _README.format(
         name=name,
         underline="=" * (len(name) + len(": speech enhancement on this device")),

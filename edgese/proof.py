@@ -7,6 +7,9 @@ A graph is streamed for minutes with carried state over speech at several levels
 a float64 run of the same network, heard by PESQ and STOI, and tried for what streaming rests on: reset, several streams
 at once, causality, delay, silence and full scale. The graphs of a bundle must also take over from each other at any
 block. What is missing, unequal, not finite or was not run is a failure, never a gap.
+
+A network that is not causal has no stream: its graph hears minutes of segments, and the seams of overlapped ones are
+held against one pass over the whole recording. What only a stream has is named as not tried (`NOT_OF_SEGMENTS`).
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ from edgese.model.waveform import WaveformEnhancer
 from edgese.opening import open_graph
 from edgese.plan import plan_of
 from edgese.rounding import rounded_as_planned
-from edgese.streaming import aligned, run
+from edgese.segments import Segments
+from edgese.streaming import aligned, in_overlapped, run
 from edgese.testset import Recording as Recording
 from edgese.testset import recordings as recordings
 from edgese.trials import Check as Check
@@ -46,9 +50,11 @@ from edgese.verify import (
     Limits,
     Truth,
     float64_truth,
+    in_segments,
     judge,
     long_sound,
     pytorch_truth,
+    streamed,
 )
 from export.bundle import MANIFEST, Bundle, ExportError, Graph
 from runtimes.base import Runtime, RuntimeUnavailable
@@ -59,6 +65,7 @@ Wave = NDArray[np.float32]
 MINUTES = 10.0  # DESIGN, section 6
 TENTHS = 10
 HALF_BLOCK = 8  # hops at a time
+NOT_OF_SEGMENTS = ("reset of the state", "drift", "causality", "delay", "random blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,7 @@ class Verification:
     recordings: tuple[Recording, ...]
     pytorch: Mapping[str, Wave]  # a graph's variant -> PyTorch's version of the first recording
     provenance: Mapping[str, Any]
+    not_tried: tuple[str, ...] = ()  # checks that mean nothing for this network, which is not causal
 
     @property
     def passed(self) -> bool:
@@ -140,6 +148,7 @@ class Verification:
                 "failures": self.failures,
                 "minutes": self.minutes,
                 "checks": [dataclasses.asdict(check) for check in self.checks],
+                "not_tried": list(self.not_tried),
                 "graphs": [_proof_entry(proof) for proof in self.proofs],
                 "limits": {name: dataclasses.asdict(limits) for name, limits in LIMITS.items()},
                 "provenance": dict(self.provenance),
@@ -182,6 +191,7 @@ def prove(
             f"{bundle.path}: no graph in {', '.join(lacking)}; this bundle has {', '.join(offered)}"
         )
     tried = [graph for graph in bundle.graphs if graph.precision in (precisions or offered)]
+    segments = Segments.of(bundle.manifest)
     tell = _Steps(on_progress, len(tried) * len(runtimes), {graph.variant for graph in tried})
     proofs: list[Proof] = []
     together: list[Check] = []
@@ -191,18 +201,22 @@ def prove(
         tell(f"PyTorch{f' with {variant}' if variant else ''}, float32 and float64")
         enhancer = bundle_enhancer(bundle, variant)
         require_contract(enhancer)
-        reference = _Reference.of(enhancer, graphs, recordings, minutes)
+        reference = _Reference.of(enhancer, graphs, recordings, minutes, segments)
+        if not pytorch:
+            together += _as_declared(segments, reference.enhancer)
         pytorch[variant] = reference.enhanced[0]
         for runtime in runtimes:
             for graph in graphs:
                 tell(f"{graph.file} in {runtime}")
                 proofs.append(_prove_graph(bundle, graph, runtime, reference, recordings))
-            together += _together(bundle, graphs, runtime, reference.truth)
+            if segments is None:
+                together += _together(bundle, graphs, runtime, reference.truth)
         for precision in dict.fromkeys(graph.precision for graph in graphs if graph.precision in LIMITS):
             together += _half_in_pytorch(bundle, precision, variant, reference)
     return Verification(
         *(bundle, minutes, tuple(together), tuple(proofs), tuple(recordings), pytorch),
         provenance=_provenance(bundle, recordings),
+        not_tried=() if segments is None else NOT_OF_SEGMENTS,
     )
 
 
@@ -231,10 +245,17 @@ class _Reference:
     own_error: WaveError  # of float32 from float64
     enhanced: tuple[Wave, ...]  # each recording, in time with it
     scores: tuple[tuple[float, float], ...]  # PESQ-WB and STOI of each
+    segments: Segments | None  # of a network that is not causal, which hears each recording in these
+    whole: Wave | None  # what it makes of the long stream's beginning in one pass
 
     @classmethod
     def of(
-        cls, enhancer: WaveformEnhancer, graphs: Sequence[Graph], recordings: Sequence[Recording], minutes: float
+        cls,
+        enhancer: WaveformEnhancer,
+        graphs: Sequence[Graph],
+        recordings: Sequence[Recording],
+        minutes: float,
+        segments: Segments | None,
     ) -> _Reference:
         audio = enhancer.audio
         multiple = math.lcm(*(graph.block for graph in graphs))
@@ -243,17 +264,43 @@ class _Reference:
             """At least so many hops, in samples, of whole blocks of every size."""
             return math.ceil(n_hops / multiple) * multiple * audio.hop
 
-        n_long = whole(max(minutes * 60_000 / audio.hop_ms, VERIFICATION_HOPS))
+        n_seams = 0 if segments is None else trials.seam_samples(segments) // audio.hop
+        n_long = whole(max(minutes * 60_000 / audio.hop_ms, VERIFICATION_HOPS, n_seams))
         once = long_sound([recording.noisy for recording in recordings], -(-n_long // TENTHS))
         truth = pytorch_truth(enhancer, np.tile(once, TENTHS)[:n_long], multiple)
-        exact = float64_truth(enhancer, truth.wave[: whole(VERIFICATION_HOPS)])
-        enhanced = tuple(enhancer.enhance(torch.from_numpy(r.noisy)[None])[0].numpy() for r in recordings)
+        exact = float64_truth(enhancer, truth.wave[: whole(VERIFICATION_HOPS)], multiple)
+        enhanced = tuple(_enhanced(enhancer, recording.noisy, segments) for recording in recordings)
         scores = tuple(
             (pesq_wb(recording.clean, wave), stoi(recording.clean, wave))
             for recording, wave in zip(recordings, enhanced, strict=True)
         )
         own_error = wave_error(exact.enhanced, truth.enhanced[: len(exact.enhanced)])
-        return cls(enhancer, truth, exact, own_error, enhanced, scores)
+        in_one_pass = None
+        if segments is not None:
+            in_one_pass = _enhanced(enhancer, truth.wave[: trials.seam_samples(segments)], None)
+        return cls(enhancer, truth, exact, own_error, enhanced, scores, segments, in_one_pass)
+
+
+@torch.no_grad()
+def _enhanced(enhancer: WaveformEnhancer, wave: Wave, segments: Segments | None) -> Wave:
+    """A recording as PyTorch enhances it, in time with it: in overlapped segments, or in one pass."""
+    if segments is None:
+        enhanced: Wave = enhancer.enhance(torch.from_numpy(wave)[None])[0].numpy()
+        return enhanced
+
+    def call(segment: Wave) -> Wave:
+        heard: Wave = in_segments(enhancer, torch.from_numpy(segment[0]), segments.size).numpy()
+        return heard[None]
+
+    return segments.recording(wave, call)
+
+
+def _as_declared(segments: Segments | None, enhancer: WaveformEnhancer) -> list[Check]:
+    """Where either of both says that the network is not causal, the other says so too."""
+    if segments is None and enhancer.network.causal:
+        return []
+    found, wanted = ("causal" if causal else "not causal" for causal in (segments is None, enhancer.network.causal))
+    return [Check("causal or not", found == wanted, f"{found} in the manifest", f"{wanted}, as the network is")]
 
 
 # One graph in one runtime
@@ -276,13 +323,18 @@ def _prove_graph(
             if checks[0].passed:
                 streamed, found = _stream_long(opened, graph, reference, limits)
                 listeners, excerpt = _listen(opened, graph, reference, recordings)
+                checks += [*found, *_heard(listeners, limits)]
+                if reference.segments is None or reference.whole is None:
+                    overlap = bundle.manifest["latency"]["overlap_samples"]
+                    checks += [
+                        trials.reset(opened, graph, wave),
+                        trials.causality(opened, graph, wave),
+                        trials.delay(opened, graph, recordings[0].noisy, overlap),
+                    ]
+                else:
+                    checks.append(trials.seams(opened, graph, reference.segments, wave, reference.whole))
                 checks += [
-                    *found,
-                    *_heard(listeners, limits),
-                    trials.reset(opened, graph, wave),
                     trials.streams_at_once(opened, graph, wave, limits),
-                    trials.causality(opened, graph, wave),
-                    trials.delay(opened, graph, recordings[0].noisy, bundle.manifest["latency"]["overlap_samples"]),
                     trials.extremes(opened, graph),
                     rounded_as_planned(bundle, graph, reference.enhancer),
                     trials.reference_vectors(opened, graph, *_reference_vectors(bundle, graph.variant), limits),
@@ -323,12 +375,13 @@ def _half_in_pytorch(bundle: Bundle, precision: str, variant: str, reference: _R
         return []
     enhancer, limits = reference.enhancer, LIMITS[precision]
     wave, wanted = reference.exact.wave, reference.truth.enhanced[: len(reference.exact.wave)]
-    states, pieces = enhancer.initial_state(), []
+    sound = torch.from_numpy(wave)
     with torch.no_grad(), exported_form(enhancer, half):
-        for piece in torch.from_numpy(wave)[None].split(HALF_BLOCK * enhancer.audio.hop, dim=1):
-            enhanced, states = enhancer(piece, states)
-            pieces.append(enhanced[0])
-    ratio_db = snr_db(wanted, torch.cat(pieces).numpy())
+        if reference.segments is None:
+            enhanced, _ = streamed(enhancer, sound, HALF_BLOCK * enhancer.audio.hop, enhancer.initial_state())
+        else:
+            enhanced = in_segments(enhancer, sound, reference.segments.size)
+    ratio_db = snr_db(wanted, enhanced.numpy())
     found = f"SNR {ratio_db:.1f} dB over {len(wave) // enhancer.audio.hop:,} hops"
     return [Check(name, ratio_db >= limits.snr_db, found, f"SNR >= {limits.snr_db:.0f} dB")]
 
@@ -353,7 +406,7 @@ def _stream_long(opened: Runtime, graph: Graph, reference: _Reference, limits: L
         snr_db(wanted, found)
         for wanted, found in zip(np.array_split(truth.enhanced, TENTHS), np.array_split(enhanced, TENTHS), strict=True)
     ]
-    streamed = Streamed(
+    found = Streamed(
         n_hops=result.n_hops,
         tensors=_tensor_errors(truth, enhanced, states),
         tensors_float64=_tensor_errors(exact, first, states_float64),
@@ -366,29 +419,31 @@ def _stream_long(opened: Runtime, graph: Graph, reference: _Reference, limits: L
     )
     first_db, last_db = tenths_db[0], tenths_db[-1]
     falls_db = 0.0 if math.isinf(last_db) else first_db - last_db  # infinite: nothing differs
-    n_bad = sum(error.n_bad for error in (*streamed.tensors, *streamed.tensors_float64))
+    n_bad = sum(error.n_bad for error in (*found.tensors, *found.tensors_float64))
     snr = f"SNR >= {limits.snr_db:.0f} dB"
-    return streamed, [
+    length = f"{result.n_hops:,} hops" if states else f"{result.n_hops // graph.block:,} segments"
+    of_states = f", states within {trials.bound(limits.state_relative)} of their range" if states else ""
+    drift = Check(
+        "drift",
+        falls_db <= limits.drift_db and min(first_db, last_db) >= limits.snr_db,
+        f"SNR {first_db:.1f} dB in the first tenth, {last_db:.1f} dB in the last",
+        f"a fall by at most {limits.drift_db:.0f} dB, and {snr}",
+    )
+    return found, [
         Check(
             "agrees with PyTorch",
             result.passed,
             "; ".join(result.failures) or f"SNR {result.snr_db:.1f} dB, samples within {result.max_abs:.1e}",
-            f"{snr}, samples within {trials.bound(limits.max_abs)}, states within "
-            f"{trials.bound(limits.state_relative)} of their range, over {result.n_hops:,} hops",
+            f"{snr}, samples within {trials.bound(limits.max_abs)}{of_states}, over {length}",
         ),
         Check(
             "agrees with float64",
-            streamed.wave_float64.snr_db >= limits.snr_db,
-            f"SNR {streamed.wave_float64.snr_db:.1f} dB (PyTorch itself {reference.own_error.snr_db:.1f} dB)",
+            found.wave_float64.snr_db >= limits.snr_db,
+            f"SNR {found.wave_float64.snr_db:.1f} dB (PyTorch itself {reference.own_error.snr_db:.1f} dB)",
             f"{snr} over {len(first) // audio.hop:,} hops",
         ),
         Check("NaN and Inf", n_bad == 0, f"{n_bad} values", "none in outputs and states"),
-        Check(
-            "drift",
-            falls_db <= limits.drift_db and min(first_db, last_db) >= limits.snr_db,
-            f"SNR {first_db:.1f} dB in the first tenth, {last_db:.1f} dB in the last",
-            f"a fall by at most {limits.drift_db:.0f} dB, and {snr}",
-        ),
+        *([drift] if reference.segments is None else []),
     ]
 
 
@@ -400,7 +455,13 @@ def _tensor_errors(truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[An
 def _listen(
     opened: Runtime, graph: Graph, reference: _Reference, recordings: Sequence[Recording]
 ) -> tuple[tuple[Listener, ...], Wave]:
-    waves = [aligned(opened, graph, r.noisy, reference.enhancer.audio.overlap) for r in recordings]
+    overlap, segments = reference.enhancer.audio.overlap, reference.segments
+    waves = [
+        aligned(opened, graph, recording.noisy, overlap)
+        if segments is None
+        else in_overlapped(opened, graph, recording.noisy, segments)
+        for recording in recordings
+    ]
     heard = []
     for recording, wave, (quality, clearness) in zip(recordings, waves, reference.scores, strict=True):
         try:

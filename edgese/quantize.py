@@ -163,12 +163,17 @@ def make_plans(
     """How each of these precisions is made of a network; those in INT8 are searched for, which takes minutes.
 
     Raises:
-        ConfigError: INT8 without a calibration or recordings.
+        ConfigError: INT8 without a calibration or recordings, or for a network that is not causal.
         VerificationError, CalibrationError: as `quantize`.
     """
     plans = {}
     for precision in dict.fromkeys(precisions):
         if precision.quantized:
+            if not enhancer.network.causal:
+                raise ConfigError(
+                    f"{precision.value}: {enhancer.network.config.name} looks ahead: INT8 is calibrated on streams, "
+                    "which it does not have: export it in fp32 or fp16"
+                )
             if calibration is None or not recordings:
                 raise ConfigError(
                     f"{precision.value}: needs a calibration and recordings to hear its PESQ on: make one with "

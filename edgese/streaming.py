@@ -7,6 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from edgese.segments import Segments
 from export.bundle import Graph
 from runtimes.base import Runtime, Stream
 
@@ -31,6 +32,12 @@ def run(stream: Stream, graph: Graph, wave: Wave, took: list[float] | None = Non
         if took is not None:
             took.append(time.perf_counter() - started)
     return np.concatenate(pieces)
+
+
+def in_overlapped(opened: Runtime, graph: Graph, wave: Wave, segments: Segments) -> Wave:
+    """A whole recording through a graph that takes segments, as long as the input and in time with it."""
+    stream = opened.stream(graph.states, streams=1)
+    return segments.recording(wave, lambda segment: stream({"wave": segment})["enhanced"])
 
 
 def aligned(opened: Runtime, graph: Graph, wave: Wave, overlap: int) -> Wave:

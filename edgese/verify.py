@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgese.errors import VerificationError
 from edgese.metrics import snr_db
-from edgese.model.waveform import WaveformEnhancer
+from edgese.model.waveform import SegmentStep, WaveformEnhancer
 from edgese.streaming import run, samples
 from export.bundle import Graph
 from runtimes.registry import open_runtime
@@ -122,6 +123,8 @@ class Truth:
 def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -> Truth:
     """What a graph is compared with; `wave` is cut to whole blocks of `block_multiple` hops.
 
+    A network that is not causal hears each of them as a segment of its own.
+
     Raises:
         VerificationError: nothing is left of it, or PyTorch itself gives NaN.
     """
@@ -129,27 +132,49 @@ def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -
     whole = wave[: len(wave) // size * size]
     if not len(whole):
         raise VerificationError(f"verification sound: found {len(wave)} samples, wanted at least {size}")
-    states, pieces = enhancer.initial_state(), []
-    for piece in torch.from_numpy(whole)[None].split(VERIFICATION_HOPS * enhancer.audio.hop, dim=1):
-        enhanced, states = enhancer(piece, states)
-        pieces.append(enhanced[0])
-    enhanced = torch.cat(pieces)
+    if enhancer.network.causal:
+        at_a_time = VERIFICATION_HOPS * enhancer.audio.hop
+        enhanced, states = streamed(enhancer, torch.from_numpy(whole), at_a_time, enhancer.initial_state())
+    else:
+        enhanced, states = in_segments(enhancer, torch.from_numpy(whole), size), {}
     if not torch.isfinite(enhanced).all():
         raise VerificationError("PyTorch itself gives NaN or Inf: the weights are broken")
     return Truth(whole, enhanced.numpy(), {name: state.numpy() for name, state in states.items()})
 
 
 @torch.no_grad()
-def float64_truth(enhancer: WaveformEnhancer, wave: Wave) -> Truth:
-    """The answer of the same weights in double precision, by the scan's definition; outputs and states are float64."""
+def float64_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -> Truth:
+    """The answer of the same weights in double precision, by the scan's definition; outputs and states are float64.
+
+    Args:
+        wave: whole blocks of `block_multiple` hops: the segments of a network that is not causal.
+    """
     exact = copy.deepcopy(enhancer).double()
     exact.network.use_form("exact")
-    states = {name: state.double() for name, state in exact.initial_state().items()}
+    sound = torch.from_numpy(wave).double()
+    if enhancer.network.causal:
+        zeros = {name: state.double() for name, state in exact.initial_state().items()}
+        enhanced, states = streamed(exact, sound, 1000 * enhancer.audio.hop, zeros)
+    else:
+        enhanced, states = in_segments(exact, sound, block_multiple * enhancer.audio.hop), {}
+    return Truth(wave, enhanced.numpy(), {name: state.numpy() for name, state in states.items()})
+
+
+def streamed(
+    enhancer: WaveformEnhancer, sound: Tensor, size: int, states: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What is made of (n_samples,), `size` at a time, and the states after it."""
     pieces = []
-    for piece in torch.from_numpy(wave).double()[None].split(1000 * enhancer.audio.hop, dim=1):
-        enhanced, states = exact(piece, states)
+    for piece in sound[None].split(size, dim=1):
+        enhanced, states = enhancer(piece, states)
         pieces.append(enhanced[0])
-    return Truth(wave, torch.cat(pieces).numpy(), {name: state.numpy() for name, state in states.items()})
+    return torch.cat(pieces), states
+
+
+def in_segments(enhancer: WaveformEnhancer, sound: Tensor, size: int) -> Tensor:
+    """What is made of (n_samples,), each `size` heard by itself; not joined."""
+    step = SegmentStep(enhancer)
+    return torch.cat([step(segment)[0] for segment in sound[None].split(size, dim=1)])
 
 
 def long_sound(recordings: Sequence[Wave], n_samples: int) -> Wave:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgese.opening import open_graph
+from edgese.segments import Segments
 from edgese.streaming import samples
 from export.bundle import Bundle, Graph
 
-CALLS = 200
-WARM_UP_CALLS = 20
+CALLS = 200  # and a tenth of them to warm up
+SEGMENT_CALLS = 10  # of graphs that take a segment, which lasts for seconds
 GAIN = 0.95  # of float32's time: what gains less is not worth a loss
 
 
@@ -51,11 +52,14 @@ def _medians_ms(bundle: Bundle, graphs: Sequence[Graph], runtime: str) -> list[f
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(open_graph(bundle, graph, runtime)) for graph in graphs]
         streams = [runtime.stream(graph.states, streams=1) for runtime, graph in zip(opened, graphs, strict=True)]
-        for call in range(WARM_UP_CALLS + CALLS):
-            wave = 0.1 * rng.standard_normal((1, samples(graphs[0], graphs[0].block)), np.float32)
+        size = samples(graphs[0], graphs[0].block)
+        calls = CALLS if Segments.of(bundle.manifest) is None else SEGMENT_CALLS
+        warm_up = calls // 10
+        for call in range(warm_up + calls):
+            wave = 0.1 * rng.standard_normal((1, size), np.float32)
             for stream, times in zip(streams, took, strict=True):
                 started = time.perf_counter()
                 stream({"wave": wave})
-                if call >= WARM_UP_CALLS:
+                if call >= warm_up:
                     times.append(time.perf_counter() - started)
     return [1e3 * float(np.median(times)) for times in took]

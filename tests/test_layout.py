@@ -27,7 +27,7 @@ LAYERS = [
     {"edgese.audio", "edgese.partial", "edgese.jobs", "edgese.plot", "edgese.metrics", "edgese.composite"}
     | {"edgese.features", "edgese.model", "edgese.checkpoint", "edgese.data", "edgese.losses"}
     | {"edgese.recordings", "edgese.noises", "edgese.rooms", "edgese.mixing", "edgese.perceptual", "edgese.ranks"}
-    | {"edgese.machine", "edgese.sysfs"},
+    | {"edgese.machine", "edgese.segments", "edgese.sysfs"},
     {"(commands)"},
     {"edgese.cli"},
     {"edgese.__main__"},

@@ -7,6 +7,7 @@ The rules, all of them:
   not told apart, and the first in the order of runtimes and precisions is taken.
 - *Most streams*: of the cases that carry the most streams on the whole device, or as many within the search's
   resolution, the one of the smallest block; then the first in order.
+- *Most sound*, of a network that looks ahead and so has no latency to speak of: the fastest median.
 - *Noise*: a warning where medians or p99 differ between turns by more than `LARGE_SPREAD`, or where others had more
   than `LARGE_SHARE` of a measured core.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from edgese.bench.capacity import RESOLUTION, Point
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Timing, calls_for
+from edgese.segments import network_name, told
 
 MARGIN = 0.5  # of the block that the p99 of a paced call may take: DESIGN, section 6
 LARGE_SPREAD = {"p50": 0.10, "p99": 0.30}
@@ -56,6 +58,8 @@ class Advice:
 
 def recommend(report: Report) -> list[Advice]:
     """One advice for each purpose."""
+    if not report.results[0].case.live:  # all of a bundle are alike
+        return [_no_latency(report), _most_sound(report.results)]
     return [_lowest_latency(report.results), _most_streams(report.results)]
 
 
@@ -118,6 +122,30 @@ def _most_streams(results: Sequence[Result]) -> Advice:
     return Advice(purpose, best, words)
 
 
+def _no_latency(report: Report) -> Advice:
+    name, segments = network_name(report.bundle.manifest), told(report.bundle)
+    return Advice("lowest latency", None, f"{name} looks ahead: no live form, {segments} only; choose a causal network")
+
+
+def _most_sound(results: Sequence[Result]) -> Advice:
+    best = _fastest(results)
+    capacity, peak_mb = best.capacity, max((turn.cold.peak_mb or 0.0) for turn in best.turns)
+    cores = f"{capacity.cores} core{'s' if capacity.cores != 1 else ''}"
+    keeps_up = f"{'at least ' if capacity.at_least else ''}{capacity.streams} recordings at a time keep up on {cores}"
+    words = (
+        f"use {_name(best)}: {1 / best.back.rtf:.1f} times real time on one core, overlap included; "
+        f"{keeps_up if capacity.streams else 'not one recording keeps up'}; {peak_mb:.0f} MB"
+    )
+    return Advice("most sound", best, words)
+
+
+def _fastest(results: Sequence[Result]) -> Result:
+    """Of the least median; the first of several that are not told apart."""
+    fastest = min(results, key=lambda result: result.back.median_s)
+    slowest_turn_s = max(turn.back.median_s for turn in fastest.turns)
+    return next(result for result in results if min(turn.back.median_s for turn in result.turns) <= slowest_turn_s)
+
+
 def _unfit(result: Result) -> str:
     """Why a case does not keep real time with a margin, or nothing."""
     paced, period_s = result.paced, result.case.period_s
@@ -140,12 +168,12 @@ def _passed_over(results: Sequence[Result], block: int) -> str:
 def _level_with_fastest(results: Sequence[Result]) -> list[Result]:
     """Those whose turns' medians overlap with the fastest one's, in the order given."""
     fastest = min(results, key=lambda result: result.paced.median_s)
-    slowest_turn_s = max(turn.paced.median_s for turn in fastest.turns)
-    return [
-        result
-        for result in results
-        if result is fastest or min(turn.paced.median_s for turn in result.turns) <= slowest_turn_s
-    ]
+    slowest_turn_s = max(_paced_medians_s(fastest))
+    return [result for result in results if result is fastest or min(_paced_medians_s(result)) <= slowest_turn_s]
+
+
+def _paced_medians_s(result: Result) -> list[float]:
+    return [turn.paced.median_s for turn in result.turns if turn.paced is not None]
 
 
 def _large_spreads(results: Sequence[Result]) -> list[str]:
@@ -154,7 +182,7 @@ def _large_spreads(results: Sequence[Result]) -> list[str]:
         spreads = [
             (value, f"{result.case}, {way}")
             for result in results
-            for way in ("back", "paced")
+            for way in result.ways
             if (value := result.spread(way)[name]) is not None
         ]
         worst, where = max(spreads, default=(0.0, ""))
@@ -174,4 +202,5 @@ def _lost_core(results: Sequence[Result]) -> list[str]:
 
 def _name(result: Result) -> str:
     case = result.case
-    return f"{TITLES.get(case.runtime, case.runtime)}, {case.precision}, block {case.block}"
+    kind = "block" if case.live else "segments of"
+    return f"{TITLES.get(case.runtime, case.runtime)}, {case.precision}, {kind} {case.block}"

@@ -1,6 +1,7 @@
 """How many streams a device carries: one more in each call until a call takes longer than the block that it is for.
 
-A point fits if the p99 of calls back to back is within the block's duration. The number of streams is doubled until a
+A point fits if the p99 of calls back to back is within the block's duration; of calls that take segments, which are
+few, the slowest within what a segment advances. The number of streams is doubled until a
 point does not fit, then bisected to within a sixteenth. A point that does not fit is measured once more before that is
 believed: a neighbour's burst must not end the search.
 """
@@ -25,6 +26,14 @@ class Point:
     streams: int  # in each call
     timings: tuple[Timing, ...]  # one a core
     complete: bool  # False: stopped when too many calls had missed for p99 to be within the deadline
+    live: bool = True  # False: calls take segments
+
+    @property
+    def slow_s(self) -> float | None:
+        """What the deadline is held against: p99, or the slowest call where they are segments."""
+        if self.live or not self.complete:
+            return self.p99_s
+        return max(float(timing.took_s.max()) for timing in self.timings)
 
     @property
     def p99_s(self) -> float | None:
@@ -34,7 +43,7 @@ class Point:
 
     @property
     def fits(self) -> bool:
-        return self.p99_s is not None and self.p99_s <= self.timings[0].period_s
+        return self.slow_s is not None and self.slow_s <= self.timings[0].period_s
 
     @property
     def core_share(self) -> float | None:
@@ -49,6 +58,7 @@ class Point:
             "calls": [len(timing.took_s) for timing in self.timings],
             "median_ms": max(timing.median_s for timing in self.timings) * 1e3,
             "p99_ms": None if self.p99_s is None else self.p99_s * 1e3,
+            "slowest_ms": max(float(timing.took_s.max()) for timing in self.timings) * 1e3,
             "fits": self.fits,
             "core_share": self.core_share,
         }
@@ -67,6 +77,12 @@ class Capacity:
     def streams(self) -> int:
         """On all cores together."""
         return self.cores * self.streams_per_core
+
+    @property
+    def slow_s(self) -> float | None:
+        """As a point's, with so many streams."""
+        fitting = [point.slow_s for point in self.points if point.fits and point.streams == self.streams_per_core]
+        return fitting[-1] if fitting else None
 
     @property
     def p99_s(self) -> float | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtimes.base import Runtime
 
 WARM_UP_CALLS = 50
+WARM_UP_SEGMENTS = 2  # where a call takes one, which lasts for seconds
 WARM_UP_HOPS = 400  # and at least so many: memory is read after them
 
 Answer = Callable[[dict[str, Any]], None]
@@ -66,7 +67,7 @@ def serve(options: argparse.Namespace, began_s: float, requests: Iterable[str], 
                 "import_s": imported_s - began_s,
                 "load_s": loaded_s - imported_s,
                 "first_call_s": first_call_s,
-                **session.open(options.streams, max(WARM_UP_CALLS, WARM_UP_HOPS // session.block)),
+                **session.open(options.streams, session.warm_up_calls),
             }
             answer({"cold": cold})
             for line in requests:
@@ -79,9 +80,11 @@ def serve(options: argparse.Namespace, began_s: float, requests: Iterable[str], 
 class Session:
     """An open graph, and calls of it on one stream after another."""
 
-    def __init__(self, runtime: Runtime, graph: Graph, wave: NDArray[np.float32], period_s: float) -> None:
+    def __init__(
+        self, runtime: Runtime, graph: Graph, wave: NDArray[np.float32], period_s: float, *, live: bool = True
+    ) -> None:
         self._runtime, self._graph, self._wave, self._period_s = runtime, graph, wave, period_s
-        self.block = graph.block
+        self.warm_up_calls = max(WARM_UP_CALLS, WARM_UP_HOPS // graph.block) if live else WARM_UP_SEGMENTS
 
     @classmethod
     def open_graph(cls, stack: contextlib.ExitStack, path: Path, file: str, runtime: str, sound: Path) -> Session:
@@ -89,13 +92,15 @@ class Session:
         import numpy as np
 
         from edgese.opening import open_graph
+        from edgese.segments import Segments
         from export.bundle import Bundle
 
         bundle = Bundle.open(path)
         (graph,) = (graph for graph in bundle.graphs if graph.file == file)
-        audio = bundle.manifest["audio"]
+        audio, segments = bundle.manifest["audio"], Segments.of(bundle.manifest)
         opened = stack.enter_context(open_graph(bundle, graph, runtime, threads=1))
-        return cls(opened, graph, np.load(sound), graph.block * audio["hop"] / audio["sample_rate_hz"])
+        n_new = graph.block * audio["hop"] if segments is None else segments.advance
+        return cls(opened, graph, np.load(sound), n_new / audio["sample_rate_hz"], live=segments is None)
 
     def first_call(self, streams: int) -> float:
         """Seconds until a new stream has given its first block."""
@@ -129,7 +134,8 @@ class Session:
         import numpy as np
 
         size = next(int(spec.shape[1]) for spec in self._graph.inputs if spec.name == "wave")
-        blocks = self._wave[: len(self._wave) // size * size].reshape(-1, size)
+        wave = np.tile(self._wave, -(-size // len(self._wave)))  # a segment may be longer than the sound
+        blocks = wave[: len(wave) // size * size].reshape(-1, size)
         places = 7 * np.arange(streams)
         return lambda index: {"wave": blocks[(index + places) % len(blocks)]}
 

@@ -7,6 +7,9 @@ Each case is measured in a fresh process on one core (probe.py): its cold start,
 real time. The whole is repeated in turns (A B C, A B C, ...), so that what the machine does meanwhile shows as a spread
 instead of favouring one case. Then streams are added to each call until the deadline breaks (capacity.py), on one core
 and on all at once. Nothing is judged here: see advice.py.
+
+A network that looks ahead has no live form: its segments are called back to back only, and few times, as one lasts for
+seconds; the deadline is what a segment advances, so that the real-time factor is that of a long recording.
 """
 
 from __future__ import annotations
@@ -30,11 +33,13 @@ from edgese.bench.probe import Case, ColdStart, MeasurementError, Probe, measure
 from edgese.bench.timing import Timing, calls_for, pooled, spread
 from edgese.enhance import SAMPLE
 from edgese.opening import ENGINE_STREAMS
-from export.bundle import Bundle, ExportError
+from edgese.segments import Segments, require_streaming_form
+from export.bundle import Bundle, ExportError, Graph
 from export.tensorrt_api import read_device
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import ON_GPU, RUNTIMES, require_known
 
+LEAST_SEGMENTS = 5  # calls of a turn where a call takes one
 DEVICES = ("cpu", "cuda", "jetson")
 
 Start = Callable[[Case, int, Path, int], Probe]  # case, core, sound, streams
@@ -61,7 +66,7 @@ class Turn:
 
     cold: ColdStart
     back: Timing
-    paced: Timing
+    paced: Timing | None  # None: not live
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +87,13 @@ class Result:
 
     @property
     def paced(self) -> Timing:
-        """The calls in real time of all turns."""
-        return pooled([turn.paced for turn in self.turns])
+        """The calls in real time of all turns; of live cases only."""
+        return pooled([turn.paced for turn in self.turns if turn.paced is not None])
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """In which calls were made."""
+        return ("back", "paced") if self.case.live else ("back",)
 
     @property
     def capacity(self) -> Capacity:
@@ -92,11 +102,13 @@ class Result:
 
     @property
     def latency_ms(self) -> dict[str, float | None]:
-        """The parts of the way from a sample's coming in to its coming out, and their sum.
+        """The parts of the way from a sample's coming in to its coming out, and their sum; nothing where not live.
 
         The overlap behind which the output runs (algorithmic), the block that is gathered first (buffering), and from
         there to the end of the paced call (processing), late wake-ups included.
         """
+        if not self.case.live:
+            return {}
         ended = dataclasses.replace(self.paced, took_s=self.paced.ended_s)
         fixed_s = self.overlap_s + self.case.period_s
         parts = {
@@ -125,10 +137,11 @@ class Result:
             "runtime": self.case.runtime,
             "precision": self.case.precision,
             "block": self.case.block,
+            "live": self.case.live,
             "block_ms": self.case.period_s * 1e3,
             "streams": self.streams,
-            **{way: self._way(way) for way in ("back", "paced")},
-            "latency_ms": self.latency_ms,
+            **{way: self._way(way) if way in self.ways else None for way in ("back", "paced")},
+            "latency_ms": self.latency_ms or None,
             "cold_start": [dataclasses.asdict(turn.cold) | {"total_s": turn.cold.total_s} for turn in self.turns],
             "one_core": self.one_core.entry(),
             "all_cores": self.all_cores.entry() if self.all_cores else None,
@@ -192,9 +205,10 @@ def choose(bundle: Bundle, settings: Settings) -> list[Case]:
     """The cases that the settings name, by block size, then as runtimes and precisions stand.
 
     Raises:
-        ExportError: a block or precision that the bundle lacks.
+        ExportError: a block or precision that the bundle lacks, or a streaming form.
         RuntimeUnavailable: a runtime that is unknown, or of another device.
     """
+    require_streaming_form(bundle, settings.blocks)
     here = runtimes_of(settings.device)
     for runtime in settings.runtimes:
         require_known(runtime)
@@ -215,9 +229,14 @@ def choose(bundle: Bundle, settings: Settings) -> list[Case]:
         offered = ", ".join(f"block {graph.block} ({graph.precision})" for graph in plain) or "none without a variant"
         raise ExportError(f"{bundle.path}: no graph of {', '.join(missing) or 'any block'}; this bundle has {offered}")
     facts = _facts(bundle)
-    hop_s = facts["hop"] / facts["sample_rate_hz"]
+    segments = Segments.of(bundle.manifest)
+
+    def period_s(graph: Graph) -> float:
+        """Of the sound that a call adds."""
+        return (graph.block * facts["hop"] if segments is None else segments.advance) / facts["sample_rate_hz"]
+
     return [
-        Case(bundle.path, graph, runtime, graph.block * hop_s)
+        Case(bundle.path, graph, runtime, period_s(graph), live=segments is None)
         for graph in sorted(graphs, key=lambda graph: graph.block)
         for runtime in dict.fromkeys(settings.runtimes or here)
     ]
@@ -286,8 +305,10 @@ def _facts(bundle: Bundle) -> dict[str, int]:
 
 
 def _turn(probe: Probe, settings: Settings) -> Turn:
-    """Both ways of calling; back to back at least so often that all turns together know p99.9."""
+    """Both ways of calling; back to back at least so often that all turns together know p99.9, but for segments."""
     n_paced = math.ceil(settings.seconds / probe.case.period_s)
+    if not probe.case.live:
+        return Turn(probe.cold, probe.back(max(n_paced, LEAST_SEGMENTS)), None)
     n_back = max(n_paced, math.ceil(calls_for(99.9) / settings.repeats))
     return Turn(probe.cold, probe.back(n_back), probe.paced(n_paced))
 

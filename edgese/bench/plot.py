@@ -78,7 +78,8 @@ def _figure(report: Report, title: str, panel: Panel, keys: Sequence[Line2D]) ->
         results = [result for result in report.results if result.case.block == block]
         panel(axis, results, colours)
         duration_ms = results[0].case.period_s * 1e3
-        axis.set_title(f"block {block}: {duration_ms:g} ms", loc="left", fontsize=11, fontweight="bold")
+        kind = "block" if results[0].case.live else "segments of"
+        axis.set_title(f"{kind} {block}: {duration_ms:g} ms", loc="left", fontsize=11, fontweight="bold")
         axis.grid(which="major", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
@@ -95,8 +96,9 @@ def _latency_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
     for result in results:
         colour = colours[result.case.runtime, result.case.precision]
         axis.step(*_slower_share(result.back.took_s), where="post", color=colour, **_BACK)
-        axis.step(*_slower_share(result.paced.took_s), where="post", color=colour, **_PACED)
-    n_calls = max(len(timing.took_s) for result in results for timing in (result.back, result.paced))
+        if result.case.live:
+            axis.step(*_slower_share(result.paced.took_s), where="post", color=colour, **_PACED)
+    n_calls = max(len(getattr(result, way).took_s) for result in results for way in result.ways)
     axis.set_yscale("log")
     axis.set_ylim(0.7 / n_calls, 1.4)
     axis.yaxis.set_major_locator(FixedLocator([10.0**-power for power in range(int(np.log10(n_calls)) + 1)]))
@@ -135,12 +137,12 @@ def _streams_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
     _plain_ticks(axis.yaxis)
-    axis.set_ylabel("p99 of a call, ms")
+    axis.set_ylabel("p99 of a call, ms" if results[0].case.live else "slowest of a few calls, ms")
     axis.set_xlabel("streams on the device")
 
 
 def _draw_capacity(axis: Axes, capacity: Capacity, colour: str, marker: str, linestyle: str) -> None:
-    measured = {point.streams: point.p99_s for point in capacity.points if point.p99_s is not None}
+    measured = {point.streams: point.slow_s for point in capacity.points if point.slow_s is not None}
     stopped = {
         point.streams: max(_p99_at_least_s(timing.took_s, timing.period_s) for timing in point.timings)
         for point in capacity.points

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 POINT_S = 1.0  # of sound that each stream hears at each point of a search, or as many calls as p99 takes
+SEGMENT_CALLS = 3  # at each point where calls take segments, which last for seconds
 WARM_UP_CALLS = 10  # of each point: the process is warm already, the stream and its number of streams are new
 _END_S = 10.0  # that a process has to end by itself
 
@@ -46,7 +47,8 @@ class Case:
     bundle: Path
     graph: Graph
     runtime: str
-    period_s: float  # duration of the block that a call takes
+    period_s: float  # duration of the block that a call takes; of a segment, of what it advances
+    live: bool = True  # False: the graph takes a segment of a network that looks ahead
 
     @property
     def precision(self) -> str:
@@ -57,7 +59,7 @@ class Case:
         return self.graph.block
 
     def __str__(self) -> str:
-        return f"{self.runtime} {self.precision} block {self.block}"
+        return f"{self.runtime} {self.precision} {'block' if self.live else 'segment'} {self.block}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,13 +178,13 @@ class Probe:
 
 def measure_point(probes: Sequence[Probe], streams: int) -> Point:
     """Calls of `streams` streams back to back, in all these processes at the same time."""
-    period_s = probes[0].case.period_s
-    n_calls = max(calls_for(99.0), round(POINT_S / period_s))
+    case = probes[0].case
+    n_calls = max(calls_for(99.0), round(POINT_S / case.period_s)) if case.live else SEGMENT_CALLS
     for probe in probes:
-        probe.begin(do="open", streams=streams, calls=WARM_UP_CALLS)
+        probe.begin(do="open", streams=streams, calls=WARM_UP_CALLS if case.live else 1)
     for probe in probes:
         probe.answer()
     for probe in probes:
         probe.begin(do="back", calls=n_calls, allowed_misses=n_calls // 100)
     timings = tuple(probe.timing() for probe in probes)
-    return Point(streams, timings, all(len(timing.took_s) == n_calls for timing in timings))
+    return Point(streams, timings, all(len(timing.took_s) == n_calls for timing in timings), case.live)

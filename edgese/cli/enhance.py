@@ -48,7 +48,7 @@ def enhance_command(
     model: BundlePath = None,
     runtime: Annotated[str, typer.Option(help="What runs the network.")] = "onnxruntime",
     block: Annotated[
-        int | None, typer.Option(min=1, help="Hops a call takes. Default: the most the model offers.")
+        int | None, typer.Option(min=1, help="Hops a call takes; causal networks. Default: the most the model offers.")
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Files at a time. Default: one for each core.")

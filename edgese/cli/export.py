@@ -21,11 +21,22 @@ def export_command(
     weights: Annotated[
         Path | None, typer.Argument(help=".safetensors, or .pt of `edgese train`. Default: the shipped weights.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="No weights: this network untrained, to measure its speed before training."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder. Default: the model's name.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name. Default: the folder's.")] = None,
-    blocks: Annotated[str, typer.Option(help="Hops a call takes; one graph for each.")] = "1,4,8,16",
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Causal networks: hops a call takes; one graph for each. Default: 1,4,8,16."),
+    ] = None,
+    segment_hops: Annotated[
+        int | None,
+        typer.Option(help="Networks that look ahead: hops of a segment, which one graph takes. Default: 512."),
+    ] = None,
     precisions: Annotated[
         list[Precision] | None,
         typer.Option("--precision", help="Add graphs in this precision to those in fp32; may be repeated."),
@@ -65,7 +76,7 @@ def export_command(
 ) -> None:
     """Write a bundle: waveform-in, waveform-out ONNX graphs, each verified against PyTorch before it counts."""
     require("torch", "onnx", "onnxscript", extra="export")
-    from edgese.artefact import export_bundle, require_passed
+    from edgese.artefact import export_bundle, require_passed, untrained
     from edgese.calibration import read_calibration
     from edgese.checkpoint import load_enhancer
     from edgese.engines import Kit, for_tensorrt
@@ -73,6 +84,10 @@ def export_command(
     from edgese.quantize import make_plans
     from edgese.testset import recordings
 
+    if model is not None and weights is not None:
+        raise typer.BadParameter(f"--model {model}: found weights beside it, wanted one of both: it is for having none")
+    if model is not None and model_card is not None:
+        raise typer.BadParameter(f"--model {model}: found --model-card beside it; an untrained network gets its own")
     int8 = [precision for precision in precisions or [] if precision.quantized]
     needless = [name for name, given in {"--calibration": calibration, "--data": data, "--plot": plot}.items() if given]
     if needless and not int8:
@@ -82,9 +97,13 @@ def export_command(
     if int8:
         require("pesq", extra="metrics")
     source = weights or shipped_bundle() / "model.safetensors"
-    folder = output or Path(f"{source.parent.name if weights is None else source.stem}.bundle")
+    stem = f"{model}-untrained" if model else source.parent.name if weights is None else source.stem
+    folder = output or Path(f"{stem}.bundle")
+    called = name or folder.name
+    if model is not None and "untrained" not in called:
+        called = f"{called}-untrained"
     try:
-        sizes = [int(size) for size in blocks.split(",")]
+        sizes = None if blocks is None else [int(size) for size in blocks.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--blocks: found {blocks!r}, wanted numbers such as 1,4,16") from None
     with progress_bar(quiet or as_json) as bar:
@@ -93,7 +112,7 @@ def export_command(
         def tell(step: str) -> None:
             bar.update(task, description=step)
 
-        enhancer = load_enhancer(source)
+        enhancer = untrained(model) if model else load_enhancer(source)
         batches = read_calibration(calibration, enhancer) if int8 and calibration else None
         plans = make_plans(
             enhancer,
@@ -105,10 +124,11 @@ def export_command(
             on_progress=tell,
         )
         exported = export_bundle(
-            source,
+            enhancer if model else source,
             folder,
-            name=name or folder.name,
+            name=called,
             blocks=sizes,
+            segment_hops=segment_hops,
             sound=sound or SAMPLE,
             model_card=model_card,
             pcs=pcs,
@@ -132,7 +152,7 @@ def export_command(
                     result.graph,
                     f"{result.max_abs:.1e}",
                     f"{result.snr_db:.1f}",
-                    f"{max(result.state_relative.values(), default=float('nan')):.1e}",
+                    f"{max(result.state_relative.values()):.1e}" if result.state_relative else "none",
                     "passed" if result.passed else "FAILED",
                 ]
                 for result in exported.results
@@ -150,6 +170,12 @@ def export_command(
     elif made is not None:
         for graph, path in made.paths.items():
             typer.echo(f"engine: {graph}: {path} ({path.stat().st_size / 1e6:.1f} MB)", err=as_json)
+    if model is not None:
+        typer.echo(
+            f"warning: {bundle.path}: UNTRAINED, {model} with random weights of seed 0: fit to measure its speed, "
+            "its sound means nothing",
+            err=True,
+        )
 
 
 def _tell(line: str) -> None:

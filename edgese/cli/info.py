@@ -29,16 +29,29 @@ def info_command(
     rows.append(["total", f"{sum(counts.values()):,}", f"{sum(macs.values()):,}"])
     print_table(facts["name"], ["part", "parameters", "MACs a frame"], rows)
     giga = sum(macs.values()) * frames_per_second / 1e9
-    latency = facts["latency"]
-    typer.echo(f"{giga:.2f} GMAC a second of sound; latency {latency['ms']:.0f} ms ({latency['samples']} samples)")
+    typer.echo(f"{giga:.2f} GMAC a second of sound; {_latency_words(facts)}")
+    if not facts.get("trained", True):
+        typer.echo("UNTRAINED: random weights, to measure speed with")
     if "graphs" in facts:
         blocks: dict[str, list[str]] = {}
         for graph in facts["graphs"]:
             kind = " with ".join(filter(None, (graph["precision"], graph.get("variant", "").upper())))
             blocks.setdefault(kind, []).append(str(graph["block"]))
         for kind, sizes in blocks.items():
-            typer.echo(f"{kind}: graphs of {', '.join(sizes)} hops a call")
+            typer.echo(
+                f"{kind}: {'graphs' if facts.get('causal', True) else 'a segment'} of {', '.join(sizes)} hops a call"
+            )
         typer.echo("verified against PyTorch" if facts["verification"]["passed"] else "NOT verified")
+
+
+def _latency_words(facts: dict[str, Any]) -> str:
+    """Causal or not, and by how much a sample is late."""
+    latency = facts["latency"]
+    late = f"{latency['ms']:.0f} ms ({latency['samples']} samples)"
+    if facts.get("causal", True):
+        return f"causal, latency {late}"
+    overlap_s = facts["segments"]["overlap_samples"] / facts["audio"]["sample_rate_hz"]
+    return f"not causal: hears a whole segment at a time, {late}, that shares {overlap_s:.2g} s with the next"
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:

@@ -48,10 +48,17 @@ def verify_command(
     if report is not None:
         require("jinja2", "PIL", extra="report")
     from edgese.enhance import shipped_bundle
+    from edgese.errors import VerificationError
     from edgese.proof import prove, recordings
+    from edgese.segments import Segments, network_name, told
     from export.bundle import Bundle
 
     opened = Bundle.open(bundle or shipped_bundle())
+    if bisect and Segments.of(opened.manifest) is not None:
+        raise VerificationError(
+            f"--bisect: {network_name(opened.manifest)} looks ahead: the search compares streams hop by hop, and it "
+            f"has {told(opened)} only: leave it out, the checks tell which graph is wrong and by how much"
+        )
     with progress_bar(quiet or as_json, _no_columns) as bar:
         task = bar.add_task("verify")
 
@@ -107,6 +114,8 @@ def _print_verification(verification: Verification) -> None:
         typer.echo(f"  {check.name}: {check.found}: {_verdict(check.passed)}")
     for failure in verification.failures:
         typer.echo(f"FAILED: {failure}")
+    if verification.not_tried:
+        typer.echo(f"  not tried, the network is not causal: {', '.join(verification.not_tried)}")
     n_checks = len(verification.checks) + sum(len(proof.checks) for proof in verification.proofs)
     if verification.passed:
         n_graphs = len(verification.proofs)
@@ -116,8 +125,11 @@ def _print_verification(verification: Verification) -> None:
 
 
 def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:
+    from edgese.segments import Segments, told
+
+    heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {told(bundle)}"
     print_table(
-        f"{bundle.path}: against PyTorch, {n_hops:,} hops streamed with carried state",
+        f"{bundle.path}: against PyTorch, {n_hops:,} hops {heard}",
         ["graph", "runtime", "SNR dB", "first, last tenth dB", "float64 dB", "PESQ", "lost", "checks", ""],
         [_row(proof) for proof in proofs],
     )

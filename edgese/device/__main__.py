@@ -20,6 +20,7 @@ from edgese.device.latency import measure
 from edgese.device.opening import CANDIDATES, TENSORRT, Engines, find_runtimes, fits
 from edgese.device.selftest import self_test
 from edgese.errors import EdgeseError
+from edgese.segments import require_streaming_form
 from export.bundle import ExportError, Graph
 from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import RuntimeUnavailable
@@ -132,6 +133,7 @@ def _one_graph(content: Content, options: argparse.Namespace) -> Graph:
     precision = options.precision or (offered[0].precision if offered else "fp32")
     largest = max((graph.block for graph in offered if graph.precision == precision), default=1)
     block = largest if options.block is None else options.block
+    require_streaming_form(content.bundle, [block])
     return content.bundle.graph(block=block, precision=precision, variant=variant)
 
 

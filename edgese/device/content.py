@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from calib.batches import read_batches
 from edgese.errors import VerificationError
+from edgese.segments import Segments, require_streaming_form
 from export.bundle import Bundle, ExportError, Graph, sha256_of
 
 Wave = NDArray[np.float32]
@@ -70,6 +71,15 @@ class Content:
         except (KeyError, TypeError, ValueError) as error:
             raise ExportError(f"{self.bundle.path}: the manifest's audio or latency lacks {error}; {_MEND}") from error
 
+    @property
+    def segments(self) -> Segments | None:
+        """Those of a network that looks ahead; None for a causal one.
+
+        Raises:
+            ExportError: the manifest does not tell them.
+        """
+        return Segments.of(self.bundle.manifest)
+
     def choose(self, precisions: Collection[str] = (), blocks: Collection[int] = ()) -> tuple[Graph, ...]:
         """The graphs of these precisions and block sizes, variants included; nothing named: all.
 
@@ -102,6 +112,8 @@ class Content:
     def golden_vectors(self, variant: str = "") -> tuple[Wave, Wave]:
         """What goes in and what PyTorch made of it, (n_samples,) each, as streamed: the output runs behind.
 
+        Of a network that looks ahead: one segment, in time with its output.
+
         Raises:
             ExportError: there are none.
             CalibrationError: they are damaged.
@@ -124,6 +136,7 @@ class Content:
 
 def choose(bundle: Bundle, precisions: Collection[str] = (), blocks: Collection[int] = ()) -> tuple[Graph, ...]:
     """See `Content.choose`."""
+    require_streaming_form(bundle, blocks)
     chosen = tuple(
         graph
         for graph in bundle.graphs

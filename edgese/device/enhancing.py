@@ -74,7 +74,7 @@ def enhance_file(
             began, left = time.perf_counter(), info.n_frames
             stream = opened.stream(graph.states, streams=info.n_channels)
             with WavWriter(target, info) as writer:
-                for block in _aligned(reader.blocks(), stream, graph, info.n_channels, facts["overlap_samples"]):
+                for block in _enhanced(content, reader.blocks(), stream, graph, info.n_channels):
                     if not np.isfinite(block).all():
                         raise AudioError(f"{shown(source)}: the network gave NaN or Inf: lower the input's level")
                     writer.write(block[:left])
@@ -83,6 +83,16 @@ def enhance_file(
                 writer.publish(replace=replace)
                 seconds = time.perf_counter() - began
     return Enhanced(info.duration_s, seconds, info.n_channels, writer.n_clipped)
+
+
+def _enhanced(
+    content: Content, blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int
+) -> Iterator[Samples]:
+    """Enhanced blocks in time with those that come in, and some silence after their end."""
+    segments = content.segments
+    if segments is None:
+        return _aligned(blocks, stream, graph, n_channels, content.facts["overlap_samples"])
+    return segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
 
 
 def _aligned(

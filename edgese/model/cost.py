@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgese.model.product import products
 from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.segments import SEGMENT_HOPS
 
 TRANSFORM = "STFT and inverse"
 
@@ -27,6 +28,8 @@ def parameters(enhancer: WaveformEnhancer) -> dict[str, int]:
 @torch.no_grad()
 def macs_per_frame(enhancer: WaveformEnhancer) -> dict[str, int]:
     """Multiply-accumulates of one frame in the exported form, by part.
+
+    Of a network that is not causal: of a segment's frames, each of which may look at all others, the mean of one.
 
     Matrix products as PyTorch's FlopCounterMode sees them (padding of narrow bands included, as it is computed), and
     what the network says of the rest (`Network.uncounted_macs`).
@@ -64,8 +67,9 @@ def product_macs(enhancer: WaveformEnhancer) -> dict[str, int]:
 
 def _macs_by_module(enhancer: WaveformEnhancer) -> dict[str, int]:
     """Matrix products of one frame inside each module of the network, by its path; under "", all there are."""
+    hops = 1 if enhancer.network.causal else SEGMENT_HOPS
     with FlopCounterMode(display=False) as counter:
-        StreamStep(enhancer)(torch.zeros(1, enhancer.audio.hop), *enhancer.initial_state().values())
-    found = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+        StreamStep(enhancer)(torch.zeros(1, hops * enhancer.audio.hop), *enhancer.initial_state().values())
+    found = {name: sum(flops.values()) // (2 * hops) for name, flops in counter.get_flop_counts().items()}
     inside = {name.removeprefix(_NETWORK): macs for name, macs in found.items() if name.startswith(_NETWORK)}
     return {"": found["Global"], **inside}

@@ -178,11 +178,15 @@ def scope(verification: Verification) -> str:
     seconds = n_hops * audio["hop"] / audio["sample_rate_hz"]
     length = f"{seconds / 60:.1f} min" if seconds > 3 * 60 else f"{seconds:.0f} s"
     n_heard = max((len(proof.listeners) for proof in proofs), default=0)
+    heard, tried = "streamed with carried state", "reset, several streams, causality, delay and extremes"
+    if verification.not_tried:
+        heard, tried = "heard in segments", "seams, several streams and extremes"
+    left_out = f" Not tried, as the network is not causal: {', '.join(verification.not_tried)}."
     return (
         f"{_several(n_graphs, 'graph')} in {' and '.join(runtimes) or 'no runtime'}, each against PyTorch in float32 "
-        f"and in float64: {f'{length} ({n_hops:,} hops)' if n_hops else 'nothing'} streamed with carried state, "
-        f"{_several(n_heard, 'recording')} heard by PESQ and STOI, and trials of reset, several streams, causality, "
-        "delay and extremes."
+        f"and in float64: {f'{length} ({n_hops:,} hops)' if n_hops else 'nothing'} {heard}, "
+        f"{_several(n_heard, 'recording')} heard by PESQ and STOI, and trials of {tried}."
+        f"{left_out if verification.not_tried else ''}"
     )
 
 

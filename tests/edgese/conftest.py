@@ -66,6 +66,14 @@ def coarse(
 
 
 @pytest.fixture
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """That of a network that looks ahead."""
+    from .lookahead import ahead_bundle
+
+    return ahead_bundle(tmp_path_factory)
+
+
+@pytest.fixture
 def mixing(tmp_path: Path, speech_like: SpeechLike) -> Path:
     return write_mixing(tmp_path / "mixing", speech_like)
 
