@@ -1,4 +1,4 @@
-"""The command line of an unpacked device bundle: self-test, build, bench, enhance.
+"""The command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
 
 Results go to stdout (`--json` for machines), all else to stderr. Exit code 0: done; 1: failed or not passed; 2: usage.
 """
@@ -98,9 +98,22 @@ def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> i
         seconds=options.seconds,
         on_result=_tell if options.json else _say,
         tell=_tell,
+        root=options.root,
     )
     _say(json.dumps(report.entry(), indent=2) if options.json else report.here)
     return 0 if report.results and not report.failures else 1
+
+
+def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+    found, left_out = find_runtimes(options.runtime)
+    if options.json:
+        _say(json.dumps({"found": list(found), "left_out": left_out}, indent=2))
+        return 0 if found else 1
+    for name in found:
+        _say(f"{name}: opens here")
+    for name, reason in left_out.items():
+        _say(f"{name}: left out: {reason}")
+    return 0 if found else 1
 
 
 def _enhance(content: Content, engines: Engines, options: argparse.Namespace) -> int:
@@ -154,12 +167,16 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("self-test", parents=[common, several, anywhere], help="does it compute what it should?")
     one.set_defaults(command=_self_test)
+    one = commands.add_parser("runtimes", parents=[common, anywhere], help="what opens here, and why the others do not")
+    one.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    one.set_defaults(command=_runtimes)
     one = commands.add_parser("build", parents=[common, several], help="build TensorRT engines now, not at first use")
     one.add_argument("--force", action="store_true", help="build those anew that are there")
     one.set_defaults(command=_build)
     one = commands.add_parser("bench", parents=[common, several, anywhere], help="how long do calls take?")
     one.add_argument("--streams", type=_count, default=1, metavar="N", help="in each call; default: 1")
     one.add_argument("--seconds", type=_seconds, default=5.0, help="of sound in real time, each graph; default: 5")
+    one.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # a recorded board, in tests
     one.set_defaults(command=_bench)
     one = commands.add_parser("enhance", parents=[common], help="make a noisy WAV clean")
     one.add_argument("input", type=Path, help="WAV of 16 kHz: PCM of 16, 24, 32 bits or floats; any channels")
