@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calib import CalibrationError
+from edgese import machine
 from edgese.device.content import Content
 from edgese.device.enhancing import enhance_file
 from edgese.device.latency import measure
@@ -107,7 +108,8 @@ def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> i
 def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -> int:
     found, left_out = find_runtimes(options.runtime)
     if options.json:
-        _say(json.dumps({"found": list(found), "left_out": left_out}, indent=2))
+        here = machine.describe(root=options.root)
+        _say(json.dumps({"found": list(found), "left_out": left_out, "machine": here.entry()}, indent=2))
         return 0 if found else 1
     for name in found:
         _say(f"{name}: opens here")
@@ -164,19 +166,20 @@ def _parser() -> argparse.ArgumentParser:
     anywhere.add_argument(
         "--runtime", action="append", default=[], choices=CANDIDATES, help="default: each that opens here"
     )
+    rooted = argparse.ArgumentParser(add_help=False)
+    rooted.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # a recorded board, in tests
 
     one = commands.add_parser("self-test", parents=[common, several, anywhere], help="does it compute what it should?")
     one.set_defaults(command=_self_test)
-    one = commands.add_parser("runtimes", parents=[common, anywhere], help="what opens here, and why the others do not")
+    one = commands.add_parser("runtimes", parents=[common, anywhere, rooted], help="what opens here, and what does not")
     one.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     one.set_defaults(command=_runtimes)
     one = commands.add_parser("build", parents=[common, several], help="build TensorRT engines now, not at first use")
     one.add_argument("--force", action="store_true", help="build those anew that are there")
     one.set_defaults(command=_build)
-    one = commands.add_parser("bench", parents=[common, several, anywhere], help="how long do calls take?")
+    one = commands.add_parser("bench", parents=[common, several, anywhere, rooted], help="how long do calls take?")
     one.add_argument("--streams", type=_count, default=1, metavar="N", help="in each call; default: 1")
     one.add_argument("--seconds", type=_seconds, default=5.0, help="of sound in real time, each graph; default: 5")
-    one.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # a recorded board, in tests
     one.set_defaults(command=_bench)
     one = commands.add_parser("enhance", parents=[common], help="make a noisy WAV clean")
     one.add_argument("input", type=Path, help="WAV of 16 kHz: PCM of 16, 24, 32 bits or floats; any channels")
