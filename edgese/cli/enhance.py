@@ -128,7 +128,7 @@ def enhance_command(
 
             bundle = open_verified(model or shipped_bundle())
             session = stack.enter_context(board_session(host, bar, timeout, no_keep, stop))
-            graph = {"runtime": runtime, "block": block, "precision": precision, "pcs": pcs}
+            graph: dict[str, Any] = {"runtime": runtime, "block": block, "precision": precision, "pcs": pcs}
             open_denoiser = partial(RemoteDenoiser, session, bundle, **graph)
         outcomes = enhance_files(
             planned,
