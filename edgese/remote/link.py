@@ -269,10 +269,9 @@ def explain(host: str, code: int, said: list[str]) -> RemoteError:
     """
     text = "\n".join(said)
     last = next((shown(line) for line in reversed(said) if line), f"exit code {code}")
-    name = re.sub(r"^ssh://|^[^@]*@", "", host.removeprefix("ssh://")).split("/")[0]
     for pattern, error, line in _KNOWN:
         if found := re.search(pattern, text):
-            return error(f"{host}: " + line.format(host=host, name=name, found=found))
+            return error(f"{host}: " + line.format(host=host, forget=_forget(host, text), found=found))
     if code == 127 or (code != 255 and "python3" in text):
         return RemoteError(
             f"{host}: found no python3 there ({last}), wanted Python 3.10 or later: sudo apt install python3"
@@ -292,7 +291,7 @@ _KNOWN: tuple[tuple[str, type[RemoteError], str], ...] = (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
         RemoteError,
         "its host key is not the one known for it: another machine, or a board flashed anew; if you know that it is "
-        "right: ssh-keygen -R {name}, then ssh {host} once",
+        "right: {forget}, then ssh {host} once",
     ),
     (
         "Host key verification failed",
@@ -315,6 +314,14 @@ _KNOWN: tuple[tuple[str, type[RemoteError], str], ...] = (
         "does not answer ({found[0]}): is it on, and in this network?",
     ),
 )
+
+
+def _forget(host: str, text: str) -> str:
+    """What removes a host's key from those that are known: as Debian's ssh says it, else by its name and port."""
+    if found := re.search(r"ssh-keygen -f \S+ -R \S+", text):
+        return found[0]
+    name, _, port = host.removeprefix("ssh://").rpartition("@")[2].rstrip("/").partition(":")
+    return f'ssh-keygen -R "[{name}]:{port}"' if port else f"ssh-keygen -R {name}"
 
 
 def checked_host(host: str) -> str:

@@ -261,7 +261,7 @@ class Session:
         if len(lacking) == len(_RUNTIME_MODULES):
             raise RemoteError(
                 f"{self.host}: found neither TensorRT nor ONNX Runtime for python3 there, wanted one of them: "
-                f"{_MENDS['tensorrt']}, or {_MENDS['onnxruntime']}"
+                "JetPack brings TensorRT (sudo apt install python3-libnvinfer); or: python3 -m pip install onnxruntime"
             )
 
     def _put(self, path: Path, name: str, what: str, *, private: bool) -> None:

@@ -1,5 +1,5 @@
-"""A board that is this machine: an OpenSSH server on loopback, started by the tests, whose logins have a home, a PATH and
-a python3 of the test's own; and a wire to it that can be cut.
+"""A board that is this machine: an OpenSSH server on loopback, started by the tests, whose logins have a home, a PATH
+and a python3 of the test's own; and a wire to it that can be cut.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SshBoard:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                inside = Path(os.readlink(process / "cwd").removesuffix(" (deleted)")).is_relative_to(self.home)
+                inside = Path(str((process / "cwd").readlink()).removesuffix(" (deleted)")).is_relative_to(self.home)
                 if inside and word.encode() in (process / "cmdline").read_bytes():
                     found.append(int(process.name))
         return found
