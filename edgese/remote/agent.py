@@ -171,7 +171,7 @@ class _Agent:
     # Files
 
     def _put(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take a file's missing end; it gets its name when it is whole."""
+        """Take a file's missing end, telling after each piece how much is here; it gets its name when it is whole."""
         target = home() / request["name"]
         if request["private"]:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -192,6 +192,7 @@ class _Agent:
                         stream.write(content)
                         stream.flush()
                         have += len(content)
+                    self._send(OUT, json.dumps({"have": have}).encode())
         except OSError:  # the disk is full: what came is of no use to anybody
             part.unlink(missing_ok=True)
             raise

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # before each new try, after a link was lost; then it is given up
+_AHEAD_BYTES = 1 << 19  # sent and not told to be there: what a cut costs at most
 SPARE_BYTES = 4_000_000  # that a session needs beside its files
 
 _MODULES = ("numpy", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino")
@@ -266,31 +267,33 @@ class Session:
 
     def _put(self, path: Path, name: str, what: str, *, private: bool) -> None:
         """Copy a file there; what has come of it stays over a lost link, and only the rest is sent."""
-        n_bytes, digest, sent = path.stat().st_size, sha256_of(path, "run this again"), 0
+        n_bytes, digest, have = path.stat().st_size, sha256_of(path, "run this again"), 0
 
         def step(link: Link) -> None:
-            nonlocal sent
-            number = link.ask("put", name=name, bytes=n_bytes, sha256=digest, private=private)
+            nonlocal have
+            number, begun = link.ask("put", name=name, bytes=n_bytes, sha256=digest, private=private), False
             with path.open("rb") as stream:
-                begun = False
                 while True:
-                    kind, content = link.receive(wait=not begun or stream.tell() >= n_bytes)
+                    ahead = stream.tell() - have
+                    kind, content = link.receive(wait=not begun or ahead > _AHEAD_BYTES or stream.tell() == n_bytes)
                     if kind == OUT:
-                        begun, sent = True, json.loads(content)["have"]
-                        if sent:
-                            self._tell(f"{what}: {sent / 1e6:.1f} of {n_bytes / 1e6:.1f} MB are there already")
-                        stream.seek(sent)
-                    if kind == ANSWER:
+                        have = int(json.loads(content)["have"])
+                        self._on_bytes(what, have, n_bytes)
+                        if not begun:
+                            begun = True
+                            stream.seek(have)
+                            if have:
+                                self._tell(f"{what}: {have / 1e6:.1f} of {n_bytes / 1e6:.1f} MB are there already")
+                    elif kind == ANSWER:
                         answer = json.loads(content)
                         if "error" in answer:
                             raise RemoteError(f"{self.host}: {answer['error']}")
                         assert answer["id"] == number
                         return
-                    if begun and stream.tell() < n_bytes:
+                    elif begun and stream.tell() < n_bytes:
                         link.send(DATA, stream.read(CHUNK))
-                        self._on_bytes(what, stream.tell(), n_bytes)
 
-        self._steadily(f"copying {what}", step, lambda: sent)
+        self._steadily(f"copying {what}", step, lambda: have)
 
     def _steadily(self, what: str, step: Callable[[Link], T], progress: Callable[[], int] = lambda: 0) -> T:
         """Do something over the link; where that is lost, connect again and do it again.
