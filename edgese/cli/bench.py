@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.board import Host, NoKeep, Timeout, board_session, check_options, check_runtimes, print_bench
+from edgese.cli.board import (
+    Host,
+    NoKeep,
+    Timeout,
+    board_session,
+    check_options,
+    check_runtimes,
+    print_bench,
+    print_state,
+)
 from edgese.cli.terminal import BundlePath, Json, Quiet, print_table, progress_bar, require
 
 if TYPE_CHECKING:
@@ -110,6 +119,11 @@ def bench_command(
         core=core,
     )
     bundle = Bundle.open(model or shipped_bundle())
+    watched = None
+    if device == "jetson":
+        from edgese.device.readings import watch
+
+        watched = watch(Path("/"), seconds)
     with progress_bar(quiet or as_json, _step_columns) as bar:
         task = bar.add_task("measuring")
         report = bench(
@@ -118,11 +132,14 @@ def bench_command(
             lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
         )
     advice, found = recommend(report), warnings(report)
+    board = {} if watched is None else watched.entry()
     if as_json:
         said = {"recommendation": [item.entry() for item in advice], "warnings": found}
-        typer.echo(json.dumps({"device": device} | report.entry() | said, indent=2))
+        typer.echo(json.dumps({"device": device} | report.entry() | said | board, indent=2))
     else:
         _print_report(report, device)
+        if board:
+            print_state(board)
         for item in advice:
             typer.echo(item)
     for warning in found:
@@ -153,7 +170,7 @@ def _bench_there(
     chosen = Chosen(check_runtimes(runtimes), precisions, blocks)
     bundle = Bundle.open(path)
     choose(bundle, precisions, blocks)  # said now, not after copying
-    with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep) as session:
+    with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
         found = bench_there(session, bundle, chosen, streams=streams, seconds=seconds)
     if as_json:
         typer.echo(json.dumps({"device": "jetson", "host": host} | found, indent=2))

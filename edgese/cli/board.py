@@ -67,9 +67,14 @@ def check_runtimes(runtimes: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def board_session(
-    host: str, bar: Progress, timeout_minutes: float | None, no_keep: bool, stop: threading.Event | None = None
+    host: str,
+    bar: Progress,
+    timeout_minutes: float | None,
+    no_keep: bool,
+    quiet: bool,
+    stop: threading.Event | None = None,
 ) -> Iterator[Session]:
-    """A session on a board that tells on stderr what goes on; the bar is for files that are copied."""
+    """A session on a board that tells on stderr what goes on, unless `quiet`; the bar is for files that are copied."""
     from edgese.remote.session import Session
 
     tasks: dict[str, Any] = {}
@@ -80,6 +85,8 @@ def board_session(
         bar.update(tasks[what], completed=done / 1e6, total=total / 1e6)
 
     def tell(line: str) -> None:
+        if quiet:
+            return
         if bar.disable:
             typer.echo(line, err=True)
         else:
@@ -115,18 +122,7 @@ def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
     """The board, then calls, energy and what held the board back."""
     bench = found["bench"]
     print_machine(name, host, bench["machine"])
-    board, before, after = bench["board"], bench["before"], bench["after"]
-    told = {"L4T": board["l4t"], "JetPack": board["jetpack"], "TensorRT": board["tensorrt"], "CUDA": board["cuda"]}
-    locked = {True: "locked (jetson_clocks)", False: "not locked", None: "not known whether locked"}
-    typer.echo(
-        "; ".join(
-            [
-                ", ".join(f"{key} {value or 'not known'}" for key, value in told.items()),
-                f"power mode {before['power_mode'] or 'not known'}",
-                f"clocks {locked[before['jetson_clocks']]}",
-            ]
-        )
-    )
+    typer.echo(_software(bench))
     print_left_out(bench)
     n_trials = len(found["self_test"]["trials"])
     typer.echo(f"self-test there: all {n_trials} graphs passed")
@@ -147,11 +143,17 @@ def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
             ["runtime", "", "block", "J / s of sound above idle", "mean W"],
             rows,
         )
+    print_state(bench)
+
+
+def print_state(readings: Mapping[str, Any]) -> None:
+    """Temperatures and what held a board back; what is not known goes to stderr."""
+    before, after = readings["before"], readings["after"]
     shown = [f"{zone} {_degrees(before, zone)} to {_degrees(after, zone)}" for zone in after["temperatures_c"]]
     typer.echo(f"temperatures before and after, C: {', '.join(shown) or 'not known'}")
-    for line in bench["throttled"] or ["nothing is known to have"]:
+    for line in readings["throttled"] or ["nothing is known to have"]:
         typer.echo(f"held back: {line}")
-    for what, reason in bench["missing"].items():
+    for what, reason in readings["missing"].items():
         typer.echo(f"not known: {what}: {reason}", err=True)
 
 
@@ -165,6 +167,15 @@ def print_machine(name: str, host: str, machine: Mapping[str, Any]) -> None:
 def print_left_out(found: Mapping[str, Any]) -> None:
     for runtime, reason in found["left_out"].items():
         typer.echo(f"left out: {runtime}: {reason}")
+
+
+def _software(readings: Mapping[str, Any]) -> str:
+    board, before = readings["board"], readings["before"]
+    told = {"L4T": board["l4t"], "JetPack": board["jetpack"], "TensorRT": board["tensorrt"], "CUDA": board["cuda"]}
+    versions = ", ".join(f"{name} {version or 'not known'}" for name, version in told.items())
+    locked = {True: "locked (jetson_clocks)", False: "not locked", None: "not known whether locked"}
+    clocks = locked[before["jetson_clocks"]]
+    return f"{versions}; power mode {before['power_mode'] or 'not known'}; clocks {clocks}"
 
 
 def _call_rows(result: Mapping[str, Any]) -> list[list[str]]:

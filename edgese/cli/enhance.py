@@ -127,7 +127,7 @@ def enhance_command(
             from edgese.remote.denoiser import RemoteDenoiser
 
             bundle = open_verified(model or shipped_bundle())
-            session = stack.enter_context(board_session(host, bar, timeout, no_keep, stop))
+            session = stack.enter_context(board_session(host, bar, timeout, no_keep, quiet, stop))
             graph: dict[str, Any] = {"runtime": runtime, "block": block, "precision": precision, "pcs": pcs}
             open_denoiser = partial(RemoteDenoiser, session, bundle, **graph)
         outcomes = enhance_files(

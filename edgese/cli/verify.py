@@ -128,7 +128,7 @@ def _verify_there(
     chosen = Chosen(check_runtimes(runtimes), precisions)
     opened = Bundle.open(path or shipped_bundle())
     choose(opened, precisions)  # said now, not after copying
-    with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep) as session:
+    with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
         tested = self_test_there(session, opened, chosen)
     if as_json:
         typer.echo(json.dumps({"host": host} | tested, indent=2))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,28 +145,46 @@ def test_a_jetson_is_measured_over_the_link(board: SshBoard, golden: Bundle, tmp
     assert result["energy"]["joules_per_audio_s"] == pytest.approx(0, abs=1e-6)
 
 
-def test_edgese_bench_measures_the_board_that_the_environment_names(
-    board: SshBoard, golden: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The board sees the /sys of a Jetson, in a name space of its own."""
+@pytest.fixture
+def as_jetson(tmp_path: Path) -> str:
+    """The shell line after which /sys is a Jetson's, in a name space of its own."""
     root = write_tree(tmp_path / "tree", "orin-nano")
     put(root, "sys/devices/soc0/machine", TREES["orin-nano"].model)
     mount = f"mount --bind {root / 'sys'} /sys"
-    tried = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False)
-    if tried.returncode:
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", mount], check=False).returncode:
         pytest.skip("a name space with another /sys cannot be made here")
-    board.log_in(board.home, wrap=f"unshare -m /bin/sh -c '{mount} && exec \"$@\"' sh")
+    return mount
+
+
+def test_edgese_bench_measures_the_board_that_the_environment_names(
+    as_jetson: str, board: SshBoard, golden: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.log_in(board.home, wrap=f"unshare -m /bin/sh -c '{as_jetson} && exec \"$@\"' sh")
     monkeypatch.setenv("EDGESE_JETSON", "board")
     arguments = ("-m", golden.path, "--block", 16, "--runtime", "onnxruntime", "--seconds", 0.3)
     done = edgese("bench", "--device", "jetson", *arguments, cwd=tmp_path)
     lines = done.stdout.decode().splitlines()
     assert lines[0].startswith(f"identity on board: {TREES['orin-nano'].model}, ")
-    assert "; clocks locked (jetson_clocks)" in lines[1]
+    assert lines[1].endswith("; clocks locked (jetson_clocks)")
     assert lines[2] == "self-test there: all 1 graphs passed"
     assert "energy of calls in real time, VDD_IN, 6.07 W idle" in lines
     assert any(line.startswith("temperatures before and after, C: cpu-thermal 51.7 to 51.7, ") for line in lines)
     assert lines[-1] == "held back: nothing is known to have"
     assert "not known: board, l4t: /etc/nv_tegra_release: not there" in done.stderr.decode()
+
+
+def test_on_the_board_itself_no_link_is_needed(as_jetson: str, golden: Bundle, tmp_path: Path) -> None:
+    options = f"-m {golden.path} --block 16 --runtime onnxruntime --seconds 0.2 --repeat 1 --json"
+    command = f"{as_jetson} && exec {sys.executable} -m edgese bench --device jetson {options}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "EDGESE_JETSON": "me@elsewhere.invalid"}
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found = parsed(done.stdout)
+    assert (found["device"], found["board"]["model"]) == ("jetson", TREES["orin-nano"].model)
+    assert found["idle"]["mean_w"] == pytest.approx(6.0672)
+    assert found["before"]["temperatures_c"] == found["after"]["temperatures_c"]
 
 
 def test_no_other_machine_passes_for_a_jetson(board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
