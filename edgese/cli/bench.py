@@ -176,7 +176,7 @@ def _bench_there(
         typer.echo(json.dumps({"device": "jetson", "host": host} | found, indent=2))
     else:
         print_bench(found, bundle.manifest["name"], host)
-    if found["bench"]["failures"]:
+    if found["bench"]["failures"] or not found["bench"]["results"]:
         raise typer.Exit(code=1)
 
 

@@ -28,9 +28,7 @@ Timeout = Annotated[
     float | None,
     typer.Option("--timeout", metavar="MINUTES", min=0.001, help="With --host: for all of it. Default: 120."),
 ]
-NoKeep = Annotated[
-    bool, typer.Option("--no-keep", help="With --host: leave nothing there, not even engines for the next time.")
-]
+NoKeep = Annotated[bool, typer.Option("--no-keep", help="With --host: leave neither bundle nor engines there.")]
 
 
 def check_options(host: str | None, local: Mapping[str, object], remote: Mapping[str, object]) -> None:

@@ -70,8 +70,13 @@ def _build(content: Content, engines: Engines, options: argparse.Namespace) -> i
     built, failed = [], 0
     for graph in (graph for graph in graphs if fits(graph, TENSORRT)):
         began, told = time.perf_counter(), list[str]()
+
+        def tell(line: str, told: list[str] = told) -> None:
+            told.append(line)
+            _tell(line)  # now: it takes minutes
+
         try:
-            path = engines.engine(content, graph, told.append, rebuild=options.force)
+            path = engines.engine(content, graph, tell, rebuild=options.force)
         except ExportError as error:
             failed += 1
             _tell(f"{graph.file}: FAILED: {error}")

@@ -145,6 +145,21 @@ def test_a_jetson_is_measured_over_the_link(board: SshBoard, golden: Bundle, tmp
     assert result["energy"]["joules_per_audio_s"] == pytest.approx(0, abs=1e-6)
 
 
+def test_engines_are_built_once_and_kept_for_the_next_session(board: SshBoard, golden: Bundle, heavy: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    told: list[str] = []
+    found = []
+    for bundle in (golden, heavy):  # the same graphs in another archive
+        with Session("board", tell=told.append) as session:
+            session.place(bundle)
+            found.append(session.result("build", "--json", "--block", 1)["engines"])
+    (first,), (second,) = found
+    assert first["told"][0] in told  # while it was going on
+    assert first["told"][0].endswith("there is none yet")
+    assert second["told"] == []
+    assert list(board.kept.glob("engines/identity.device/fp32-block1.*.engine"))
+
+
 @pytest.fixture
 def as_jetson(tmp_path: Path) -> str:
     """The shell line after which /sys is a Jetson's, in a name space of its own."""
