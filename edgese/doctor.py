@@ -13,6 +13,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -78,6 +79,7 @@ def examine(installed: Callable[[str], str | None] | None = None) -> tuple[Findi
         *(_runtime(name) for name in RUNTIMES),
         _tensorrt(version_of),
         _gpu(),
+        _ssh(),
     )
 
 
@@ -217,3 +219,14 @@ def _gpu() -> Finding:
         mend = "nothing, if there is no NVIDIA GPU; else its driver (nvidia-smi must work)"
         return Finding("NVIDIA GPU", "absent", "none that a driver tells of", mend)
     return Finding("NVIDIA GPU", "ok", str(device))
+
+
+# Boards
+
+
+def _ssh() -> Finding:
+    """What `--host` needs here."""
+    path = shutil.which("ssh")
+    if path is None:
+        return Finding("ssh", "absent", "not found; only --host needs it", "apt install openssh-client")
+    return Finding("ssh", "ok", path)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -49,7 +49,7 @@ from edgese.opening import open_graph
 from edgese.partial import PartialFile
 from edgese.precision import Precision
 from edgese.segments import Segments, require_streaming_form
-from export.bundle import Bundle, ExportError
+from export.bundle import Bundle, ExportError, Graph
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -117,6 +117,59 @@ def shipped_bundle() -> Path:
     return Path(__file__).parent / "weights" / "mbs-net-small"
 
 
+class Enhancer(Protocol):
+    """What makes blocks of a recording clean: a runtime here (`Denoiser`), or a board (edgese.remote.denoiser)."""
+
+    config: AudioConfig
+    trained: bool
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+    def prepare(self, source: Path, name: str, stop: threading.Event) -> None: ...
+    def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]: ...
+
+
+def audio_config(bundle: Bundle) -> AudioConfig:
+    """How the network hears.
+
+    Raises:
+        ExportError: the manifest does not say.
+    """
+    try:
+        audio = {key: bundle.manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
+    except (KeyError, TypeError) as error:
+        raise ExportError(f"{bundle.path}: the manifest's audio lacks {error}; export the bundle again") from error
+    return from_dict(AudioConfig, audio, "audio.")
+
+
+def is_trained(bundle: Bundle) -> bool:
+    """Whether its sound means anything: `edgese export --model` exports networks before training."""
+    return bool(bundle.manifest.get("trained", True))
+
+
+def choose_graph(
+    bundle: Bundle, *, block: int | None = None, precision: Precision = Precision.FP32, pcs: bool = False
+) -> Graph:
+    """The graph that enhances; for the arguments, see `Denoiser`.
+
+    Raises:
+        ExportError: the bundle has no such graph, or no streaming form.
+    """
+    if block is not None:
+        require_streaming_form(bundle, [block])
+    variant = "pcs" if pcs else ""
+    same = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, variant)]
+    if not same and (pcs or precision != Precision.FP32):
+        wanted = f"{precision.value} with PCS" if pcs else precision.value
+        options = "".join([f" --precision {precision.value}" * (precision != Precision.FP32), " --pcs" * pcs])
+        raise ExportError(
+            f"{bundle.path}: found no graphs in {wanted}, wanted some; make a bundle that has them "
+            f"(edgese export{options}) and name it (--model)"
+        )
+    largest = max((graph.block for graph in same), default=0)
+    return bundle.graph(block=largest if block is None else block, precision=precision.value, variant=variant)
+
+
 class Denoiser:
     """A bundle's graph open in a runtime, on one thread. A context manager.
 
@@ -140,26 +193,10 @@ class Denoiser:
         precision: Precision = Precision.FP32,
         pcs: bool = False,
     ) -> None:
-        try:
-            audio = {key: bundle.manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
-        except (KeyError, TypeError) as error:
-            raise ExportError(f"{bundle.path}: the manifest's audio lacks {error}; export the bundle again") from error
-        self.config = from_dict(AudioConfig, audio, "audio.")
-        self.trained = bool(bundle.manifest.get("trained", True))
+        self.config = audio_config(bundle)
+        self.trained = is_trained(bundle)
         self._segments = Segments.of(bundle.manifest)
-        if block is not None:
-            require_streaming_form(bundle, [block])
-        variant = "pcs" if pcs else ""
-        same = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, variant)]
-        if not same and (pcs or precision != Precision.FP32):
-            wanted = f"{precision.value} with PCS" if pcs else precision.value
-            options = "".join([f" --precision {precision.value}" * (precision != Precision.FP32), " --pcs" * pcs])
-            raise ExportError(
-                f"{bundle.path}: found no graphs in {wanted}, wanted some; make a bundle that has them "
-                f"(edgese export{options}) and name it (--model)"
-            )
-        largest = max((graph.block for graph in same), default=0)
-        graph = bundle.graph(block=largest if block is None else block, precision=precision.value, variant=variant)
+        graph = choose_graph(bundle, block=block, precision=precision, pcs=pcs)
         self.block_samples = graph.block * self.config.hop
         self._states = dict(graph.states)
         self._open = contextlib.ExitStack()
@@ -173,6 +210,9 @@ class Denoiser:
 
     def close(self) -> None:
         self._open.close()
+
+    def prepare(self, source: Path, name: str, stop: threading.Event) -> None:
+        """Nothing: it hears a recording block by block."""
 
     def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]:
         """The enhanced sound of blocks at the network's rate, in time with them, and some silence after their end.
@@ -207,7 +247,7 @@ def denoise(
     blocks: Iterable[Samples],
     rate_hz: int,
     n_channels: int,
-    denoiser: Denoiser,
+    denoiser: Enhancer,
     atten_limit_db: float | None = None,
 ) -> Iterator[Samples]:
     """The enhanced sound of a stream of blocks at any rate: same length in all, aligned, cut into other blocks.
@@ -242,7 +282,7 @@ def preview(job: Job) -> Preview:
 
 
 def enhance_file(
-    job: Job, denoiser: Denoiser, progress: Progress | None = None, stop: threading.Event | None = None
+    job: Job, denoiser: Enhancer, progress: Progress | None = None, stop: threading.Event | None = None
 ) -> Summary:
     """Enhance one file; its output appears whole under its name, or not at all.
 
@@ -261,6 +301,7 @@ def enhance_file(
         reader = stack.enter_context(AudioReader(source, job.source_name))
         info = _target_info(job, reader.info)
         writer = stack.enter_context(AudioWriter(target, info, job.target_name))
+        denoiser.prepare(source, job.source_name, stop)
         level_in, level_out = _Level(), _Level()
         noisy = level_in.meter(reader.blocks())
         clean = denoise(noisy, info.sample_rate_hz, info.n_channels, denoiser, job.options.atten_limit_db)
@@ -302,7 +343,7 @@ def enhance_file(
 
 def enhance_files(
     jobs: Sequence[Job],
-    open_denoiser: Callable[[], Denoiser],
+    open_denoiser: Callable[[], Enhancer],
     *,
     n_workers: int | None = None,
     progress: Progress | None = None,
@@ -357,6 +398,17 @@ def enhance_files(
 def denoiser_factory(bundle_path: Path, options: EnhanceOptions) -> Callable[[], Denoiser]:
     """What `enhance_files` opens its denoisers with; the bundle is read and checked here, once.
 
+    Raises: as `open_verified`.
+    """
+    bundle = open_verified(bundle_path)
+    return lambda: Denoiser(
+        bundle, runtime=options.runtime, block=options.block, precision=options.precision, pcs=options.pcs
+    )
+
+
+def open_verified(bundle_path: Path) -> Bundle:
+    """A bundle whose sound can be trusted.
+
     Raises:
         ExportError: no bundle there, or a damaged one.
         VerificationError: the bundle was never shown to agree with PyTorch.
@@ -366,9 +418,7 @@ def denoiser_factory(bundle_path: Path, options: EnhanceOptions) -> Callable[[],
         raise VerificationError(
             f"{bundle_path}: this bundle did not pass its verification, its sound cannot be trusted: export it again"
         )
-    return lambda: Denoiser(
-        bundle, runtime=options.runtime, block=options.block, precision=options.precision, pcs=options.pcs
-    )
+    return bundle
 
 
 @contextlib.contextmanager

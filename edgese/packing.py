@@ -64,8 +64,9 @@ Needed: Python 3.10 or later, NumPy, and TensorRT 10.3 or later as JetPack has i
 pip, no torch, no internet. Unpacked with: tar xf {archive}; then, in this folder:
 
     ./run self-test                      does every graph give here what PyTorch gave? The last line tells
+    ./run runtimes                       what opens here: TensorRT, ONNX Runtime
     ./run build                          TensorRT engines for this very device; minutes for each graph, once
-    ./run bench --json > bench.json      how long calls take
+    ./run bench --json > bench.json      how long calls take; on a Jetson also clocks, temperatures and energy
     ./run enhance noisy.wav clean.wav    WAV of {rate_hz} Hz, any channels
 
 ./run COMMAND -h tells the options; `--precision fp16 --block 1` keeps to some of the graphs. Engines are kept in

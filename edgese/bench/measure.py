@@ -197,7 +197,8 @@ def require_device(device: str, here: machine.Machine) -> None:
     if device == "jetson" and here.board is None:
         raise MeasurementError(
             f"--device jetson: this machine is no Jetson (found {here.cpu}, {here.system}): "
-            "run edgese bench on the board; numbers of another machine are not shown for one"
+            "run edgese bench on the board, or name the board (--host user@board); numbers of another machine are not "
+            "shown for one"
         )
 
 

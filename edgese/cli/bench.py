@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgese.cli.board import (
+    Host,
+    NoKeep,
+    Timeout,
+    board_session,
+    check_options,
+    check_runtimes,
+    print_bench,
+    print_state,
+)
 from edgese.cli.terminal import BundlePath, Json, Quiet, print_table, progress_bar, require
 
 if TYPE_CHECKING:
@@ -36,7 +46,9 @@ def bench_command(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=3600, help="Sound, in real time, that each turn of each case takes.")
     ] = 5.0,
-    repeat: Annotated[int, typer.Option(min=1, help="Turns: all is measured so many times.")] = 3,
+    repeat: Annotated[
+        int | None, typer.Option(min=1, help="Turns: all is measured so many times.", show_default="3")
+    ] = None,
     core: Annotated[int | None, typer.Option(min=0, help="The core to measure on. Default: the last one.")] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write latency.png and streams.png into this folder.")
@@ -45,10 +57,17 @@ def bench_command(
         str | None,
         typer.Option(metavar="BOARD", help="Measure nothing: estimate what a Jetson may take, such as orin-nano."),
     ] = None,
+    host: Host = None,
+    timeout: Timeout = None,
+    no_keep: NoKeep = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Latency, streams, cold start and memory of a bundle on this machine, by runtime, precision and block."""
+    """Latency, streams, cold start and memory of a bundle on this machine, by runtime, precision and block.
+
+    With --device jetson --host user@board (or EDGESE_JETSON), the board builds its TensorRT engines or reuses those it
+    has, tests itself, and measures latency, temperatures, throttling and energy. EDGESE_SSH names another ssh command.
+    """
     from edgese.bench.advice import recommend, warnings
     from edgese.bench.measure import DEVICES, Settings, bench, require_device
     from edgese.enhance import shipped_bundle
@@ -62,9 +81,30 @@ def bench_command(
         needless = [name for name, value in measuring.items() if value is not None]
         if needless:
             raise typer.BadParameter(f"--estimate measures nothing: found {', '.join(needless)} beside it, wanted none")
+        check_options(None, {}, {"--host": host, "--timeout": timeout, "--no-keep": no_keep})
         _estimate(model or shipped_bundle(), device, estimate, precisions or [], blocks or [], streams, as_json)
         return
-    require_device(device, describe())
+    here = describe()
+    if device == "jetson" and host is None and here.board is None:
+        from edgese.remote.link import environment_host
+
+        host = environment_host()
+    check_options(
+        host,
+        {"--core": core, "--plot": plot, "--repeat": repeat},
+        {"--timeout": timeout, "--no-keep": no_keep},
+    )
+    if host is not None:
+        if device != "jetson":
+            raise typer.BadParameter(
+                f"--host: found --device {device}, wanted --device jetson: it is made for no other"
+            )
+        _bench_there(
+            *(model or shipped_bundle(), host, runtimes or [], precisions or [], blocks or [], streams, seconds),
+            *(timeout, no_keep, quiet, as_json),
+        )
+        return
+    require_device(device, here)
     if plot is not None:
         from edgese.bench.plot import prepare_folder, write_plots
 
@@ -75,11 +115,16 @@ def bench_command(
         blocks=tuple(blocks or ()),
         streams=streams,
         seconds=seconds,
-        repeats=repeat,
+        repeats=repeat or 3,
         core=core,
         device=device,
     )
     bundle = Bundle.open(model or shipped_bundle())
+    watched = None
+    if device == "jetson":
+        from edgese.device.readings import watch
+
+        watched = watch(Path("/"), seconds)
     with progress_bar(quiet or as_json, _step_columns) as bar:
         task = bar.add_task("measuring")
         report = bench(
@@ -88,11 +133,14 @@ def bench_command(
             lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
         )
     advice, found = recommend(report), warnings(report)
+    board = {} if watched is None else watched.entry()
     if as_json:
         said = {"recommendation": [item.entry() for item in advice], "warnings": found}
-        typer.echo(json.dumps({"device": device} | report.entry() | said, indent=2))
+        typer.echo(json.dumps({"device": device} | report.entry() | said | board, indent=2))
     else:
         _print_report(report)
+        if board:
+            print_state(board)
         for item in advice:
             typer.echo(item)
     for warning in found:
@@ -100,6 +148,37 @@ def bench_command(
     if plot is not None:
         for picture in write_plots(report, plot):
             typer.echo(f"picture: {picture}", err=as_json)
+
+
+def _bench_there(
+    path: Path,
+    host: str,
+    runtimes: list[str],
+    precisions: list[str],
+    blocks: list[int],
+    streams: int,
+    seconds: float,
+    timeout: float | None,
+    no_keep: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measured on a board, by the board."""
+    from edgese.device.content import choose
+    from edgese.remote.trials import Chosen, bench_there
+    from export.bundle import Bundle
+
+    chosen = Chosen(check_runtimes(runtimes), precisions, blocks)
+    bundle = Bundle.open(path)
+    choose(bundle, precisions, blocks)  # said now, not after copying
+    with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
+        found = bench_there(session, bundle, chosen, streams=streams, seconds=seconds)
+    if as_json:
+        typer.echo(json.dumps({"device": "jetson", "host": host} | found, indent=2))
+    else:
+        print_bench(found, bundle.manifest["name"], host)
+    if found["bench"]["failures"] or not found["bench"]["results"]:
+        raise typer.Exit(code=1)
 
 
 def _estimate(

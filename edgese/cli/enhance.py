@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgese.cli.board import Host, NoKeep, Timeout, board_session, check_options, check_runtimes
 from edgese.cli.terminal import BundlePath, Json, Quiet, progress_bar
 from edgese.precision import Precision
 
@@ -46,21 +50,29 @@ def enhance_command(
         str | None, typer.Option(metavar="NAME", help="PCM_16, PCM_24, FLOAT, ... Default: the input's.")
     ] = None,
     model: BundlePath = None,
-    runtime: Annotated[str, typer.Option(help="What runs the network.")] = "onnxruntime",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="What runs the network. Default: onnxruntime; with --host, tensorrt where the board has it."),
+    ] = None,
     block: Annotated[
         int | None, typer.Option(min=1, help="Hops a call takes; causal networks. Default: the most the model offers.")
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Files at a time. Default: one for each core.")
     ] = None,
+    host: Host = None,
+    timeout: Timeout = None,
+    no_keep: NoKeep = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Make noisy recordings clean: any sample rate, channel count and common format, same length and alignment."""
     from edgese.enhance import (
         EnhanceOptions,
+        Enhancer,
         denoiser_factory,
         enhance_files,
+        open_verified,
         plan,
         preview,
         shipped_bundle,
@@ -68,6 +80,9 @@ def enhance_command(
     )
     from edgese.errors import AudioError, ConfigError
 
+    check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
+    if host is not None and runtime is not None:
+        check_runtimes([runtime])
     try:
         options = EnhanceOptions(
             output=output,
@@ -75,7 +90,7 @@ def enhance_command(
             atten_limit_db=atten_limit_db,
             container=container.upper() if container else None,
             subtype=subtype.upper() if subtype else None,
-            runtime=runtime,
+            runtime=runtime or "onnxruntime",
             block=block,
             jobs=jobs,
             precision=precision,
@@ -101,12 +116,24 @@ def enhance_command(
         raise typer.Exit(code=1 if any("error" in entry for entry in entries) else 0)
 
     results_on_stderr = any(job.target is None for job in planned)
-    with stopping_on_signals() as stop, progress_bar(quiet or as_json) as bar:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stopping_on_signals())
+        bar = stack.enter_context(progress_bar(quiet or as_json))
         meter = _EnhanceMeter(bar, len(planned))
+        open_denoiser: Callable[[], Enhancer]
+        if host is None:
+            open_denoiser = denoiser_factory(model or shipped_bundle(), options)
+        else:
+            from edgese.remote.denoiser import RemoteDenoiser
+
+            bundle = open_verified(model or shipped_bundle())
+            session = stack.enter_context(board_session(host, bar, timeout, no_keep, quiet, stop))
+            graph: dict[str, Any] = {"runtime": runtime, "block": block, "precision": precision, "pcs": pcs}
+            open_denoiser = partial(RemoteDenoiser, session, bundle, **graph)
         outcomes = enhance_files(
             planned,
-            denoiser_factory(model or shipped_bundle(), options),
-            n_workers=jobs,
+            open_denoiser,
+            n_workers=jobs if host is None else 1,
             progress=lambda job, done_s, total_s: meter.advance(job.source_name, done_s, total_s),
             done=lambda outcome: meter.finish(),
             stop=stop,

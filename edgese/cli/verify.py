@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgese.cli.board import (
+    Host,
+    NoKeep,
+    Timeout,
+    board_session,
+    check_options,
+    check_runtimes,
+    print_self_test,
+)
 from edgese.cli.terminal import Json, Quiet, print_table, progress_bar, require
 
 if TYPE_CHECKING:
@@ -29,20 +38,39 @@ def verify_command(
     data: Annotated[
         Path | None, typer.Option(help="Folder with clean/ and noisy/ pairs. Default: the shipped sample.")
     ] = None,
-    files: Annotated[int, typer.Option(min=1, help="At most so many pairs of the folder, evenly spread.")] = 10,
+    files: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many pairs of the folder, evenly spread.", show_default="10"),
+    ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0, help="Length of the long stream; 3,000 hops (24 s) at least.")
-    ] = 10.0,
+        float | None,
+        typer.Option(min=0, help="Length of the long stream; 3,000 hops (24 s) at least.", show_default="10"),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.html and report.json into this folder.")
     ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Find the first diverging layer of each graph that fails.")
     ] = False,
+    host: Host = None,
+    timeout: Timeout = None,
+    no_keep: NoKeep = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Prove that every graph of a bundle does what PyTorch does: samples, states, ten minutes, PESQ, causality."""
+    """Prove that every graph of a bundle does what PyTorch does: samples, states, ten minutes, PESQ, causality.
+
+    A board has no PyTorch: with --host, it streams the bundle's golden vectors through every graph in every runtime
+    that opens there, and holds what comes out against what PyTorch made of them, within the limits of the bundle.
+    """
+    check_options(
+        host,
+        {"--data": data, "--files": files, "--minutes": minutes, "--report": report, "--bisect": bisect},
+        {"--timeout": timeout, "--no-keep": no_keep},
+    )
+    if host is not None:
+        _verify_there(bundle, host, runtimes or [], precisions or [], timeout, no_keep, quiet, as_json)
+        return
     require("torch", "safetensors", extra="export")
     require("pesq", "pystoi", extra="metrics")
     if report is not None:
@@ -69,8 +97,8 @@ def verify_command(
             opened,
             runtimes=list(dict.fromkeys(runtimes or ["onnxruntime"])),
             precisions=list(dict.fromkeys(precisions or [])),
-            recordings=recordings(data, files, opened.manifest["audio"]["sample_rate_hz"]),
-            minutes=minutes,
+            recordings=recordings(data, files or 10, opened.manifest["audio"]["sample_rate_hz"]),
+            minutes=10.0 if minutes is None else minutes,
             on_progress=show,
         )
         divergences = _divergences(verification, lambda what: bar.update(task, description=what)) if bisect else {}
@@ -85,6 +113,35 @@ def verify_command(
 
         typer.echo(f"report: {write_report(verification, report)}", err=as_json)
     if not verification.passed:
+        raise typer.Exit(code=1)
+
+
+def _verify_there(
+    path: Path | None,
+    host: str,
+    runtimes: list[str],
+    precisions: list[str],
+    timeout: float | None,
+    no_keep: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """The self-test of a board; exit code 1 if a graph does not pass."""
+    from edgese.device.content import choose
+    from edgese.enhance import shipped_bundle
+    from edgese.remote.trials import Chosen, self_test_there
+    from export.bundle import Bundle
+
+    chosen = Chosen(check_runtimes(runtimes), precisions)
+    opened = Bundle.open(path or shipped_bundle())
+    choose(opened, precisions)  # said now, not after copying
+    with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
+        tested = self_test_there(session, opened, chosen)
+    if as_json:
+        typer.echo(json.dumps({"host": host} | tested, indent=2))
+    else:
+        print_self_test(tested, opened.manifest["name"], host)
+    if not tested["passed"]:
         raise typer.Exit(code=1)
 
 

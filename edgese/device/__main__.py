@@ -1,4 +1,4 @@
-"""The command line of an unpacked device bundle: self-test, build, bench, enhance.
+"""The command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
 
 Results go to stdout (`--json` for machines), all else to stderr. Exit code 0: done; 1: failed or not passed; 2: usage.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calib import CalibrationError
+from edgese import machine
 from edgese.device.content import Content
 from edgese.device.enhancing import enhance_file
 from edgese.device.latency import measure
@@ -70,8 +71,13 @@ def _build(content: Content, engines: Engines, options: argparse.Namespace) -> i
     built, failed = [], 0
     for graph in (graph for graph in graphs if fits(graph, TENSORRT)):
         began, told = time.perf_counter(), list[str]()
+
+        def tell(line: str, told: list[str] = told) -> None:
+            told.append(line)
+            _tell(line)  # now: it takes minutes
+
         try:
-            path = engines.engine(content, graph, told.append, rebuild=options.force)
+            path = engines.engine(content, graph, tell, rebuild=options.force)
         except ExportError as error:
             failed += 1
             _tell(f"{graph.file}: FAILED: {error}")
@@ -99,9 +105,23 @@ def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> i
         seconds=options.seconds,
         on_result=_tell if options.json else _say,
         tell=_tell,
+        root=options.root,
     )
     _say(json.dumps(report.entry(), indent=2) if options.json else report.here)
     return 0 if report.results and not report.failures else 1
+
+
+def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+    found, left_out = find_runtimes(options.runtime)
+    if options.json:
+        here = machine.describe(root=options.root)
+        _say(json.dumps({"found": list(found), "left_out": left_out, "machine": here.entry()}, indent=2))
+        return 0 if found else 1
+    for name in found:
+        _say(f"{name}: opens here")
+    for name, reason in left_out.items():
+        _say(f"{name}: left out: {reason}")
+    return 0 if found else 1
 
 
 def _enhance(content: Content, engines: Engines, options: argparse.Namespace) -> int:
@@ -153,13 +173,18 @@ def _parser() -> argparse.ArgumentParser:
     anywhere.add_argument(
         "--runtime", action="append", default=[], choices=CANDIDATES, help="default: each that opens here"
     )
+    rooted = argparse.ArgumentParser(add_help=False)
+    rooted.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # a recorded board, in tests
 
     one = commands.add_parser("self-test", parents=[common, several, anywhere], help="does it compute what it should?")
     one.set_defaults(command=_self_test)
+    one = commands.add_parser("runtimes", parents=[common, anywhere, rooted], help="what opens here, and what does not")
+    one.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    one.set_defaults(command=_runtimes)
     one = commands.add_parser("build", parents=[common, several], help="build TensorRT engines now, not at first use")
     one.add_argument("--force", action="store_true", help="build those anew that are there")
     one.set_defaults(command=_build)
-    one = commands.add_parser("bench", parents=[common, several, anywhere], help="how long do calls take?")
+    one = commands.add_parser("bench", parents=[common, several, anywhere, rooted], help="how long do calls take?")
     one.add_argument("--streams", type=_count, default=1, metavar="N", help="in each call; default: 1")
     one.add_argument("--seconds", type=_seconds, default=5.0, help="of sound in real time, each graph; default: 5")
     one.set_defaults(command=_bench)

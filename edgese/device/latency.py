@@ -1,7 +1,9 @@
 """What calls take on this board: back to back and paced in real time, per graph and runtime, in this very process.
 
 Less than `edgese bench` measures: no fresh process for each case, no turns, no search for the most streams. A network
-that looks ahead is not live: its segments are called back to back, a few times.
+that looks ahead is not live: its segments are called back to back, a few times. On a Jetson the board's state before and
+after comes with it, and energy: that of a second paced pass, so that reading power, which takes milliseconds, makes no
+call late that is counted.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +20,17 @@ from numpy.typing import NDArray
 
 from edgese import machine
 from edgese.bench.timing import Timing, back_to_back, calls_for, paced
+from edgese.board import BoardError
 from edgese.device.content import Content
 from edgese.device.opening import TENSORRT, Engines, Tell, find_runtimes, fits, open_graph
+from edgese.device.readings import NOTHING, Watched, watch
+from edgese.power import Energy
 from edgese.streaming import samples
 from export.bundle import ExportError, Graph
 from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import FeedError, RuntimeUnavailable
 
+_ROOT = Path("/")
 _WARM_UP_CALLS = 20
 _SEGMENT_CALLS = 10  # at least, and a tenth of it to warm up: each lasts for seconds of sound
 
@@ -38,6 +45,8 @@ class Latency:
     pinned_core: int | None
     back: Timing
     paced: Timing | None  # None: a segment, not live
+    energy: Energy | None = None  # of calls in real time
+    energyless: str = ""  # on a Jetson, why there is none
 
     def __str__(self) -> str:
         def shown(value: float | None) -> str:
@@ -55,6 +64,7 @@ class Latency:
             f"{self.graph.file} in {self.runtime}: back to back p50 {shown(back['p50'])}, p99 {shown(back['p99'])} ms; "
             f"in real time p50 {shown(live['p50'])}, p99 {shown(live['p99'])} ms of {self.back.period_s * 1e3:.0f}; "
             f"real-time factor {self.paced.rtf:.3f}; {self.paced.missed} of {len(self.paced.took_s)} late"
+            + ("" if self.energy is None else f"; {self.energy.joules_per_audio_s:.3f} J a second of sound above idle")
         )
 
     def entry(self) -> dict[str, Any]:
@@ -69,6 +79,7 @@ class Latency:
             "pinned_core": self.pinned_core,
             "back": _timing_entry(self.back),
             "paced": None if self.paced is None else _timing_entry(self.paced),
+            "energy": None if self.energy is None else self.energy.entry(),
         }
 
 
@@ -81,6 +92,7 @@ class Report:
     results: tuple[Latency, ...]
     left_out: Mapping[str, str]
     failures: Mapping[str, str]
+    readings: Mapping[str, Any]  # of a Jetson; see readings.py
 
     def entry(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -97,6 +109,7 @@ class Report:
             "results": [result.entry() for result in self.results],
             "left_out": dict(self.left_out),
             "failures": dict(self.failures),
+            **self.readings,
         }
 
 
@@ -111,39 +124,56 @@ def measure(
     seconds: float = 5.0,
     on_result: Callable[[Latency], None] = lambda result: None,
     tell: Tell = lambda line: None,
+    root: Path = _ROOT,
 ) -> Report:
     """Measure the graphs without a variant; nothing named: in all precisions, blocks and runtimes that there are.
 
     Args:
         streams: in each call.
-        seconds: of sound, in real time, that paced calls take for each graph; back to back are 1000 calls or more.
+        seconds: of sound, in real time, that paced calls take for each graph; back to back are 1000 calls or more. On
+            a Jetson idle power is sampled for as long before, and that of paced calls in a second pass.
+        root: what stands for `/` where the board is read.
 
     Raises:
         ExportError: no graph of a precision or block that is named.
         RuntimeUnavailable: no runtime, or one that is named, opens here.
     """
     graphs = [graph for graph in content.choose(precisions, blocks) if not graph.variant]
-    here = machine.describe()
+    here = machine.describe(root=root)
     found, left_out = find_runtimes(runtimes)
     for name, reason in left_out.items():
         tell(f"{name} is left out: {reason}")
     if not found:
         raise RuntimeUnavailable("no runtime opens here, nothing was measured: install TensorRT or onnxruntime")
+    try:
+        watched, reason = watch(root, seconds), ""
+    except BoardError as error:
+        watched, reason = None, str(error)
     results, failures = [], {}
     for graph in sorted(graphs, key=lambda graph: graph.block):
         for runtime in (runtime for runtime in found if fits(graph, runtime)):
             try:
-                results.append(_measure(content, graph, runtime, engines, streams, seconds, tell))
+                results.append(_measure(content, graph, runtime, engines, streams, seconds, watched, tell))
             except (ExportError, RuntimeUnavailable) as error:
                 failures[f"{graph.file} in {runtime}"] = str(error)
                 tell(f"{graph.file} in {runtime}: FAILED: {error}")
             else:
                 on_result(results[-1])
-    return Report(content, here, tuple(results), left_out, failures)
+    readings = {**NOTHING, "missing": {"board": reason}} if watched is None else watched.entry()
+    powerless = {f"energy of {one.graph.file} in {one.runtime}": one.energyless for one in results if one.energyless}
+    readings["missing"] = {**readings["missing"], **powerless}
+    return Report(content, here, tuple(results), left_out, failures, readings)
 
 
 def _measure(
-    content: Content, graph: Graph, runtime: str, engines: Engines, streams: int, seconds: float, tell: Tell
+    content: Content,
+    graph: Graph,
+    runtime: str,
+    engines: Engines,
+    streams: int,
+    seconds: float,
+    watched: Watched | None,
+    tell: Tell,
 ) -> Latency:
     facts, size = content.facts, samples(graph, graph.block)
     wave = content.golden_vectors()[0]
@@ -169,7 +199,17 @@ def _measure(
         least = calls_for(99.9) if segments is None else _SEGMENT_CALLS
         back = back_to_back(stream, feed, max(n_paced, least), period_s)
         live = paced(stream, feed, n_paced, period_s) if segments is None else None
-    return Latency(graph, runtime, streams, core, back, live)
+        energy, reason = None, ""
+        if watched is not None and segments is None:
+            try:
+                energy = watched.energy(
+                    lambda: paced(stream, feed, n_paced, period_s), audio_s=n_paced * period_s * streams
+                )
+            except BoardError as error:
+                reason = str(error)
+        elif watched is not None:
+            reason = "a segment is not live: energy is that of calls in real time"
+    return Latency(graph, runtime, streams, core, back, live, energy, reason)
 
 
 def _timing_entry(timing: Timing) -> dict[str, Any]:

@@ -80,13 +80,16 @@ class WavReader:
     ) -> None:
         self._stream.close()
 
-    def blocks(self) -> Iterator[Samples]:
+    def blocks(self, *, silent: bool = False) -> Iterator[Samples]:
         """All samples, a second at a time, (n, n_channels) float32.
+
+        Args:
+            silent: nothing but silence is taken, too.
 
         Raises:
             AudioError: NaN or Inf, nothing but silence, a file that ends too early.
         """
-        info, n_read, heard = self.info, 0, False
+        info, n_read, heard = self.info, 0, silent
         while n_read < info.n_frames:
             n_frames = min(info.sample_rate_hz, info.n_frames - n_read)
             content = self._stream.read(n_frames * info.n_channels * info.sample_bytes)

@@ -137,3 +137,10 @@ def test_the_command_prints_each_part_with_its_mend(tmp_path: Path) -> None:
     told = json.loads(edgese("doctor", "--json", cwd=tmp_path).stdout)
     assert {"part", "state", "found", "mend"} == told[0].keys()
     assert {one["state"] for one in told} <= {"ok", "absent"}
+
+
+def test_ssh_is_only_needed_for_boards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/ssh")
+    assert (finding("ssh").state, finding("ssh").found) == ("ok", "/usr/bin/ssh")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert (finding("ssh").state, finding("ssh").mend) == ("absent", "apt install openssh-client")
