@@ -540,7 +540,7 @@ def _require_running(job: Job, stop: threading.Event) -> None:
         raise Stopped(f"{job.source_name}: stopped before it was done; nothing was left of its output")
 
 
-def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Denoiser) -> Iterator[str]:
+def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer) -> Iterator[str]:
     if not denoiser.trained:
         yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
     if writer.n_clipped:

@@ -1,9 +1,9 @@
 """What calls take on this board: back to back and paced in real time, per graph and runtime, in this very process.
 
 Less than `edgese bench` measures: no fresh process for each case, no turns, no search for the most streams. A network
-that looks ahead is not live: its segments are called back to back, a few times. On a Jetson the board's state before and
-after comes with it, and energy: that of a second paced pass, so that reading power, which takes milliseconds, makes no
-call late that is counted.
+that looks ahead is not live: its segments are called back to back, a few times. On a Jetson the board's state before
+and after comes with it, and energy: that of a second paced pass, so that reading power, which takes milliseconds, makes
+no call late that is counted.
 """
 
 from __future__ import annotations
