@@ -93,6 +93,8 @@ def test_a_provider_s_failure_to_load_its_libraries_is_told(tmp_path: Path, monk
 
 def test_a_node_that_would_be_left_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Azure's provider takes no node: all are left to the CPU, and a GPU's session must not have that."""
+    if "AzureExecutionProvider" not in ort.onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no provider that takes no node")
     path = write_sum(tmp_path / "sum.onnx")
     monkeypatch.setattr(ort, "_load_libraries", lambda: "")
     with pytest.raises(
