@@ -453,6 +453,6 @@ def test_weights_of_a_broken_network_are_refused(
     with torch.no_grad():
         tiny_enhancer.network.norm.weight[0] = float("nan")
     save_weights(tmp_path / "broken.safetensors", tiny_enhancer, tiny_enhancer.state_dict())
-    with pytest.raises(VerificationError, match="PyTorch itself gives NaN"):
+    with pytest.raises(VerificationError, match=r"its output: found .*all of it finite"):
         export_bundle(tmp_path / "broken.safetensors", tmp_path / "bundle", name=NAME, blocks=[1])
     assert names(tmp_path) == ["broken.safetensors"]

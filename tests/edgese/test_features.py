@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgese import features
 from edgese.config import AudioConfig
+from edgese.model.network import Network
 from edgese.model.waveform import Transform, WaveformEnhancer
 
 # What is compared            tolerance  measured
@@ -23,7 +24,7 @@ OTHER_FRAMINGS = [
 ]
 
 
-class Identity(nn.Module):
+class Identity(Network):
     """A network that changes nothing and remembers nothing."""
 
     def initial_state(self, streams: int = 1) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from edgese.bench.measure import Settings, bench, choose
 from edgese.calibration import Drawing, draw_batches
 from edgese.device.__main__ import main as board
 from edgese.enhance import SAMPLE, Denoiser, denoise
-from edgese.errors import ConfigError
+from edgese.errors import ConfigError, VerificationError
 from edgese.evaluate import evaluate_all
 from edgese.metrics import snr_db
 from edgese.opening import open_graph
@@ -215,6 +215,10 @@ def test_a_network_that_says_it_were_causal_and_looks_ahead_fails(
 ) -> None:
     monkeypatch.setattr("edgese.artefact.VERIFICATION_HOPS", 300)
     enhancer = look_ahead(ClairvoyantConfig())
+    with pytest.raises(VerificationError, match="network clairvoyant: looks ahead"):
+        export_bundle(enhancer, tmp_path / "b", name="b", blocks=(4,))
+    for module in ("artefact", "proof"):  # the graphs are found out as well
+        monkeypatch.setattr(f"edgese.{module}.require_contract", lambda enhancer: None)
     exported = export_bundle(enhancer, tmp_path / "b", name="b", blocks=(4,))
     assert exported.bundle is None
     assert exported.path.name == "b.unverified"

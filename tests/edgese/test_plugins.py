@@ -189,7 +189,8 @@ def test_models_are_a_table_and_a_broken_package_is_a_warning(tmp_path: Path) ->
     assert title == "models, by the names that --model takes"
     assert header.split("  ")[1] == "model"
     found = {row.split()[0]: row.split()[1:] for row in rows}
-    assert found.keys() == MODELS.keys()
+    own = {name for name, config in MODELS.items() if NETWORKS[config.name].code.startswith("edgese.model.")}
+    assert found.keys() == own  # tests of other files register more, in this process
     count = sum(parameter.numel() for parameter in build(MODELS["small"], AudioConfig()).parameters())
     assert found["small"][:4] == ["mbs-net", "yes", "32", f"{count:,}"]
     (warning,) = done.stderr.decode().splitlines()
