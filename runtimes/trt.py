@@ -211,7 +211,8 @@ class _Device:
                 raise ArtefactError(f"{artefact}: {here} cannot load it{self.heard() or f' ({error})'}") from error
         if self.engine is None:
             raise ArtefactError(
-                f"{artefact}: {here} cannot load it; build it anew, or free memory of the GPU{self.heard()}"
+                f"{artefact}: {here} cannot load it; build it anew, free memory of the GPU, or choose another "
+                f"runtime if it does not support this GPU{self.heard()}"
             )
 
     def check(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from edgese.model.bands import BandDecoder, BandSplit
-from edgese.model.enhancer import POWER_FLOOR
+from edgese.model.compression import compressed
 from edgese.model.lstm import Lstm, State
 from edgese.model.network import Form, Network
 from edgese.model.product import Linear
@@ -124,7 +124,7 @@ class Bsrnn(Network):
         Returns:
             (B, T, 2 * taps, F), first the real, then the imaginary parts, each from the earliest tap on; the state.
         """
-        features = self.input_norm(self._compress(x))
+        features = self.input_norm(self._features(x))
         y = self.split(features.transpose(-1, -2)).transpose(1, 2)  # (B, T, K, D)
         after: dict[str, Tensor] = {}
         for layer, (over_time, over_bands) in enumerate(zip(self.time, self.bands, strict=True)):
@@ -138,12 +138,10 @@ class Bsrnn(Network):
         value, gate = gated.split(2 * TAPS, dim=2)
         return value * torch.sigmoid(gate), after
 
-    def _compress(self, x: Tensor) -> Tensor:
-        """(B, T, 2, F) -> (B, T, 2 or 3, F): compressed; if causal, also the logarithm of the magnitude; all near 1."""
-        power = (x * x).sum(2, keepdim=True) + POWER_FLOOR
-        log_magnitude = 0.5 * torch.log(power)
-        compressed = x * torch.exp((self.config.compression - 1) * log_magnitude)
-        return torch.cat([compressed, 0.25 * log_magnitude], dim=2) if self.causal else compressed
+    def _features(self, x: Tensor) -> Tensor:
+        """(B, T, 2, F) -> (B, T, 2 or 3, F): compressed; if causal, also the logarithm of the magnitude."""
+        spectrum, log_magnitude = compressed(x, self.config.compression)
+        return torch.cat([spectrum, log_magnitude], dim=2) if self.causal else spectrum
 
 
 class ResidualLstm(nn.Module):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from edgese.model.bands import BandDecoder, BandSplit
-from edgese.model.enhancer import POWER_FLOOR
+from edgese.model.compression import features
 from edgese.model.network import Network
 from edgese.model.product import Linear, Product
 from edgese.networks import DbTransformConfig
@@ -273,7 +273,7 @@ class DbTransform(Network):
         Returns:
             (B, T, F, 2 * TAPS), real and imaginary part of the oldest frame's tap first; and the state.
         """
-        y = self.split(self._compress(x)).transpose(1, 2)  # (B, T, K, D)
+        y = self.split(features(x, self.config.compression)).transpose(1, 2)  # (B, T, K, D)
         after: dict[str, Tensor] = {}
         for layer, fusion in enumerate(self.fusions):
             y = self.attentions[layer](y)
@@ -286,14 +286,6 @@ class DbTransform(Network):
         gain, taps = decoded.split([1, 2 * TAPS], dim=-2)
         gain = (2 * torch.sigmoid(gain)) ** (1 / self.config.compression)
         return (gain * (taps + self.middle)).transpose(-1, -2), after
-
-    def _compress(self, x: Tensor) -> Tensor:
-        """(B, T, F, 2) -> (B, T, F, 3): compressed real and imaginary part, logarithm of the magnitude; all near 1."""
-        x = x.transpose(-1, -2)  # (B, T, 2, F)
-        power = (x * x).sum(-2, keepdim=True) + POWER_FLOOR
-        log_magnitude = 0.5 * torch.log(power)
-        shrink = torch.exp((self.config.compression - 1) * log_magnitude)
-        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-2).transpose(-1, -2)
 
 
 def _rms_norm(x: Tensor) -> Tensor:

@@ -19,13 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from edgese.model.bands import BandDecoder, BandFusion, BandSplit
+from edgese.model.compression import features
 from edgese.model.mamba import MambaBlock, ScanForm
 from edgese.model.network import Form, Network
 from edgese.model.product import Linear
 from edgese.networks import MbsConfig
-
-POWER_FLOOR = 1e-7  # about 16 bit's quantization noise in a bin: |X|^2 of white noise at -98 dBFS is 256 * 1.6e-10
-
 
 _SCANS: dict[Form, ScanForm] = {"train": "chunked", "export": "unrolled", "exact": "reference"}
 
@@ -100,7 +98,7 @@ class MbsNet(Network):
         Returns:
             (B, T, F, 1) mask in [0, 2] on the compressed magnitude, (B, T, F, 2) rotation as unit vectors, state.
         """
-        y = self.split(self._compress(x))  # (B, K, T, D)
+        y = self.split(features(x, self.config.compression))  # (B, K, T, D)
         after: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
             conv, ssm = f"conv_{layer}", f"ssm_{layer}"
@@ -116,11 +114,3 @@ class MbsNet(Network):
         rotation = rotation + self.upright  # an untrained one turns nothing
         length = torch.sqrt((rotation * rotation).sum(-2, keepdim=True) + 1e-8)
         return mask.transpose(-1, -2), (rotation / length).transpose(-1, -2), after
-
-    def _compress(self, x: Tensor) -> Tensor:
-        """(B, T, F, 2) -> (B, T, F, 3): compressed real and imaginary part, logarithm of the magnitude; all near 1."""
-        x = x.transpose(-1, -2)  # (B, T, 2, F)
-        power = (x * x).sum(-2, keepdim=True) + POWER_FLOOR
-        log_magnitude = 0.5 * torch.log(power)
-        shrink = torch.exp((self.config.compression - 1) * log_magnitude)
-        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-2).transpose(-1, -2)

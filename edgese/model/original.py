@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from edgese.model.bands import BandDecoder, BandSplit
-from edgese.model.enhancer import POWER_FLOOR
+from edgese.model.compression import features
 from edgese.model.mamba import MambaBlock, ScanForm, scan_in_form
 from edgese.model.network import Form, Network
 from edgese.model.product import Linear
@@ -152,7 +152,7 @@ class MbsNetOriginal(Network):
         Returns:
             (B, T, F, 1) mask in [0, 1] on the compressed magnitude, (B, T, F, 1) offset of the phase in [-pi, pi].
         """
-        magnitude = phase = self.split(self._compress(x))  # (B, K, T, D)
+        magnitude = phase = self.split(features(x, self.config.compression))  # (B, K, T, D)
         for layer in self.layers:
             magnitude, phase = layer(magnitude, phase)
         magnitude, phase = self.across(magnitude.transpose(1, 2), phase.transpose(1, 2))  # (B, T, K, D)
@@ -160,11 +160,3 @@ class MbsNetOriginal(Network):
         phase = torch.tanh(self.phase_head(phase.transpose(1, 2)))
         mask = torch.sigmoid(self.magnitude_decoder(magnitude))
         return mask, math.pi * torch.tanh(self.phase_decoder(phase))
-
-    def _compress(self, x: Tensor) -> Tensor:
-        """(B, T, F, 2) -> (B, T, F, 3): compressed real and imaginary part, logarithm of the magnitude; all near 1."""
-        x = x.transpose(-1, -2)  # (B, T, 2, F)
-        power = (x * x).sum(-2, keepdim=True) + POWER_FLOOR
-        log_magnitude = 0.5 * torch.log(power)
-        shrink = torch.exp((self.config.compression - 1) * log_magnitude)
-        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-2).transpose(-1, -2)

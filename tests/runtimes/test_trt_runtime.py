@@ -442,7 +442,8 @@ def test_an_engine_that_tensorrt_does_not_take_shows_its_log(engine: Path, sum_o
     write_sidecar(sum_onnx, engine, b"foreign", built_by="tensorrt 10.3.0", device=ORIN)
     said = refusal(ArtefactError, TensorRt, engine)
     assert said.splitlines() == [
-        f"{engine}: tensorrt 10.3.0 cannot load it; build it anew, or free memory of the GPU",
+        f"{engine}: tensorrt 10.3.0 cannot load it; build it anew, free memory of the GPU, or choose "
+        "another runtime if it does not support this GPU",
         "  log: Error Code 1: Serialization (magicTag does not match)",
     ]
     assert cuda.live == {}
