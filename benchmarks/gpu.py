@@ -1,4 +1,4 @@
-"""A bundle on the GPU at hand: how far each graph is from PyTorch over minutes, what calls take, how many streams fit.
+"""A bundle on the GPU at hand: how far each graph is from PyTorch over minutes, what calls take.
 
     python -m benchmarks.gpu [--model BUNDLE] [--runtime tensorrt] [--precision fp16] [--block 8] [--minutes 10]
 
@@ -91,7 +91,7 @@ def measure(
             for name, value in timing.percentiles_ms().items()
             if name in ("p50", "p99")
         },
-        **{f"x{n}_streams": math.floor(n / timing.rtf) for n, timing in timings.items()},
+        **{f"x{n}_times_real_time": n / timing.rtf for n, timing in timings.items()},
     }
 
 

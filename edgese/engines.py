@@ -10,14 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgese.device.opening import fits
+from edgese.device.opening import TENSORRT, fits
 from edgese.opening import engine_of
 from edgese.packing import Packed, archive_name, write_archive
 from export.bundle import Bundle, ExportError
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import load_runtime
-
-TENSORRT = "tensorrt"
 
 
 @dataclasses.dataclass(frozen=True)

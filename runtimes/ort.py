@@ -50,7 +50,7 @@ class Provider:
 
 CPU = Provider("onnxruntime", "CPUExecutionProvider")
 CUDA = Provider("onnxruntime-cuda", "CUDAExecutionProvider", "cuda", {"use_tf32": "0"})  # FP32 is to be FP32
-TENSORRT = Provider("onnxruntime-tensorrt", "TensorrtExecutionProvider", "cuda", {"trt_engine_cache_enable": "0"})
+TENSORRT = Provider("onnxruntime-tensorrt", "TensorrtExecutionProvider", "cuda")
 
 _MEND = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; a Jetson takes NVIDIA's own build"
 

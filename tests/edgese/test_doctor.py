@@ -98,13 +98,15 @@ def test_a_runtime_that_is_not_installed_is_absent_and_one_that_fails_is_wrong(m
 
     missing = raising(RuntimeUnavailable("openvino cannot be loaded"))
     openers = {"openvino": missing, "pytorch": lambda: broken, "onnxruntime": RUNTIMES["onnxruntime"]}
+    openers["onnxruntime-tensorrt"] = lambda: broken  # offered by every onnxruntime-gpu, with or without TensorRT
     for name, opener in openers.items():
         monkeypatch.setitem(RUNTIMES, name, opener)
     monkeypatch.setattr(doctor, "RUNTIMES", openers)
-    absent, wrong, ok = (finding(f"runtime {name}") for name in openers)
+    absent, wrong, ok, offered = (finding(f"runtime {name}") for name in openers)
     assert (absent.state, absent.mend) == ("absent", "pip install 'edgese[openvino]'")
     assert (wrong.state, wrong.found) == ("wrong", "pytorch: the run failed")
     assert (ok.state, ok.mend) == ("ok", "")
+    assert (offered.state, offered.found) == ("absent", "pytorch: the run failed")
 
 
 @pytest.mark.parametrize(
