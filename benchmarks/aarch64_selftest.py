@@ -18,8 +18,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from edgese.enhance import shipped_bundle
-from edgese.packing import unpack_archive, write_archive
+from edgese.board.archive import unpack_archive, write_archive
+from edgese.graphs.bundles import shipped_bundle
 from export.bundle import Bundle
 
 SOURCE = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.machine import Row, describe, parser
-from edgese.enhance import shipped_bundle
+from benchmarks.machine import Row, parser
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import describe
 from export.bundle import Bundle
 from export.engine import BuildOptions, build_engine
 from export.tensorrt_api import library_name, read_device, tensorrt_library

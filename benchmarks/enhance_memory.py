@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import Row, Usage, describe, enhance_command, parser, report, run_measured, verdict
+from benchmarks.machine import Row, Usage, enhance_command, parser, report, run_measured, verdict
 from benchmarks.sound import write_sound
+from edgese.machine.host import describe
 
 BAR_MB = 20.0
 

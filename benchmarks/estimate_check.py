@@ -20,14 +20,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from benchmarks.machine import describe, parser
+from benchmarks.machine import parser
 from benchmarks.sgemm import sgemm_gflops
 from edgese.bench.estimate import predict_cpu_ms
 from edgese.bench.measure import Settings, choose, sound_file
 from edgese.bench.probe import Probe
 from edgese.bench.workload import read_workload
-from edgese.enhance import shipped_bundle
-from edgese.machine import allowed_cores, pinned
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import allowed_cores, describe, pinned
 from export.bundle import Bundle
 
 COPY_BYTES = 256 * 2**20  # of each array

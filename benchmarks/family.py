@@ -13,12 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import Row, describe, parser, report
-from edgese.artefact import export_bundle, require_passed
+from benchmarks.machine import Row, parser, report
 from edgese.bench.measure import Settings, choose, sound_file
 from edgese.bench.probe import Probe
 from edgese.evaluate import Evaluation, evaluate_all
-from edgese.machine import allowed_cores
+from edgese.export_bundle import export_bundle, require_passed
+from edgese.machine.host import allowed_cores, describe
 from export.bundle import MANIFEST, Bundle
 
 WEIGHTS = "weights.safetensors"

@@ -16,15 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import Row, describe, parser, report
-from edgese.audio import Samples, read_wave
+from benchmarks.machine import Row, parser, report
+from edgese.audio import Samples
+from edgese.audio.reader import read_wave
 from edgese.bench.timing import Timing, back_to_back
-from edgese.enhance import SAMPLE, shipped_bundle
-from edgese.exported import bundle_enhancer
-from edgese.metrics import snr_db
-from edgese.opening import open_graph
-from edgese.streaming import run, samples
-from edgese.verify import Truth, long_sound, pytorch_truth
+from edgese.graphs.bundles import shipped_bundle
+from edgese.graphs.form import bundle_enhancer
+from edgese.graphs.opening import open_graph
+from edgese.graphs.streaming import run, samples
+from edgese.machine.host import describe
+from edgese.metrics.scores import snr_db
+from edgese.samples import NOISY
+from edgese.verify.truth import Truth, long_sound, pytorch_truth
 from export import ExportError
 from export.bundle import Bundle, Graph
 from export.tensorrt_api import read_device
@@ -48,7 +51,7 @@ def main() -> None:
     rate_hz, hop = (int(bundle.manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
     multiple = math.lcm(*options.block) * TENTHS
     n_hops = math.ceil(options.minutes * 60 * rate_hz / hop / multiple) * multiple
-    wave = long_sound([read_wave(SAMPLE, rate_hz)], n_hops * hop // TENTHS)
+    wave = long_sound([read_wave(NOISY, rate_hz)], n_hops * hop // TENTHS)
     truth = pytorch_truth(bundle_enhancer(bundle), np.tile(wave, TENTHS), multiple)
     rows: list[Row] = []
     notes = [f"{bundle.manifest['name']}; GPU: {read_device() or 'none'}; {n_hops:,} hops against PyTorch on the CPU"]

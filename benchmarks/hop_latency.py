@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from benchmarks.machine import Row, describe, parser, report, verdict
+from benchmarks.machine import Row, parser, report, verdict
 from benchmarks.sgemm import sgemm_gflops
 from edgese.bench.measure import Settings, choose, sound_file
 from edgese.bench.probe import Probe
 from edgese.bench.timing import Timing
-from edgese.enhance import shipped_bundle
-from edgese.machine import allowed_cores, pinned
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import allowed_cores, describe, pinned
 from export.bundle import Bundle
 
 SHARE_BARS = {1: 0.10, 8: 0.20}  # block -> least share of the SGEMM peak

@@ -20,9 +20,10 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.machine import Row, describe, parser, report
+from benchmarks.machine import Row, parser, report
 from edgese.config import DataConfig
-from edgese.data import Examples, open_data
+from edgese.machine.host import describe
+from edgese.train.data import Examples, open_data
 
 RATE_HZ = 16_000
 BATCH = 8

@@ -15,9 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from edgese.machine import MB as MB
-from edgese.machine import Machine, memory_mb
-from edgese.machine import describe as describe
+from edgese.machine.host import MB, Machine, memory_mb
 
 EDGESE = (sys.executable, "-m", "edgese")  # from the root this needs no installation
 

@@ -30,13 +30,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.machine import MB, Row, describe, parser, peak_growth_mb, report, verdict
+from benchmarks.machine import Row, parser, peak_growth_mb, report, verdict
 from edgese.config import AudioConfig, LossConfig
-from edgese.losses import Objective
+from edgese.machine.host import MB, describe
 from edgese.model import mamba
 from edgese.model.registry import build
 from edgese.model.scan import Scan, chunked_scan, full_scan
 from edgese.networks import MODELS
+from edgese.train.losses import Objective
 
 CONFIG = MODELS["base"]
 FORMS: dict[str, Callable[[int], Scan]] = {"full": lambda chunk: full_scan, "chunked": chunked_scan}

@@ -9,12 +9,12 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from edgese.enhance import SAMPLE
+from edgese.samples import NOISY
 
 
 def sample(rate_hz: int = 16_000) -> NDArray[np.float32]:
     """The shipped noisy sample, (n_samples,) in [-1, 1]."""
-    wave, own_rate_hz = soundfile.read(SAMPLE, dtype="float32")
+    wave, own_rate_hz = soundfile.read(NOISY, dtype="float32")
     return np.asarray(wave if rate_hz == own_rate_hz else soxr.resample(wave, own_rate_hz, rate_hz), np.float32)
 
 

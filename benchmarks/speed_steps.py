@@ -31,15 +31,15 @@ import edgese.model.mamba
 import export.graph
 import runtimes.ort
 from benchmarks import undone
-from benchmarks.machine import Row, describe, parser, report
+from benchmarks.machine import Row, parser, report
 from benchmarks.sound import sample
-from edgese.checkpoint import load_enhancer
-from edgese.enhance import shipped_bundle
-from edgese.machine import allowed_cores, pinned
-from edgese.metrics import snr_db
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import allowed_cores, describe, pinned
+from edgese.metrics.scores import snr_db
 from edgese.model.bands import BandDecoder
-from edgese.model.enhancer import MbsNet
-from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.model.checkpoint import load_enhancer
+from edgese.model.enhancer import StreamStep, WaveformEnhancer
+from edgese.model.mbs_net import MbsNet
 from export.graph import write_onnx
 from runtimes.base import Stream
 from runtimes.registry import open_runtime

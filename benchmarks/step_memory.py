@@ -31,11 +31,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import MB, Row, describe, memory_mb, peak_growth_mb, report, verdict
+from benchmarks.machine import Row, memory_mb, peak_growth_mb, report, verdict
 from edgese.config import AudioConfig, LossConfig
-from edgese.losses import Objective
+from edgese.machine.host import MB, describe
 from edgese.model.registry import build
 from edgese.networks import MODELS, ModelConfig, OriginalConfig
+from edgese.train.losses import Objective
 
 ORIGINAL, OPTIMISED = "mbs-net-original", "base"
 NETWORKS: dict[str, ModelConfig] = {

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import Row, Usage, describe, enhance_command, parser, report, run_measured
+from benchmarks.machine import Row, Usage, enhance_command, parser, report, run_measured
 from benchmarks.sound import write_sound
+from edgese.machine.host import describe
 
 
 def main() -> None:

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import Row, describe, parser, report
+from benchmarks.machine import Row, parser, report
 from edgese.config import AudioConfig, LossConfig
-from edgese.losses import Objective
+from edgese.machine.host import describe
 from edgese.model import mamba
 from edgese.model.registry import build
 from edgese.model.scan import Scan
 from edgese.networks import MODELS
-from edgese.train import keep_freed_memory
+from edgese.train.loop import keep_freed_memory
+from edgese.train.losses import Objective
 
 EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1)
 

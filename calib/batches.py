@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib import CalibrationError as CalibrationError
+from calib import CalibrationError
 
 # Arrays lie under "<index of the batch>/<name>"; this entry, JSON as bytes, holds what else is stored.
 _RECORD = "record"

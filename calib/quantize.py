@@ -26,7 +26,7 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, Te
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
-from calib import CalibrationError as CalibrationError
+from calib import CalibrationError
 from calib.ranges import Range, read_model
 
 _ACTIVATIONS = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}

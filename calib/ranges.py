@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from calib import CalibrationError as CalibrationError
+from calib import CalibrationError
 
 METHODS = ("minmax", "entropy", "percentile")
 

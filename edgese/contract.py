@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from edgese.errors import VerificationError
+from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.network import Network
-from edgese.model.waveform import WaveformEnhancer
 
 FRAMES = 40  # longer than the chunks of training scans
 CHANGED = (3, 16, 29)  # frames whose change must not be heard before them, off and on the borders of blocks

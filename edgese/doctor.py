@@ -23,11 +23,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from edgese.enhance import shipped_bundle
 from edgese.errors import EdgeseError
-from edgese.machine import describe
-from edgese.opening import open_graph
-from export.bundle import Bundle, ExportError
+from edgese.graphs.bundles import shipped_bundle
+from edgese.graphs.opening import open_graph
+from edgese.machine.host import describe
+from export import ExportError
+from export.bundle import Bundle
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES, load_runtime
 

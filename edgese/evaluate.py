@@ -11,26 +11,24 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import logging
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese import metrics
-from edgese.audio import READABLE, read_wave
-from edgese.enhance import EnhanceOptions, denoise, denoiser_factory
+from edgese.atomic_file import PartialFile, shown
+from edgese.audio import Wave
+from edgese.audio.reader import read_wave
+from edgese.enhance.denoiser import denoise
+from edgese.enhance.files import denoiser_factory
+from edgese.enhance.jobs import EnhanceOptions
 from edgese.errors import AudioError, EdgeseError
-from edgese.partial import PartialFile, shown
-from edgese.precision import Precision
-
-logger = logging.getLogger(__name__)
+from edgese.graphs.precision import Precision
+from edgese.machine.processes import in_processes
+from edgese.metrics import scores as metrics
+from edgese.metrics.pairs import _by_stem, pair_files
 
 Scores = dict[str, float]
 Which = Literal["noisy", "enhanced", "gain"]  # gain: enhanced - noisy, file by file
@@ -250,14 +248,14 @@ def _score(task: _Task) -> tuple[_Outcome, ...]:
     return tuple(outcome(source) for source in task.sources)
 
 
-def _scores(clean: metrics.Wave, wave: metrics.Wave, source: Path) -> Scores:
+def _scores(clean: Wave, wave: Wave, source: Path) -> Scores:
     try:
         return metrics.all_scores(clean, wave)
     except EdgeseError as error:
         raise EdgeseError(f"{shown(source)}: {error}") from error
 
 
-def _enhanced(noisy: metrics.Wave, source: Path, options: EnhanceOptions) -> metrics.Wave:
+def _enhanced(noisy: Wave, source: Path, options: EnhanceOptions) -> Wave:
     if not source.is_dir():
         return read_wave(source, metrics.SAMPLE_RATE_HZ)
     with denoiser_factory(source, options)() as denoiser:
@@ -284,63 +282,7 @@ def _evaluation(system: str, names: Sequence[str], outcomes: Mapping[str, _Outco
     return Evaluation(system, pairs, failed, missing)
 
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def in_processes(
-    work: Callable[[Item], Result], items: Sequence[Item], jobs: int | None, killed: Callable[[Item], Result]
-) -> Iterator[Result]:
-    """`work(item)` of each item, in their order, on several cores; `killed(item)` where it ends its process.
-
-    Args:
-        jobs: processes; None: one for each core.
-    """
-    n_workers = min(jobs or len(os.sched_getaffinity(0)), len(items))
-    while items:
-        n_done = 0
-        try:
-            with _pool(n_workers) as pool:
-                for result in pool.map(work, items):
-                    yield result
-                    n_done += 1
-        except BrokenProcessPool:  # all under way are lost with the one that did it: it is looked for among them
-            for item in items[n_done : n_done + n_workers]:
-                yield _alone(work, item, killed)
-            n_done += n_workers
-        items = items[n_done:]
-
-
-def _alone(work: Callable[[Item], Result], item: Item, killed: Callable[[Item], Result]) -> Result:
-    try:
-        with _pool(1) as pool:
-            return pool.submit(work, item).result()
-    except BrokenProcessPool:
-        return killed(item)
-
-
-def _pool(n_workers: int) -> ProcessPoolExecutor:
-    # spawned: a fork would inherit locks of the caller's threads
-    return ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn"))
-
-
 # Which files there are
-
-
-def pair_files(data: Path) -> dict[str, tuple[Path, Path]]:
-    """Name -> clean and noisy file, of the files that both `data`/clean and `data`/noisy hold.
-
-    Raises:
-        AudioError: no pairs there, or two files of one name.
-    """
-    clean, noisy = (_by_stem(data / kind) for kind in ("clean", "noisy"))
-    names = sorted(clean.keys() & noisy.keys())
-    if not names:
-        raise AudioError(f"{data}: found no pairs, wanted files of the same names in clean/ and noisy/")
-    alone = sorted(clean.keys() ^ noisy.keys())
-    if alone:
-        logger.warning("%s: %d files are left out, the first %s: in clean/ or noisy/ only", data, len(alone), alone[0])
-    return {name: (clean[name], noisy[name]) for name in names}
 
 
 def _is_bundle(system: Path) -> bool:
@@ -357,15 +299,3 @@ def _sources(system: Path, names: Sequence[str], options: EnhanceOptions, data: 
     if not found:
         raise AudioError(f"{system}: neither a bundle nor a folder with enhanced files named like those of {data}")
     return found
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise AudioError(f"{folder}: no such folder")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in READABLE:
-            other = files.setdefault(path.stem, path)
-            if other is not path:
-                raise AudioError(f"{folder}: found both {other.name} and {path.name}, wanted one file of a name")
-    return files

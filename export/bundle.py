@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from export import ExportError as ExportError
+from export import ExportError
 
 SCHEMA_VERSION = 1
 

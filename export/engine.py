@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from export import ExportError as ExportError
+from export import ExportError
 from export.onnx_wire import read_onnx_file
 from export.tensorrt_api import (
     Progress,

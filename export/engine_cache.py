@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from export import ExportError as ExportError
+from export import ExportError
 from export.bundle import sha256_of
 from export.engine import BuildOptions, BuiltEngine, build_engine, write_whole
 from export.onnx_wire import read_interface, read_onnx_file

@@ -19,7 +19,7 @@ import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
-from export import ExportError as ExportError
+from export import ExportError
 from export.inspection import MODULE
 from export.lstm import as_one_node, translations
 

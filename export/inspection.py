@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export import ExportError as ExportError
+from export import ExportError
 
 MODULE = "module"  # entry in a node's metadata: path of the submodule that it came from, see graph.write_onnx
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from export import ExportError as ExportError
+from export import ExportError
 
 _UINT8 = 2  # onnx.proto, TensorProto.DataType
 _DTYPES = {

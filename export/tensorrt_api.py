@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from export import ExportError as ExportError
+from export import ExportError
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")  # the first one that can be imported is taken
 LEAST_VERSION = (10, 3)  # of tensorrt: JetPack 6; before 10, networks were not strongly typed

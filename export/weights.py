@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from export import ExportError as ExportError
+from export import ExportError
 
 SHARED_FROM_BYTES = 1024  # smaller ones stay in their graph
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register

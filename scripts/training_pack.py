@@ -32,10 +32,10 @@ import soundfile
 import typer
 
 from edgese import __version__
-from edgese.audio import READABLE
+from edgese.audio.formats import READABLE
 from edgese.config import TrainConfig, read_train_config, to_dict
-from edgese.data import DEPTH, HELD_OUT, LEAVES
 from edgese.errors import EdgeseError, TrainingError
+from edgese.train.data import DEPTH, HELD_OUT, LEAVES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edgese", "export", "calib", "runtimes")
@@ -319,7 +319,7 @@ def _settings(path: Path, start_from: Path | None, scratch: Path) -> Iterator[Me
             "give the file with --start-from, or remove the setting"
         )
     if start_from:
-        from edgese.train import starting_enhancer
+        from edgese.train.loop import starting_enhancer
 
         try:
             starting_enhancer(config, start_from)

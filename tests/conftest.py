@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from edgese.audio import Wave
 from edgese.config import AudioConfig
 from edgese.networks import MbsConfig
 
@@ -21,9 +21,8 @@ else:
     torch.set_num_threads(1)
 
 if TYPE_CHECKING:
-    from edgese.model.waveform import WaveformEnhancer
+    from edgese.model.enhancer import WaveformEnhancer
 
-Wave = NDArray[np.float32]
 SpeechLike = Callable[..., Wave]
 
 # Two blocks, eight channels; the chunk divides none of the tested lengths.

@@ -22,7 +22,7 @@ from typing import Any
 from edgese.bench.capacity import RESOLUTION, Point
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Timing, calls_for
-from edgese.segments import network_name, told
+from edgese.graphs.segments import network_name, told
 
 MARGIN = 0.5  # of the block that the p99 of a paced call may take: DESIGN, section 6
 LARGE_SPREAD = {"p50": 0.10, "p99": 0.30}

@@ -91,8 +91,8 @@ class Session:
         """The bundle checked, and its graph `file` open on one thread."""
         import numpy as np
 
-        from edgese.opening import open_graph
-        from edgese.segments import Segments
+        from edgese.graphs.opening import open_graph
+        from edgese.graphs.segments import Segments
         from export.bundle import Bundle
 
         bundle = Bundle.open(path)
@@ -111,7 +111,7 @@ class Session:
 
     def open(self, streams: int, calls: int) -> dict[str, Any]:
         """Begin a stream and call it until it is warm; the most memory that this process has had so far."""
-        from edgese.machine import memory_mb
+        from edgese.machine.host import memory_mb
 
         self._call = self._runtime.stream(self._graph.states, streams=streams)
         self._next = self._feed(streams)

@@ -26,15 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from edgese import machine
-from edgese.audio import read_wave
+from edgese.audio.reader import read_wave
 from edgese.bench.capacity import MAX_STREAMS, Capacity, most_streams
 from edgese.bench.probe import Case, ColdStart, MeasurementError, Probe, measure_point
 from edgese.bench.timing import Timing, calls_for, pooled, spread
-from edgese.enhance import SAMPLE
-from edgese.opening import ENGINE_STREAMS
-from edgese.segments import Segments, require_streaming_form
-from export.bundle import Bundle, ExportError, Graph
+from edgese.graphs.opening import ENGINE_STREAMS
+from edgese.graphs.segments import Segments, require_streaming_form
+from edgese.machine import host as machine
+from edgese.samples import NOISY
+from export import ExportError
+from export.bundle import Bundle, Graph
 from export.tensorrt_api import read_device
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import ON_GPU, RUNTIMES, require_known
@@ -357,7 +358,7 @@ def sound_file(rate_hz: int) -> Iterator[Path]:
     """The shipped noisy speech as an array in a file, for the processes that measure."""
     with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
         path = Path(folder) / "wave.npy"
-        np.save(path, read_wave(SAMPLE, rate_hz))
+        np.save(path, read_wave(NOISY, rate_hz))
         yield path
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgese.atomic_file import write_png
 from edgese.bench.advice import TITLES
 from edgese.bench.capacity import Capacity
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Seconds
 from edgese.errors import EdgeseError
-from edgese.partial import write_png
 
 try:
     from matplotlib.axes import Axes

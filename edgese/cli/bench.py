@@ -70,8 +70,8 @@ def bench_command(
     """
     from edgese.bench.advice import recommend, warnings
     from edgese.bench.measure import DEVICES, Settings, bench, require_device
-    from edgese.enhance import shipped_bundle
-    from edgese.machine import describe
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.machine.host import describe
     from export.bundle import Bundle
 
     if device not in DEVICES:
@@ -86,7 +86,7 @@ def bench_command(
         return
     here = describe()
     if device == "jetson" and host is None and here.board is None:
-        from edgese.remote.link import environment_host
+        from edgese.board.link import environment_host
 
         host = environment_host()
     check_options(
@@ -122,7 +122,7 @@ def bench_command(
     bundle = Bundle.open(model or shipped_bundle())
     watched = None
     if device == "jetson":
-        from edgese.device.readings import watch
+        from edgese.machine.watch import watch
 
         watched = watch(Path("/"), seconds)
     with progress_bar(quiet or as_json, _step_columns) as bar:
@@ -164,8 +164,8 @@ def _bench_there(
     as_json: bool,
 ) -> None:
     """Measured on a board, by the board."""
+    from edgese.board.trials import Chosen, bench_there
     from edgese.device.content import choose
-    from edgese.remote.trials import Chosen, bench_there
     from export.bundle import Bundle
 
     chosen = Chosen(check_runtimes(runtimes), precisions, blocks)
@@ -277,7 +277,7 @@ def _print_report(report: Report) -> None:
             ],
         )
     else:
-        from edgese.segments import network_name, told
+        from edgese.graphs.segments import network_name, told
 
         typer.echo(
             f"not live: {network_name(report.bundle.manifest)} looks ahead; a call takes one of its "

@@ -14,7 +14,7 @@ from edgese.cli.terminal import print_table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from edgese.remote.session import Session
+    from edgese.board.session import Session
 
 DEFAULT_MINUTES = 120.0
 
@@ -43,7 +43,7 @@ def check_options(host: str | None, local: Mapping[str, object], remote: Mapping
         if given:
             raise typer.BadParameter(f"{', '.join(given)}: found no --host beside it, wanted one")
         return
-    from edgese.remote.link import checked_host
+    from edgese.board.link import checked_host
 
     try:
         checked_host(host)
@@ -73,7 +73,7 @@ def board_session(
     stop: threading.Event | None = None,
 ) -> Iterator[Session]:
     """A session on a board that tells on stderr what goes on, unless `quiet`; the bar is for files that are copied."""
-    from edgese.remote.session import Session
+    from edgese.board.session import Session
 
     tasks: dict[str, Any] = {}
 

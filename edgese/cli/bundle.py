@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgese.cli.terminal import Json
-from edgese.precision import Precision
+from edgese.graphs.precision import Precision
 
 
 def bundle_command(
@@ -27,8 +27,8 @@ def bundle_command(
     as_json: Json = False,
 ) -> None:
     """Write one archive for a board: it tests itself, builds its TensorRT engines, measures and enhances there."""
-    from edgese.enhance import shipped_bundle
-    from edgese.packing import archive_name, write_archive
+    from edgese.board.archive import archive_name, write_archive
+    from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle
 
     opened = Bundle.open(bundle or shipped_bundle())

@@ -12,7 +12,7 @@ import typer
 from edgese.cli.terminal import Json, Quiet, counter, print_table, progress_bar, require
 
 if TYPE_CHECKING:
-    from edgese.calibration import Span
+    from edgese.quantize.calibration import Span
 
 
 def calibrate_command(
@@ -43,13 +43,13 @@ def calibrate_command(
         )
     require("torch", "scipy", "safetensors", extra="train")
     require("onnx", "onnxscript", extra="export")
-    from edgese.calibration import Drawing, compare_ranges, draw_batches, require_target, write_calibration
-    from edgese.checkpoint import load_enhancer
-    from edgese.enhance import shipped_bundle
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.model.checkpoint import load_enhancer
+    from edgese.quantize.calibration import Drawing, compare_ranges, draw_batches, require_target, write_calibration
 
     require_target(output, replace=force)
     if plot is not None:
-        from edgese.calibration_plot import require_picture, write_ranges_plot
+        from edgese.quantize.calibration_plot import require_picture, write_ranges_plot
 
         require_picture(plot)
     drawing = Drawing(n_streams=streams, n_batches=batches, seed=seed)

@@ -13,12 +13,12 @@ import typer
 
 from edgese.cli.board import Host, NoKeep, Timeout, board_session, check_options, check_runtimes
 from edgese.cli.terminal import BundlePath, Json, Quiet, progress_bar
-from edgese.precision import Precision
+from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from edgese.enhance import Outcome, Preview, Summary
+    from edgese.enhance.files import Outcome, Preview, Summary
 
 
 def enhance_command(
@@ -67,18 +67,12 @@ def enhance_command(
     as_json: Json = False,
 ) -> None:
     """Make noisy recordings clean: any sample rate, channel count and common format, same length and alignment."""
-    from edgese.enhance import (
-        EnhanceOptions,
-        Enhancer,
-        denoiser_factory,
-        enhance_files,
-        open_verified,
-        plan,
-        preview,
-        shipped_bundle,
-        stopping_on_signals,
-    )
+    from edgese.enhance.denoiser import Enhancer
+    from edgese.enhance.files import denoiser_factory, enhance_files, preview
+    from edgese.enhance.jobs import EnhanceOptions, plan
     from edgese.errors import AudioError, ConfigError
+    from edgese.graphs.bundles import open_verified, shipped_bundle
+    from edgese.machine.processes import stopping_on_signals
 
     check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
     if host is not None and runtime is not None:
@@ -124,7 +118,7 @@ def enhance_command(
         if host is None:
             open_denoiser = denoiser_factory(model or shipped_bundle(), options)
         else:
-            from edgese.remote.denoiser import RemoteDenoiser
+            from edgese.board.denoiser import RemoteDenoiser
 
             bundle = open_verified(model or shipped_bundle())
             session = stack.enter_context(board_session(host, bar, timeout, no_keep, quiet, stop))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgese.cli.terminal import Json, Quiet, counter, print_table, progress_bar
-from edgese.precision import Precision
+from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
     from edgese.evaluate import Evaluation, Which
@@ -41,9 +41,9 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Score a model, and files that other systems have enhanced, beside the noisy input of the same files."""
-    from edgese.enhance import shipped_bundle
     from edgese.errors import AudioError
     from edgese.evaluate import evaluate_all, report, write_csv
+    from edgese.graphs.bundles import shipped_bundle
 
     if csv and csv.exists() and not force:  # said now, not after minutes of work
         raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
@@ -69,7 +69,7 @@ def evaluate_command(
 def _print_evaluations(data: Path, results: list[Evaluation]) -> None:
     """One table; systems that were scored on the same files stand together under the noisy input of these files."""
     from edgese.evaluate import CONFIDENCE, RESAMPLES
-    from edgese.metrics import METRICS, packages
+    from edgese.metrics.scores import METRICS, packages
 
     groups: dict[tuple[str, ...], list[Evaluation]] = {}
     for result in results:
@@ -95,7 +95,7 @@ def _print_evaluations(data: Path, results: list[Evaluation]) -> None:
 
 def _score_rows(label: str, files: str, result: Evaluation, which: Which) -> list[list[str]]:
     """Means, and below them their intervals where there are any."""
-    from edgese.metrics import METRICS
+    from edgese.metrics.scores import METRICS
 
     means, intervals, sign = result.mean(which), result.interval(which), "+" if which == "gain" else ""
     form = {name: f"{{:{sign}.{metric.digits}f}}" for name, metric in METRICS.items()}

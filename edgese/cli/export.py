@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgese.cli.terminal import Json, Quiet, print_table, progress_bar, require
-from edgese.precision import Precision
+from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
-    from edgese.plan import Plan
+    from edgese.graphs.plan import Plan
     from export.bundle import Bundle
 
 
@@ -76,13 +76,14 @@ def export_command(
 ) -> None:
     """Write a bundle: waveform-in, waveform-out ONNX graphs, each verified against PyTorch before it counts."""
     require("torch", "onnx", "onnxscript", extra="export")
-    from edgese.artefact import export_bundle, require_passed, untrained
-    from edgese.calibration import read_calibration
-    from edgese.checkpoint import load_enhancer
-    from edgese.engines import Kit, for_tensorrt
-    from edgese.enhance import SAMPLE, shipped_bundle
-    from edgese.quantize import make_plans
-    from edgese.testset import recordings
+    from edgese.board.kit import Kit, for_tensorrt
+    from edgese.export_bundle import export_bundle, require_passed, untrained
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.metrics.pairs import recordings
+    from edgese.model.checkpoint import load_enhancer
+    from edgese.quantize.calibration import read_calibration
+    from edgese.quantize.search import make_plans
+    from edgese.samples import NOISY
 
     if model is not None and weights is not None:
         raise typer.BadParameter(f"--model {model}: found weights beside it, wanted one of both: it is for having none")
@@ -129,7 +130,7 @@ def export_command(
             name=called,
             blocks=sizes,
             segment_hops=segment_hops,
-            sound=sound or SAMPLE,
+            sound=sound or NOISY,
             model_card=model_card,
             pcs=pcs,
             plans=plans,
@@ -184,8 +185,8 @@ def _tell(line: str) -> None:
 
 def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: bool) -> None:
     """What a search found, and whether the precision is faster here at all."""
-    from edgese.quantize import Quantization
-    from edgese.worth import GAIN, worth
+    from edgese.bench.speedup import GAIN, worth
+    from edgese.quantize.search import Quantization
 
     search = Quantization.of(plan)
     if search is not None:
@@ -198,8 +199,8 @@ def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: boo
 
 
 def _write_plot(plans: Mapping[Precision, Plan], bundle: Bundle, plot: Path, *, to_stderr: bool) -> None:
-    from edgese.quantize import Quantization
-    from edgese.quantize_plot import write_sensitivity_plot
+    from edgese.quantize.plots import write_sensitivity_plot
+    from edgese.quantize.search import Quantization
 
     for precision, plan in plans.items():
         search = Quantization.of(plan)

@@ -55,7 +55,7 @@ def _latency_words(facts: dict[str, Any]) -> str:
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
-    from edgese.enhance import shipped_bundle
+    from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle
 
     if path is not None and not path.is_dir():
@@ -65,10 +65,10 @@ def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
 
 def _network_facts(what: str) -> dict[str, Any]:
     require("torch", extra="export")
-    from edgese.artefact import network_facts
-    from edgese.checkpoint import load_enhancer
     from edgese.config import AudioConfig
     from edgese.errors import ConfigError
+    from edgese.graphs.facts import network_facts
+    from edgese.model.checkpoint import load_enhancer
     from edgese.model.registry import build
     from edgese.networks import MODELS, find_model
 

@@ -38,8 +38,8 @@ def models_command(as_json: Json = False) -> None:
 
 
 def _entry(settings: Any) -> dict[str, Any]:
-    from edgese.artefact import network_facts
     from edgese.config import AudioConfig
+    from edgese.graphs.facts import network_facts
     from edgese.model.registry import build
 
     enhancer = build(settings, AudioConfig())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from edgese.config import TrainConfig
-    from edgese.train import Progress as Step
+    from edgese.train.loop import Progress as Step
 
 
 def train_command(
@@ -46,11 +46,11 @@ def train_command(
     """Train a network; resumable to the same result, stopped by NaN, logged as CSV and TensorBoard."""
     require("torch", "scipy", "safetensors", extra="train")
     from edgese.config import TrainConfig, read_train_config
-    from edgese.data import open_data
     from edgese.errors import ConfigError
     from edgese.networks import find_model
-    from edgese.ranks import leads
-    from edgese.train import train
+    from edgese.train.data import open_data
+    from edgese.train.loop import train
+    from edgese.train.ranks import leads
 
     settings = read_train_config(config) if config else TrainConfig()
     try:
@@ -111,7 +111,7 @@ def _draw_curves(run: Path) -> None:
     from edgese.errors import EdgeseError
 
     try:
-        from edgese.plot import write_learning_curves
+        from edgese.train.curves import write_learning_curves
 
         write_learning_curves(run / "log.csv", run / "curves.png")
     except EdgeseError as error:

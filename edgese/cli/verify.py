@@ -21,7 +21,7 @@ from edgese.cli.board import (
 from edgese.cli.terminal import Json, Quiet, print_table, progress_bar, require
 
 if TYPE_CHECKING:
-    from edgese.proof import Proof, Verification
+    from edgese.verify.findings import Proof, Verification
     from export.bundle import Bundle
 
 
@@ -75,10 +75,11 @@ def verify_command(
     require("pesq", "pystoi", extra="metrics")
     if report is not None:
         require("jinja2", "PIL", extra="report")
-    from edgese.enhance import shipped_bundle
     from edgese.errors import VerificationError
-    from edgese.proof import prove, recordings
-    from edgese.segments import Segments, network_name, told
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.graphs.segments import Segments, network_name, told
+    from edgese.metrics.pairs import recordings
+    from edgese.verify.prove import prove
     from export.bundle import Bundle
 
     opened = Bundle.open(bundle or shipped_bundle())
@@ -109,7 +110,7 @@ def verify_command(
         for label, text in divergences.items():
             typer.echo(f"{label}: {text}")
     if report is not None:
-        from edgese.report.page import write_report
+        from edgese.verify.report.page import write_report
 
         typer.echo(f"report: {write_report(verification, report)}", err=as_json)
     if not verification.passed:
@@ -127,9 +128,9 @@ def _verify_there(
     as_json: bool,
 ) -> None:
     """The self-test of a board; exit code 1 if a graph does not pass."""
+    from edgese.board.trials import Chosen, self_test_there
     from edgese.device.content import choose
-    from edgese.enhance import shipped_bundle
-    from edgese.remote.trials import Chosen, self_test_there
+    from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle
 
     chosen = Chosen(check_runtimes(runtimes), precisions)
@@ -147,8 +148,8 @@ def _verify_there(
 
 def _divergences(verification: Verification, tell: Callable[[str], None]) -> dict[str, str]:
     """Where each graph that failed parts from PyTorch first, or why that cannot be told, by its label."""
-    from edgese.divergence import first_divergence
     from edgese.errors import VerificationError
+    from edgese.verify.first_divergence import first_divergence
 
     def found(proof: Proof) -> str:
         try:
@@ -182,7 +183,7 @@ def _print_verification(verification: Verification) -> None:
 
 
 def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:
-    from edgese.segments import Segments, told
+    from edgese.graphs.segments import Segments, told
 
     heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {told(bundle)}"
     print_table(

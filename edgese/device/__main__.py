@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calib import CalibrationError
-from edgese import machine
 from edgese.device.content import Content
 from edgese.device.enhancing import enhance_file
 from edgese.device.latency import measure
 from edgese.device.opening import CANDIDATES, TENSORRT, Engines, find_runtimes, fits
 from edgese.device.selftest import self_test
 from edgese.errors import EdgeseError
-from edgese.segments import require_streaming_form
-from export.bundle import ExportError, Graph
+from edgese.graphs.segments import require_streaming_form
+from edgese.machine import host as machine
+from export import ExportError
+from export.bundle import Graph
 from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import RuntimeUnavailable
 

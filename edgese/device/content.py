@@ -13,15 +13,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calib.batches import read_batches
+from edgese.audio import Wave
 from edgese.errors import VerificationError
-from edgese.segments import Segments, require_streaming_form
-from export.bundle import Bundle, ExportError, Graph, sha256_of
-
-Wave = NDArray[np.float32]
+from edgese.graphs.segments import Segments, require_streaming_form
+from export import ExportError
+from export.bundle import Bundle, Graph, sha256_of
 
 SUMS = "SHA256SUMS"
 BUNDLE = "bundle"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from edgese.atomic_file import shown
+from edgese.audio import Samples
 from edgese.device.content import Content
 from edgese.device.opening import TENSORRT, Engines, Tell, open_graph
-from edgese.device.wav import Samples, WavReader, WavWriter
+from edgese.device.wav import WavReader, WavWriter
 from edgese.errors import AudioError
-from edgese.partial import shown
-from edgese.streaming import samples
+from edgese.graphs.streaming import samples
 from export.bundle import Graph
 from runtimes.base import Stream
 

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese import machine
 from edgese.bench.timing import Timing, back_to_back, calls_for, paced
-from edgese.board import BoardError
 from edgese.device.content import Content
 from edgese.device.opening import TENSORRT, Engines, Tell, find_runtimes, fits, open_graph
-from edgese.device.readings import NOTHING, Watched, watch
-from edgese.power import Energy
-from edgese.streaming import samples
-from export.bundle import ExportError, Graph
+from edgese.graphs.streaming import samples
+from edgese.machine import host as machine
+from edgese.machine.jetson import BoardError
+from edgese.machine.power import Energy
+from edgese.machine.watch import NOTHING, Watched, watch
+from export import ExportError
+from export.bundle import Graph
 from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import FeedError, RuntimeUnavailable
 

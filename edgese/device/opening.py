@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edgese.device.content import ENGINES, Content
-from export.bundle import ExportError, Graph
+from export import ExportError
+from export.bundle import Graph
 from export.engine import BuildOptions
 from export.engine_cache import cached_engine
 from export.tensorrt_api import tensorrt_library

@@ -9,17 +9,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calib import CalibrationError
+from edgese.audio import Wave
 from edgese.device.content import Content
 from edgese.device.opening import Engines, Tell, find_runtimes, fits, open_graph
 from edgese.errors import EdgeseError
-from edgese.streaming import run, samples
-from export.bundle import ExportError, Graph
+from edgese.graphs.streaming import run, samples
+from export import ExportError
+from export.bundle import Graph
 from runtimes.base import RuntimeUnavailable
-
-Wave = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)

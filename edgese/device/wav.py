@@ -15,15 +15,14 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgese.atomic_file import PartialFile, shown
+from edgese.audio import Samples
 from edgese.errors import AudioError
-from edgese.partial import PartialFile, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Samples = NDArray[np.float32]
 
 MIN_LENGTH_MS = 32  # as `edgese enhance`: one STFT window
 MAX_CHANNELS = 64

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgese import features
 from edgese.config import AudioConfig
+from edgese.model import stft as features
 
 # Lower edge in Hz of each stretch of bins, and its importance to intelligibility in thousandths: the critical bands of
 # ANSI S3.5-1997, table 1 (edges at 100, 200, 300, 400, 4400, 5300, 6400, 7700 Hz; 10.3, 26.1, 41.9, 57.7, 46.0, 34.3,

@@ -6,8 +6,8 @@ import importlib
 
 from edgese.config import AudioConfig
 from edgese.errors import ConfigError
+from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.network import Network
-from edgese.model.waveform import WaveformEnhancer
 from edgese.networks import NETWORKS, ModelConfig, config_class
 
 

@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from calib import CalibrationError
 from calib.quantize import (
     ASYMMETRIC,
     SYMMETRIC,
-    CalibrationError,
     Candidate,
     QuantizedProduct,
     Scheme,

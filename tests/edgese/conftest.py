@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgese.config import DataConfig
-from edgese.enhance import Denoiser
+from edgese.enhance.denoiser import Denoiser
 from export.bundle import Bundle
 
-from .data_folders import PLAIN, RATE_HZ, SpeechLike, write_mixing, write_pairs
-from .identity_bundle import write_identity_bundle
+from .helpers.data_folders import PLAIN, RATE_HZ, SpeechLike, write_mixing, write_pairs
+from .helpers.identity_bundle import write_identity_bundle
 
 if TYPE_CHECKING:
-    from edgese.data import DataSets
-    from edgese.model.waveform import WaveformEnhancer
+    from edgese.model.enhancer import WaveformEnhancer
+    from edgese.train.data import DataSets
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def halving(halving_bundle: Path) -> Iterator[Denoiser]:
 @pytest.fixture
 def bundle(tiny_enhancer: WaveformEnhancer, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny network's."""
-    from .tiny_bundle import tiny_bundle
+    from .helpers.tiny_bundle import tiny_bundle
 
     return tiny_bundle(tiny_enhancer, tmp_path_factory)
 
@@ -60,7 +60,7 @@ def coarse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Bundle:
     """The tiny network's in every precision."""
-    from .coarse_bundle import coarse_bundle
+    from .helpers.coarse_bundle import coarse_bundle
 
     return coarse_bundle(tiny_enhancer, tmp_path_factory, speech_like, monkeypatch)
 
@@ -68,7 +68,7 @@ def coarse(
 @pytest.fixture
 def ahead(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """That of a network that looks ahead."""
-    from .lookahead import ahead_bundle
+    from .helpers.lookahead import ahead_bundle
 
     return ahead_bundle(tmp_path_factory)
 
@@ -86,7 +86,7 @@ def pairs(tmp_path: Path, speech_like: SpeechLike) -> Path:
 @pytest.fixture
 def open_folder(tmp_path: Path) -> Callable[..., DataSets]:
     """`open_folder(folder, config=PLAIN, seed=0)` with a cache of the test's own."""
-    from edgese.data import open_data
+    from edgese.train.data import open_data
 
     def opened(folder: Path, config: DataConfig = PLAIN, seed: int = 0, **options) -> DataSets:
         return open_data(folder, config, RATE_HZ, seed, tmp_path / "cache", **options)

@@ -14,7 +14,7 @@ from edgese.doctor import Finding, examine, judge_jetpack
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES
 
-from .command_line import edgese
+from .helpers.command_line import edgese
 
 Installed = Callable[[str], "str | None"]
 

@@ -19,27 +19,18 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from edgese import metrics
+from edgese.audio import Wave
 from edgese.errors import AudioError, EdgeseError, VerificationError
-from edgese.evaluate import (
-    SEED,
-    Evaluation,
-    Pair,
-    bootstrap_interval,
-    evaluate,
-    evaluate_all,
-    in_processes,
-    report,
-    write_csv,
-)
+from edgese.evaluate import SEED, Evaluation, Pair, bootstrap_interval, evaluate, evaluate_all, report, write_csv
+from edgese.machine.processes import in_processes
+from edgese.metrics import scores as metrics
 from export import ExportError
 
-from .identity_bundle import write_identity_bundle
+from .helpers.identity_bundle import write_identity_bundle
 
 pytest.importorskip("pesq", reason="the metrics extra is not installed")
 pytest.importorskip("pystoi", reason="the metrics extra is not installed")
 
-Wave = NDArray[np.float32]
 ROOT = Path(__file__).parents[2]
 EVAL_PAIRS = ROOT.parent / "shared" / "data" / "eval"
 RATE_HZ = 16_000

@@ -15,18 +15,17 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from edgese import plugins
 from edgese.config import AudioConfig
 from edgese.contract import require_contract
-from edgese.enhance import SAMPLE
 from edgese.errors import ConfigError, VerificationError
+from edgese.model.enhancer import StreamStep, WaveformEnhancer
 from edgese.model.network import Network
 from edgese.model.registry import build
-from edgese.model.waveform import StreamStep, WaveformEnhancer
-from edgese.networks import MODELS, NETWORKS, ModelConfig, find_model, plug_in
+from edgese.networks import MODELS, NETWORKS, PLUGINS, ModelConfig, find_model, plug_in
+from edgese.samples import NOISY
 
-from .command_line import edgese, one_error, parsed
-from .data_folders import SpeechLike, write_mixing
+from .helpers.command_line import edgese, one_error, parsed
+from .helpers.data_folders import SpeechLike, write_mixing
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gru_mask.py"
 PLUGIN = ("--plugin", "gru_mask.py")
@@ -69,7 +68,7 @@ def bundle(desk: Path) -> Path:
 def gru_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[WaveformEnhancer]:
     """The example's network, untrained but with a mask that moves; what it registers is forgotten afterwards."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setenv(PLUGINS, "")
     with mock.patch.dict(NETWORKS), mock.patch.dict(MODELS):
         plug_in(str(EXAMPLE))
         plug_in(str(EXAMPLE))  # the same again is harmless
@@ -133,9 +132,9 @@ def test_the_example_is_measured_in_processes_that_build_it_too(bundle: Path, de
 
 
 def test_the_example_enhances_files_and_needs_no_plugin_for_it(bundle: Path, desk: Path) -> None:
-    edgese("enhance", SAMPLE, "--model", bundle, "-o", desk / "clean.wav", "--quiet", cwd=desk)
+    edgese("enhance", NOISY, "--model", bundle, "-o", desk / "clean.wav", "--quiet", cwd=desk)
     found, rate_hz = soundfile.read(desk / "clean.wav")
-    noisy, _ = soundfile.read(SAMPLE)
+    noisy, _ = soundfile.read(NOISY)
     assert (rate_hz, found.shape) == (16_000, noisy.shape)
     assert np.isfinite(found).all()
     assert found.any()

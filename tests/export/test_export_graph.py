@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
-from export.graph import ExportError, write_onnx
+from export import ExportError
+from export.graph import write_onnx
 from export.inspection import MODULE
 from runtimes.registry import open_runtime
 

@@ -1,0 +1,1 @@
+"""`edgese enhance`: noisy recordings made clean."""

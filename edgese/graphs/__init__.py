@@ -1,0 +1,1 @@
+"""The graphs of a network: their precision and form, their ONNX files, how they are opened and streamed."""

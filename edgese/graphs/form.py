@@ -1,0 +1,89 @@
+"""The network as a bundle's graphs have it: their variant, their form, and that form as a program of PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from edgese.graphs.plan import plan_of
+from edgese.graphs.precision import Precision
+from edgese.model.checkpoint import load_enhancer
+from edgese.model.enhancer import SegmentStep, StreamStep, WaveformEnhancer
+from edgese.model.product import use_half
+from export import ExportError
+from export.bundle import WEIGHTS, Bundle, Graph, TensorSpec
+from runtimes.base import TensorSpec as RuntimeSpec
+from runtimes.pytorch import write_program as save_program
+
+
+@contextlib.contextmanager
+def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Iterator[None]:
+    """The network as a graph sees it: unrolled scan, DFT as a product, the products `half` in half precision."""
+    enhancer.network.use_form("export")
+    enhancer.transform.form = "matmul"
+    use_half(enhancer.network, half)
+    try:
+        yield
+    finally:
+        use_half(enhancer.network, ())
+        enhancer.network.use_form("train")
+        enhancer.transform.form = "fft"
+
+
+def step_of(enhancer: WaveformEnhancer) -> StreamStep | SegmentStep:
+    """What a graph is of: a causal network as a stream with its states, another one as a segment."""
+    return (StreamStep if enhancer.network.causal else SegmentStep)(enhancer).eval()
+
+
+def graph_states(enhancer: WaveformEnhancer) -> dict[str, Tensor]:
+    """Zero states of one stream, in the order of a graph's inputs; a network that is not causal has none."""
+    return enhancer.initial_state() if enhancer.network.causal else {}
+
+
+class _Tupled(nn.Module):
+    """A step whose outputs are a tuple, as programs have them, also where there is but one."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, wave: Tensor) -> tuple[Tensor]:
+        return (self.step(wave),)
+
+
+def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
+    """A graph's own form as a program of PyTorch, made from the bundle's weights.
+
+    Raises:
+        ExportError: a precision that only the graph has.
+        CheckpointError: the bundle's weights are missing or broken.
+    """
+    if Precision(graph.precision).quantized:
+        found = f"found {graph.precision}, which PyTorch does not run"
+        raise ExportError(f"{graph.file}: {found}; choose another runtime, or graphs in fp32 or fp16")
+    enhancer = bundle_enhancer(bundle, graph.variant)
+
+    def specs(tensors: Sequence[TensorSpec]) -> list[RuntimeSpec]:
+        return [RuntimeSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors]
+
+    with exported_form(enhancer, plan_of(bundle, graph.precision).half):
+        step = step_of(enhancer)
+        program = step if enhancer.network.causal else _Tupled(step)
+        save_program(program, specs(graph.inputs), specs(graph.outputs), path, metadata)
+
+
+def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:
+    """The network that a bundle's graphs of this variant were made of.
+
+    Raises:
+        CheckpointError: the bundle's weights are missing or broken.
+    """
+    return with_variant(load_enhancer(bundle.path / WEIGHTS), variant)
+
+
+def with_variant(enhancer: WaveformEnhancer, variant: str) -> WaveformEnhancer:
+    """The enhancer with what the variant adds; weights are shared."""
+    return WaveformEnhancer(enhancer.network, enhancer.audio, pcs=True).eval() if variant == "pcs" else enhancer

@@ -1,0 +1,90 @@
+"""What a Jetson tells around a measurement: what it is, its state before and after, and the energy that calls take.
+
+    watched = watch(Path("/"), idle_s=5.0)     # idle power is sampled now, before anything runs
+    ...
+    watched.energy(calls, audio_s=5.0)
+    watched.entry()                            # reads the state once more
+
+What a board does not tell is said to be missing, with the reason; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgese.machine.jetson import Board, BoardError, State, read_board, read_state, throttled
+from edgese.machine.power import Energy, PowerSampler, Rail, Trace, energy_of, find_rails
+
+NOTHING: Mapping[str, Any] = {"board": None, "before": None, "after": None, "throttled": None, "idle": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A board whose measurement has begun."""
+
+    root: Path
+    board: Board
+    before: State
+    rails: tuple[Rail, ...]
+    idle: Trace | None
+    powerless: str  # why power is not known here; "" where it is
+
+    def energy(self, work: Callable[[], object], audio_s: float) -> Energy:
+        """What it takes to do some work that makes so many seconds of audio, idle power told apart.
+
+        Raises:
+            BoardError: power is not known here, or was not while the work was done.
+        """
+        if self.idle is None:
+            raise BoardError(self.powerless)
+        with PowerSampler(self.rails) as sampler:
+            work()
+        return energy_of(sampler.trace(), idle=self.idle, audio_s=audio_s)
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for JSON: the board, its state before and now, what throttled it, idle power."""
+        after = read_state(self.root)
+        missing = {f"board, {name}": reason for name, reason in self.board.missing.items()}
+        missing |= {f"before, {name}": reason for name, reason in self.before.missing.items()}
+        missing |= {f"after, {name}": reason for name, reason in after.missing.items()}
+        return {
+            "board": self.board.entry(),
+            "before": self.before.entry(),
+            "after": after.entry(),
+            "throttled": throttled(self.before, after),
+            "idle": None if self.idle is None else _idle_entry(self.idle),
+            "missing": missing | ({"power": self.powerless} if self.powerless else {}),
+        }
+
+
+def watch(root: Path, idle_s: float) -> Watched:
+    """Begin: read what the board is and how it is, then what it draws while nothing runs.
+
+    Args:
+        root: what stands for `/`.
+        idle_s: so long idle power is sampled.
+
+    Raises:
+        BoardError: this machine is no Jetson.
+    """
+    board, before = read_board(root), read_state(root)
+    rails: Sequence[Rail] = ()
+    idle, reason = None, ""
+    try:
+        rails = find_rails(root)
+        with PowerSampler(rails) as sampler:
+            time.sleep(idle_s)
+        idle = sampler.trace()
+    except BoardError as error:
+        reason = str(error)
+    return Watched(root, board, before, tuple(rails), idle, reason)
+
+
+def _idle_entry(idle: Trace) -> dict[str, Any]:
+    joules = idle.rail_joules()
+    rails_w = {name: value / idle.duration_s for name, value in joules.items()}
+    return {"rails": idle.total[0], "mean_w": idle.mean_w, "duration_s": idle.duration_s, "rails_w": rails_w}

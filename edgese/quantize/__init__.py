@@ -1,0 +1,1 @@
+"""`edgese calibrate` and the search for what INT8 can take."""

@@ -1,0 +1,1 @@
+"""`edgese train`: data made into weights."""

@@ -1,0 +1,1 @@
+"""`edgese verify`: every graph of a bundle held against PyTorch."""
