@@ -25,7 +25,7 @@ from edgese.graphs.form import bundle_enhancer
 from edgese.graphs.opening import open_graph
 from edgese.graphs.streaming import run, samples
 from edgese.machine.host import describe
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.samples import NOISY
 from edgese.verify.truth import Truth, long_sound, pytorch_truth
 from export import ExportError

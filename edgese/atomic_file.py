@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from edgese.errors import AudioError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from typing_extensions import Self
 
 
@@ -99,20 +98,6 @@ class PartialFile:
         for folder in reversed(self._folders):
             with contextlib.suppress(OSError):  # another file has moved in
                 folder.rmdir()
-
-
-def write_png(figure: Figure, png: Path) -> None:
-    """Write a figure whole or not at all; an earlier picture is replaced.
-
-    Raises:
-        AudioError: it cannot be written.
-    """
-    with PartialFile(png) as partial:
-        try:
-            figure.savefig(partial.path, format="png", dpi=130)
-        except OSError as error:
-            raise partial.error(error) from error
-        partial.publish(replace=True)
 
 
 def shown(path: Path | str) -> str:

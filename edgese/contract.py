@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgese.errors import VerificationError
+from edgese.metrics.difference import tensor_error
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.network import Network
 
@@ -56,19 +57,19 @@ def _problems(network: Network, x: Tensor) -> Iterator[str]:
         yield f"has the states {', '.join(state)}, wanted none of one that is not causal"
     for name, tensor in state.items():
         if tensor.dtype != torch.float32 or tensor.shape[:1] != x.shape[:1] or tensor.any():
-            yield f"state {name}: found {_told(tensor)}, wanted float32 zeros, first axis {len(x)} streams"
+            yield f"state {name}: found {_described(tensor)}, wanted float32 zeros, first axis {len(x)} streams"
     given = {name: tensor.clone() for name, tensor in state.items()}
     y, after = network(x, state)
     if y.shape != x.shape or y.dtype != x.dtype or not torch.isfinite(y).all():
-        yield f"its output: found {_told(y)}, wanted {_told(x)}, all of it finite"
+        yield f"its output: found {_described(y)}, wanted {_described(x)}, all of it finite"
     for name, tensor in state.items():
         if not torch.equal(tensor, given[name]):
             yield f"state {name}: changed in place, wanted a new tensor"
         if name not in after or after[name].shape != tensor.shape or after[name].dtype != tensor.dtype:
-            found = _told(after[name]) if name in after else "none"
-            yield f"state {name} after {FRAMES} frames: found {found}, wanted {_told(tensor)}"
+            found = _described(after[name]) if name in after else "none"
+            yield f"state {name} after {FRAMES} frames: found {found}, wanted {_described(tensor)}"
     other = torch.cat([x[:1], -3 * x[1:]])
-    if _apart(network(other, state)[0][:1], y[:1]) > LEAK:
+    if not _relative(y[:1], network(other, state)[0][:1]) <= LEAK:
         yield "what one stream hears changes another, wanted each as if alone"
     if network.causal:
         yield from _leaks(network, x, y)
@@ -93,17 +94,19 @@ def _forgets(network: Network, x: Tensor, y: Tensor) -> Iterator[str]:
     for piece in x.split(CUTS, dim=1):
         found, state = network(piece, state)
         pieces.append(found)
-    apart = _apart(torch.cat(pieces, dim=1), y)
-    if apart > STREAMING:
+    difference = _relative(y, torch.cat(pieces, dim=1))
+    if not difference <= STREAMING:
         yield (
-            f"a stream cut into {', '.join(map(str, CUTS))} frames differs from the whole by {apart:.1g} of its "
+            f"a stream cut into {', '.join(map(str, CUTS))} frames differs from the whole by {difference:.1g} of its "
             f"largest value, limit {STREAMING:g}; wanted all that it knows of earlier frames in its state"
         )
 
 
-def _apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+def _relative(wanted: Tensor, found: Tensor) -> float:
+    """Largest difference over the largest value that was wanted."""
+    return tensor_error("output", wanted.cpu().numpy(), found.cpu().numpy()).relative
 
 
-def _told(tensor: Tensor) -> str:
+def _described(tensor: Tensor) -> str:
+    """Shape and type of a tensor."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

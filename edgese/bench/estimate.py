@@ -24,7 +24,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from edgese.bench.boards import Board, Peak
+from edgese.bench.boards import JetsonModule, Peak
 from edgese.bench.capacity import MAX_STREAMS
 from edgese.bench.probe import Case, MeasurementError
 from edgese.bench.workload import Kernel, Workload, read_workload
@@ -125,7 +125,7 @@ class Estimate:
 class Estimates:
     """Of a bundle's graphs on one board."""
 
-    board: Board
+    board: JetsonModule
     streams: int  # in a call
     cases: tuple[Case, ...]
     workloads: tuple[Workload, ...]
@@ -149,7 +149,7 @@ class Estimates:
         return about | {"left_out": list(self.left_out), "results": results}
 
 
-def estimate_cases(cases: Sequence[Case], board: Board, *, streams: int = 1) -> Estimates:
+def estimate_cases(cases: Sequence[Case], board: JetsonModule, *, streams: int = 1) -> Estimates:
     """Estimate each case's graph; whatever its runtime, it is TensorRT that is meant.
 
     Raises:

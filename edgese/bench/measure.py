@@ -320,7 +320,7 @@ def _capacities(case: Case, cores: Sequence[int], sound: Path, start: Start) -> 
 
     A GPU has all streams in one call, from one core.
     """
-    ceiling = ENGINE_STREAMS[-1] if case.runtime == "tensorrt" else MAX_STREAMS
+    ceiling = ENGINE_STREAMS if case.runtime == "tensorrt" else MAX_STREAMS
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(start(case, cores[0], sound, 1))]
         one_core = most_streams(lambda streams: measure_point(probes, streams), ceiling=ceiling)

@@ -9,25 +9,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese.atomic_file import write_png
 from edgese.bench.advice import TITLES
 from edgese.bench.capacity import Capacity
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Seconds
 from edgese.errors import EdgeseError
+from edgese.pictures.figure import (
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    Axes,
+    Figure,
+    Line2D,
+    new_figure,
+    ticker,
+    write_png,
+)
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-except ImportError as error:
-    raise EdgeseError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
-
-# Told apart by colour-blind readers, too, after Okabe & Ito 2008; dark enough for words in them.
-_COLOURS = ("#0072B2", "#C98500", "#009E73", "#AA4499", "#56B4E9", "#8C564B", "#666666")
-_DEADLINE = "#B2182B"
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN, GREY)
+_DEADLINE = RED
 _FAINT = "#9a9a9a"
 _PACED: dict[str, Any] = {"linewidth": 2.0}
 _BACK: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (3, 1.5))}
@@ -71,8 +76,7 @@ def _figure(report: Report, title: str, panel: Panel, keys: Sequence[Line2D]) ->
     colours = {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
     n_columns = min(2, len(blocks))
     n_rows = -(-len(blocks) // n_columns)
-    figure = Figure(figsize=(5.6 * n_columns + 0.4, 3.9 * n_rows + 1.1), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * n_columns + 0.4, 3.9 * n_rows + 1.1)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis, block in zip(panels, blocks, strict=False):
         results = [result for result in report.results if result.case.block == block]
@@ -101,9 +105,9 @@ def _latency_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
     n_calls = max(len(getattr(result, way).took_s) for result in results for way in result.ways)
     axis.set_yscale("log")
     axis.set_ylim(0.7 / n_calls, 1.4)
-    axis.yaxis.set_major_locator(FixedLocator([10.0**-power for power in range(int(np.log10(n_calls)) + 1)]))
-    axis.yaxis.set_major_formatter(FuncFormatter(_share_name))
-    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(ticker.FixedLocator([10.0**-power for power in range(int(np.log10(n_calls)) + 1)]))
+    axis.yaxis.set_major_formatter(ticker.FuncFormatter(_share_name))
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
     axis.set_ylabel("calls that take longer")
     period_ms = results[0].case.period_s * 1e3
     axis.axvline(period_ms, color=_DEADLINE, linewidth=1.4)
@@ -135,7 +139,7 @@ def _streams_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
     _plain_ticks(axis.yaxis)
     axis.set_ylabel("p99 of a call, ms" if results[0].case.live else "slowest of a few calls, ms")
     axis.set_xlabel("streams on the device")
@@ -178,9 +182,9 @@ def _slower_share(took_s: Seconds) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def _plain_ticks(axis: Any) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _label(runtime: str, precision: str) -> str:

@@ -22,7 +22,7 @@ from edgese.audio.reader import AudioReader, resampled
 from edgese.audio.writer import AudioWriter
 from edgese.board.link import RemoteStopped
 from edgese.board.session import Session
-from edgese.board.trials import Chosen, require_passed
+from edgese.board.trials import Chosen, require_self_test_passed
 from edgese.device.wav import MIN_LENGTH_MS, WavReader
 from edgese.enhance.files import Stopped
 from edgese.errors import AudioError
@@ -67,7 +67,7 @@ class RemoteDenoiser:
         session.place(bundle, wanted)
         runtime = session.runtimes(wanted)["found"][0]
         chosen = Chosen([runtime], [graph.precision], [graph.block])
-        require_passed(session.host, session.result("self-test", "--json", *chosen.all))
+        require_self_test_passed(session.host, session.result("self-test", "--json", *chosen.all))
         self._session = session
         self._options = [*chosen.all, *(["--pcs"] if pcs else []), "--force"]
         self._open = contextlib.ExitStack()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgese.board.archive import Packed, archive_name, write_archive
-from edgese.device.opening import TENSORRT, fits
-from edgese.graphs.opening import engine_of
+from edgese.graphs.artefacts import TENSORRT, is_for
+from edgese.graphs.opening import engine_folder
 from export import ExportError
 from export.bundle import Bundle
 from runtimes.base import RuntimeUnavailable
@@ -20,7 +20,7 @@ from runtimes.registry import load_runtime
 
 
 @dataclasses.dataclass(frozen=True)
-class Engines:
+class BuiltEngines:
     """Engines in this machine's cache, by the graph that each was built of."""
 
     paths: dict[str, Path]
@@ -50,7 +50,7 @@ class Kit:
 
 def for_tensorrt(
     bundle: Bundle, *, replace: bool = False, tell: Callable[[str], None] = lambda line: None
-) -> Engines | Kit:
+) -> BuiltEngines | Kit:
     """Build an engine of every graph that is for TensorRT, or write `NAME.device.tar.gz` beside the bundle.
 
     Args:
@@ -61,7 +61,7 @@ def for_tensorrt(
         ExportError: an engine cannot be built, or no graph is for TensorRT.
         VerificationError, AudioError: as `edgese.board.archive.write_archive`.
     """
-    graphs = [graph for graph in bundle.graphs if fits(graph, TENSORRT)]
+    graphs = [graph for graph in bundle.graphs if is_for(graph, TENSORRT)]
     if not graphs:
         raise ExportError(f"{bundle.path}: found no graph that TensorRT takes, wanted fp32, fp16 or int8")
     try:
@@ -69,4 +69,5 @@ def for_tensorrt(
     except RuntimeUnavailable as error:
         archive = bundle.path.with_name(archive_name(bundle))
         return Kit(write_archive(bundle, archive, replace=replace), str(error))
-    return Engines({graph.file: engine_of(bundle, graph, tell) for graph in graphs})
+    folder = engine_folder(bundle)
+    return BuiltEngines({graph.file: folder.engine(bundle, graph, tell) for graph in graphs})

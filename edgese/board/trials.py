@@ -12,7 +12,7 @@ from typing import Any
 
 from edgese.board.link import RemoteError
 from edgese.board.session import Session
-from edgese.device.opening import TENSORRT
+from edgese.graphs.artefacts import TENSORRT
 from export.bundle import Bundle
 
 
@@ -71,12 +71,12 @@ def bench_there(session: Session, bundle: Bundle, chosen: Chosen, *, streams: in
                 "see above, or choose others (--precision, --block, --runtime)"
             )
     tested = session.result("self-test", "--json", *chosen.all, "--most", max(16, streams))
-    require_passed(session.host, tested)
+    require_self_test_passed(session.host, tested)
     load = ("--streams", streams, "--seconds", seconds, "--root", session.root, "--most", max(16, streams))
     return {"engines": engines, "self_test": tested, "bench": session.result("bench", "--json", *chosen.all, *load)}
 
 
-def require_passed(host: str, tested: dict[str, Any]) -> None:
+def require_self_test_passed(host: str, tested: dict[str, Any]) -> None:
     """Refuse to go on where a graph gives what it should not.
 
     Raises:

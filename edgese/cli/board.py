@@ -55,7 +55,7 @@ def check_options(host: str | None, local: Mapping[str, object], remote: Mapping
 
 def check_runtimes(runtimes: list[str]) -> list[str]:
     """Runtimes that a board may have, by name."""
-    from edgese.device.opening import CANDIDATES
+    from edgese.device.candidates import CANDIDATES
 
     for name in runtimes:
         if name not in CANDIDATES:

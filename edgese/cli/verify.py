@@ -78,7 +78,7 @@ def verify_command(
     from edgese.errors import VerificationError
     from edgese.graphs.bundles import shipped_bundle
     from edgese.graphs.segments import Segments, network_name, told
-    from edgese.metrics.pairs import recordings
+    from edgese.metrics.pairs import read_recordings
     from edgese.verify.prove import prove
     from export.bundle import Bundle
 
@@ -98,7 +98,7 @@ def verify_command(
             opened,
             runtimes=list(dict.fromkeys(runtimes or ["onnxruntime"])),
             precisions=list(dict.fromkeys(precisions or [])),
-            recordings=recordings(data, files or 10, opened.manifest["audio"]["sample_rate_hz"]),
+            recordings=read_recordings(data, files or 10, opened.manifest["audio"]["sample_rate_hz"]),
             minutes=10.0 if minutes is None else minutes,
             on_progress=show,
         )

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calib import CalibrationError
+from edgese.device.candidates import CANDIDATES, find_runtimes
 from edgese.device.content import Content
-from edgese.device.enhancing import enhance_file
+from edgese.device.enhancing import enhance_wav
 from edgese.device.latency import measure
-from edgese.device.opening import CANDIDATES, TENSORRT, Engines, find_runtimes, fits
 from edgese.device.selftest import self_test
 from edgese.errors import EdgeseError
+from edgese.graphs.artefacts import TENSORRT, EngineFolder, is_for
 from edgese.graphs.segments import require_streaming_form
 from edgese.machine import host as machine
 from export import ExportError
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     options = _parser().parse_args(arguments)
     try:
         content = Content.open(root)
-        done: int = options.command(content, Engines.of(content, options.cache, options.most), options)
+        done: int = options.command(content, EngineFolder(options.cache or content.engines, options.most), options)
     except (EdgeseError, ExportError, CalibrationError, RuntimeUnavailable) as error:
         _tell(f"error: {error}")
         return 1
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     return done
 
 
-def _self_test(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _self_test(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     if not options.json:
         _say(f"{content.n_files} files: as they were packed")
     found = self_test(
@@ -65,12 +66,12 @@ def _self_test(content: Content, engines: Engines, options: argparse.Namespace) 
     return 0 if found.passed else 1
 
 
-def _build(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _build(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     library = tensorrt_library()
     graphs = content.choose(options.precision, options.block)
     _tell(f"{library_name(library)}, {read_device() or 'no GPU'}; engines go to {engines.folder}")
     built, failed = [], 0
-    for graph in (graph for graph in graphs if fits(graph, TENSORRT)):
+    for graph in (graph for graph in graphs if is_for(graph, TENSORRT)):
         began, told = time.perf_counter(), list[str]()
 
         def tell(line: str, told: list[str] = told) -> None:
@@ -78,7 +79,7 @@ def _build(content: Content, engines: Engines, options: argparse.Namespace) -> i
             _tell(line)  # now: it takes minutes
 
         try:
-            path = engines.engine(content, graph, tell, rebuild=options.force)
+            path = engines.engine(content.bundle, graph, tell, rebuild=options.force)
         except ExportError as error:
             failed += 1
             _tell(f"{graph.file}: FAILED: {error}")
@@ -95,7 +96,7 @@ def _build(content: Content, engines: Engines, options: argparse.Namespace) -> i
     return 0
 
 
-def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _bench(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     report = measure(
         content,
         engines,
@@ -112,7 +113,7 @@ def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> i
     return 0 if report.results and not report.failures else 1
 
 
-def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _runtimes(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     found, left_out = find_runtimes(options.runtime)
     if options.json:
         here = machine.describe(root=options.root)
@@ -125,17 +126,17 @@ def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -
     return 0 if found else 1
 
 
-def _enhance(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _enhance(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     graph = _one_graph(content, options)
     found, left_out = find_runtimes([options.runtime] if options.runtime else ())
-    usable = [name for name in found if fits(graph, name)]
+    usable = [name for name in found if is_for(graph, name)]
     if not usable:
         reasons = "; ".join(left_out.values()) or f"{graph.file} is not for {', '.join(found)}"
         raise RuntimeUnavailable(f"no runtime for {graph.file} opens here: {reasons}")
     for name, reason in left_out.items():
         if CANDIDATES.index(name) < CANDIDATES.index(usable[0]):
             _tell(f"{name} is left out: {reason}")
-    done = enhance_file(
+    done = enhance_wav(
         *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, tell=_tell
     )
     if done.n_clipped:

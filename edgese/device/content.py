@@ -55,6 +55,11 @@ class Content:
         return cls(root, bundle, len(sums))
 
     @property
+    def engines(self) -> Path:
+        """The folder that keeps engines unless another one is named."""
+        return self.root / ENGINES
+
+    @property
     def facts(self) -> dict[str, int]:
         """sample_rate_hz, hop and overlap_samples.
 

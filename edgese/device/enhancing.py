@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 from edgese.atomic_file import shown
 from edgese.audio import Samples
 from edgese.device.content import Content
-from edgese.device.opening import TENSORRT, Engines, Tell, open_graph
 from edgese.device.wav import WavReader, WavWriter
 from edgese.errors import AudioError
-from edgese.graphs.streaming import samples
+from edgese.graphs.artefacts import TENSORRT, EngineFolder, Tell, open_artefact
+from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Graph
 from runtimes.base import Stream
 
@@ -36,13 +35,13 @@ class Enhanced:
         return self.processing_s / self.duration_s
 
 
-def enhance_file(
+def enhance_wav(
     content: Content,
     graph: Graph,
     runtime: str,
     source: Path,
     target: Path,
-    engines: Engines,
+    engines: EngineFolder,
     *,
     replace: bool = False,
     tell: Tell = lambda line: None,
@@ -71,7 +70,9 @@ def enhance_file(
             raise AudioError(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
-        with open_graph(content, graph, runtime, engines, tell) as opened:
+        with open_artefact(
+            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), tell=tell
+        ) as opened:
             began, left = time.perf_counter(), info.n_frames
             stream = opened.stream(graph.states, streams=info.n_channels)
             with WavWriter(target, info) as writer:
@@ -92,22 +93,5 @@ def _enhanced(
     """Enhanced blocks in time with those that come in, and some silence after their end."""
     segments = content.segments
     if segments is None:
-        return _aligned(blocks, stream, graph, n_channels, content.facts["overlap_samples"])
+        return aligned_blocks(blocks, stream, graph, n_channels, content.facts["overlap_samples"])
     return segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
-
-
-def _aligned(
-    blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int, overlap: int
-) -> Iterator[Samples]:
-    """Enhanced blocks in time with those that come in, and some silence after their end."""
-    size, skip = samples(graph, graph.block), overlap  # the output runs so far behind
-    waiting = np.zeros((n_channels, 0), np.float32)
-    end = np.zeros((overlap + size - 1, n_channels), np.float32)  # drives out what is still inside
-    for block in itertools.chain(blocks, [end]):
-        waiting = np.concatenate([waiting, block.T], axis=1)
-        while waiting.shape[1] >= size:
-            done = stream({"wave": np.ascontiguousarray(waiting[:, :size])})["enhanced"]
-            waiting = waiting[:, size:]
-            if skip < size:
-                yield done[:, skip:].T
-            skip = max(0, skip - size)

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.bench.timing import Timing, back_to_back, calls_for, paced
+from edgese.device.candidates import find_runtimes
 from edgese.device.content import Content
-from edgese.device.opening import TENSORRT, Engines, Tell, find_runtimes, fits, open_graph
+from edgese.graphs.artefacts import TENSORRT, EngineFolder, Tell, is_for, open_artefact
 from edgese.graphs.streaming import samples
 from edgese.machine import host as machine
-from edgese.machine.jetson import BoardError
+from edgese.machine.jetson import JetsonError
 from edgese.machine.power import Energy
 from edgese.machine.watch import NOTHING, Watched, watch
 from export import ExportError
@@ -116,7 +117,7 @@ class Report:
 
 def measure(
     content: Content,
-    engines: Engines,
+    engines: EngineFolder,
     *,
     runtimes: Collection[str] = (),
     precisions: Collection[str] = (),
@@ -148,11 +149,11 @@ def measure(
         raise RuntimeUnavailable("no runtime opens here, nothing was measured: install TensorRT or onnxruntime")
     try:
         watched, reason = watch(root, seconds), ""
-    except BoardError as error:
+    except JetsonError as error:
         watched, reason = None, str(error)
     results, failures = [], {}
     for graph in sorted(graphs, key=lambda graph: graph.block):
-        for runtime in (runtime for runtime in found if fits(graph, runtime)):
+        for runtime in (runtime for runtime in found if is_for(graph, runtime)):
             try:
                 results.append(_measure(content, graph, runtime, engines, streams, seconds, watched, tell))
             except (ExportError, RuntimeUnavailable) as error:
@@ -170,7 +171,7 @@ def _measure(
     content: Content,
     graph: Graph,
     runtime: str,
-    engines: Engines,
+    engines: EngineFolder,
     streams: int,
     seconds: float,
     watched: Watched | None,
@@ -193,7 +194,10 @@ def _measure(
     n_paced = math.ceil(seconds / period_s)
     core = None if runtime == TENSORRT else machine.allowed_cores()[-1]  # the GPU's driver has threads of its own
     pinned = contextlib.nullcontext() if core is None else machine.pinned([core])
-    with pinned, open_graph(content, graph, runtime, engines, tell) as opened:
+    with (
+        pinned,
+        open_artefact(content.bundle, graph, runtime, engines, metadata=content.metadata(graph), tell=tell) as opened,
+    ):
         stream = opened.stream(graph.states, streams=streams)
         for index in range(_WARM_UP_CALLS if segments is None else _SEGMENT_CALLS // 10):
             stream(feed(index))
@@ -206,7 +210,7 @@ def _measure(
                 energy = watched.energy(
                     lambda: paced(stream, feed, n_paced, period_s), audio_s=n_paced * period_s * streams
                 )
-            except BoardError as error:
+            except JetsonError as error:
                 reason = str(error)
         elif watched is not None:
             reason = "a segment is not live: energy is that of calls in real time"

@@ -28,6 +28,7 @@ from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.opening import open_graph
 from edgese.graphs.precision import Precision
 from edgese.graphs.segments import Segments
+from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Denoiser:
         self._segments = Segments.of(bundle.manifest)
         graph = choose_graph(bundle, block=block, precision=precision, pcs=pcs)
         self.block_samples = graph.block * self.config.hop
-        self._states = dict(graph.states)
+        self._graph = graph
         self._open = contextlib.ExitStack()
         self._runtime = self._open.enter_context(open_graph(bundle, graph, runtime))
 
@@ -102,24 +103,12 @@ class Denoiser:
         Yields:
             (n, n_channels) float32; the first sample belongs to the first that came in.
         """
-        stream = self._runtime.stream(self._states, streams=n_channels)
+        stream = self._runtime.stream(self._graph.states, streams=n_channels)
         if self._segments is not None:
             yield from self._segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
             yield np.zeros((_TAIL, n_channels), np.float32)
             return
-        size = self.block_samples
-        skip = self.config.overlap  # the graph's output runs this far behind its input
-        end = np.zeros((skip + _TAIL + size - 1, n_channels), np.float32)  # drives out whatever is still inside
-        waiting = np.zeros((n_channels, 0), np.float32)
-        for block in _then(blocks, end):
-            waiting = np.concatenate([waiting, block.T], axis=1)
-            calls = range(0, waiting.shape[1] - size + 1, size)
-            done = [stream({"wave": np.ascontiguousarray(waiting[:, at : at + size])})["enhanced"] for at in calls]
-            waiting = waiting[:, len(done) * size :]
-            if done:
-                wave = np.concatenate(done, axis=1)
-                yield wave[:, skip:].T
-                skip = max(0, skip - wave.shape[1])
+        yield from aligned_blocks(blocks, stream, self._graph, n_channels, self.config.overlap, _TAIL)
 
 
 def denoise(
@@ -172,8 +161,3 @@ class _Queue:
                 self._blocks.appendleft(block[n_frames:])
             n_frames -= len(taken[-1])
         return np.concatenate(taken)
-
-
-def _then(blocks: Iterable[Samples], last: Samples) -> Iterator[Samples]:
-    yield from blocks
-    yield last

@@ -1,4 +1,4 @@
-"""Which file becomes which: the plan of `edgese enhance`, made and refused before any sound is touched."""
+"""The plan of `edgese enhance`: which file becomes which, made and refused before any sound is touched."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Job:
         return "stdout" if self.target is None else shown(self.target)
 
 
-def plan(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
+def plan_jobs(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
     """One job for each input file; folders are walked and mirrored. Nothing is written or decoded.
 
     Without an output, `a.wav` becomes `a.enhanced.wav` beside it, the folder `x` becomes `x.enhanced/`, and stdin goes

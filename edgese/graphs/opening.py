@@ -6,16 +6,17 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from edgese.graphs.artefacts import EngineFolder, Tell, open_artefact
 from export.bundle import WEIGHTS, Bundle, Graph
 from runtimes.base import Runtime
-from runtimes.registry import load_runtime, open_runtime
+from runtimes.registry import open_runtime
 
 logger = logging.getLogger(__name__)
 
-ENGINE_STREAMS = (1, 1, 256)  # least, best and most streams of an engine
+ENGINE_STREAMS = 256  # at most, in one call of an engine; engines are fastest at one
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def open_graph(
     runtime: str = "onnxruntime",
     *,
     threads: int = 1,
-    tell: Callable[[str], None] = logger.warning,
+    tell: Tell = logger.warning,
 ) -> Iterator[Runtime]:
     """The graph in the runtime of that name; PyTorch runs the graph's own form, made anew from the bundle's weights.
 
@@ -42,11 +43,8 @@ def open_graph(
     """
     wanted = wanted_metadata(bundle, graph)
     if runtime != "pytorch":
-        artefact = bundle.path / graph.file
-        if runtime == "tensorrt":
-            load_runtime(runtime)  # tells what is missing before anything is built
-            artefact = engine_of(bundle, graph, tell)
-        with open_runtime(runtime, artefact, threads=threads, metadata=wanted) as opened:
+        engines = engine_folder(bundle)
+        with open_artefact(bundle, graph, runtime, engines, metadata=wanted, threads=threads, tell=tell) as opened:
             yield opened
         return
     from edgese.graphs.form import write_program
@@ -59,23 +57,14 @@ def open_graph(
 
 
 def engine_cache() -> Path:
-    """Where engines are kept: they are worth nothing on another machine, so nowhere near the bundle."""
+    """The folder that keeps engines: each fits this machine only, so they lie nowhere near the bundle."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "edgese" / "engines"
 
 
-def engine_of(bundle: Bundle, graph: Graph, tell: Callable[[str], None]) -> Path:
-    """The engine of a graph for the GPU here, from the cache or built now.
-
-    Raises:
-        ExportError: it cannot be built, or the cache holds a damaged one.
-    """
-    from export.engine import BuildOptions
-    from export.engine_cache import cached_engine
-
-    options = BuildOptions({"streams": ENGINE_STREAMS}, timing_cache=engine_cache() / "timings")
-    folder = engine_cache() / bundle.manifest["name"]
-    return cached_engine(bundle.path / graph.file, folder, options, tell, precision=graph.precision)
+def engine_folder(bundle: Bundle) -> EngineFolder:
+    """The folder of a bundle's engines in this user's cache."""
+    return EngineFolder(engine_cache() / bundle.manifest["name"], ENGINE_STREAMS)
 
 
 def wanted_metadata(bundle: Bundle, graph: Graph) -> dict[str, str]:

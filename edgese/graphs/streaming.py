@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from edgese.audio import Wave
+from edgese.audio import Samples, Wave
 from edgese.graphs.segments import Segments
 from export.bundle import Graph
 from runtimes.base import Runtime, Stream
@@ -40,6 +42,32 @@ def in_overlapped(opened: Runtime, graph: Graph, wave: Wave, segments: Segments)
 
 def aligned(opened: Runtime, graph: Graph, wave: Wave, overlap: int) -> Wave:
     """A whole recording, as long as the input and in time with it."""
-    size = samples(graph, graph.block)
-    padded = np.pad(wave, (0, -(len(wave) + overlap) % size + overlap))
-    return run(opened.stream(graph.states, streams=1), graph, padded)[overlap:][: len(wave)]
+    stream = opened.stream(graph.states, streams=1)
+    return np.concatenate(list(aligned_blocks([wave[:, None]], stream, graph, 1, overlap)))[: len(wave), 0]
+
+
+def aligned_blocks(
+    blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int, overlap: int, tail: int = 0
+) -> Iterator[Samples]:
+    """The enhanced sound of a recording's blocks, in time with them, and some silence after their end.
+
+    Args:
+        blocks: (n, n_channels) float32 of any n.
+        overlap: samples by which the graph's output runs behind its input; as many are dropped at the start.
+        tail: samples of silence that are wanted after the end, at least.
+
+    Yields:
+        (n, n_channels) float32; the first sample belongs to the first that came in.
+    """
+    size, skip = samples(graph, graph.block), overlap
+    waiting = np.zeros((n_channels, 0), np.float32)
+    end = np.zeros((overlap + tail + size - 1, n_channels), np.float32)  # drives out what is still inside
+    for block in itertools.chain(blocks, [end]):
+        waiting = np.concatenate([waiting, block.T], axis=1)
+        calls = range(0, waiting.shape[1] - size + 1, size)
+        done = [stream({"wave": np.ascontiguousarray(waiting[:, at : at + size])})["enhanced"] for at in calls]
+        waiting = waiting[:, len(done) * size :]
+        if done:
+            wave = np.concatenate(done, axis=1)
+            yield wave[:, skip:].T
+            skip = max(0, skip - wave.shape[1])

@@ -1,6 +1,6 @@
 """A Jetson as it is now: what it is, its software, clocks, temperatures and throttling. Files only, no commands.
 
-    board = read_board()                       # does not change while a measurement runs
+    board = read_jetson()                       # does not change while a measurement runs
     before = read_state()
     ...
     throttled(before, read_state())
@@ -45,12 +45,12 @@ _OFF_MC = -256_000  # what a sensor of a part without power gives
 _TENSORRT = ("tensorrt", "libnvinfer10", "libnvinfer11", "libnvinfer8")
 
 
-class BoardError(EdgeseError):
+class JetsonError(EdgeseError):
     """A board that is none, or power that cannot be measured on it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Board:
+class Jetson:
     """What does not change while a measurement runs."""
 
     machine: Machine
@@ -104,15 +104,15 @@ class State:
         return dataclasses.asdict(self) | {"jetson_clocks": self.jetson_clocks}
 
 
-def read_board(root: Path = _ROOT) -> Board:
+def read_jetson(root: Path = _ROOT) -> Jetson:
     """What this board is.
 
     Raises:
-        BoardError: this machine is no Jetson.
+        JetsonError: this machine is no Jetson.
     """
     machine = describe(root=root)
     if machine.board is None:
-        raise BoardError(f"{root}: found {machine.cpu}, {machine.system}, wanted a Jetson: run this on the board")
+        raise JetsonError(f"{root}: found {machine.cpu}, {machine.system}, wanted a Jetson: run this on the board")
     missing: dict[str, str] = {}
     packages = _packages(root, missing)
     jetpack = packages.get("nvidia-jetpack")
@@ -122,7 +122,7 @@ def read_board(root: Path = _ROOT) -> Board:
         _note(missing, "tensorrt", tensorrt, f"none of the packages {', '.join(_TENSORRT)} is installed")
     l4t = None if UNKNOWN in (machine.release or UNKNOWN) else machine.release
     _note(missing, "l4t", l4t, f"{root / _RELEASE}: not there, or without release and revision")
-    return Board(machine, machine.board, l4t, jetpack, tensorrt, _cuda(root, missing), missing)
+    return Jetson(machine, machine.board, l4t, jetpack, tensorrt, _cuda(root, missing), missing)
 
 
 def read_state(root: Path = _ROOT) -> State:

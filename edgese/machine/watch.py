@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgese.machine.jetson import Board, BoardError, State, read_board, read_state, throttled
+from edgese.machine.jetson import Jetson, JetsonError, State, read_jetson, read_state, throttled
 from edgese.machine.power import Energy, PowerSampler, Rail, Trace, energy_of, find_rails
 
 NOTHING: Mapping[str, Any] = {"board": None, "before": None, "after": None, "throttled": None, "idle": None}
@@ -27,7 +27,7 @@ class Watched:
     """A board whose measurement has begun."""
 
     root: Path
-    board: Board
+    board: Jetson
     before: State
     rails: tuple[Rail, ...]
     idle: Trace | None
@@ -37,10 +37,10 @@ class Watched:
         """What it takes to do some work that makes so many seconds of audio, idle power told apart.
 
         Raises:
-            BoardError: power is not known here, or was not while the work was done.
+            JetsonError: power is not known here, or was not while the work was done.
         """
         if self.idle is None:
-            raise BoardError(self.powerless)
+            raise JetsonError(self.powerless)
         with PowerSampler(self.rails) as sampler:
             work()
         return energy_of(sampler.trace(), idle=self.idle, audio_s=audio_s)
@@ -69,9 +69,9 @@ def watch(root: Path, idle_s: float) -> Watched:
         idle_s: so long idle power is sampled.
 
     Raises:
-        BoardError: this machine is no Jetson.
+        JetsonError: this machine is no Jetson.
     """
-    board, before = read_board(root), read_state(root)
+    board, before = read_jetson(root), read_state(root)
     rails: Sequence[Rail] = ()
     idle, reason = None, ""
     try:
@@ -79,7 +79,7 @@ def watch(root: Path, idle_s: float) -> Watched:
         with PowerSampler(rails) as sampler:
             time.sleep(idle_s)
         idle = sampler.trace()
-    except BoardError as error:
+    except JetsonError as error:
         reason = str(error)
     return Watched(root, board, before, tuple(rails), idle, reason)
 

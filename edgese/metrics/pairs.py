@@ -1,4 +1,4 @@
-"""Clean and noisy recordings to judge a graph by."""
+"""Clean and noisy recordings of one name: found in a folder, and read to verify a graph with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Recording:
     sha256: str  # of the noisy file
 
 
-def recordings(data: Path | None, n_files: int = N_FILES, rate_hz: int = 16_000) -> list[Recording]:
+def read_recordings(data: Path | None, n_files: int = N_FILES, rate_hz: int = 16_000) -> list[Recording]:
     """Pairs to verify with: the shipped sample, or so many of `data`/clean and `data`/noisy, evenly spread by name.
 
     Raises:

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, VerificationError
 from edgese.metrics.composite import composite
+from edgese.metrics.difference import snr_db, tensor_error
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -113,13 +114,6 @@ def si_sdr(clean: Wave, enhanced: Wave) -> float:
     projected = target * (estimate @ target) / (target @ target + 1e-12)
     rest = estimate - projected
     return float(10 * np.log10((projected @ projected + 1e-12) / (rest @ rest + 1e-12)))
-
-
-def snr_db(reference: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Energy of `reference` over that of the difference, in dB; infinite where they are equal."""
-    difference = reference.astype(np.float64) - other.astype(np.float64)
-    energy = float(np.sum(difference**2))
-    return float("inf") if energy == 0 else float(10 * np.log10(np.sum(reference.astype(np.float64) ** 2) / energy))
 
 
 def log_spectral_distance(clean: Wave, enhanced: Wave) -> float:
@@ -218,3 +212,29 @@ def _package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise EdgeseError(f"{name} is missing: pip install 'edgese[metrics]'") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class WaveError:
+    """One waveform against the one that was wanted."""
+
+    max_abs: float
+    snr_db: float  # infinite where they are equal
+    si_sdr_db: float
+    lsd_db: float  # log-spectral distance
+
+
+def wave_error(wanted: Wave, found: Wave) -> WaveError:
+    """Difference of a waveform from the one that was wanted, both of one length at 16 kHz.
+
+    Raises:
+        VerificationError: other lengths, or the wanted one is silent or shorter than 32 ms.
+    """
+    error = tensor_error("waveform", wanted, found)
+    if error.n_bad:
+        return WaveError(math.nan, math.nan, math.nan, math.nan)
+    try:
+        distance_db = log_spectral_distance(wanted, found)
+    except EdgeseError as reason:
+        raise VerificationError(f"waveform: nothing to compare with: {reason}") from reason
+    return WaveError(error.max_abs, snr_db(wanted, found), si_sdr(wanted, found), distance_db)

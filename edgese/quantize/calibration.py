@@ -35,7 +35,7 @@ from edgese.config import DataConfig, TrainConfig
 from edgese.errors import ConfigError
 from edgese.graphs.plan import Plan
 from edgese.graphs.write import graph_of, quantizable, write_graph
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.model.checkpoint import save_weights
 from edgese.model.enhancer import WaveformEnhancer
 

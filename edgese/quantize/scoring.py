@@ -17,7 +17,7 @@ from runtimes.registry import open_runtime
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ScoringTask:
     """A graph's file, what it takes and gives, by how much its output runs behind, and what it is to enhance."""
 
     path: Path
@@ -27,14 +27,14 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class Scored:
     """What a graph made of a recording, in time with it, and its PESQ-WB against the clean one."""
 
     wave: NDArray[np.float32]
     pesq: float
 
 
-def hear(task: Task) -> tuple[Heard, ...]:
+def score_graph(task: ScoringTask) -> tuple[Scored, ...]:
     """What the graph makes of each recording, in ONNX Runtime.
 
     Raises:
@@ -43,9 +43,9 @@ def hear(task: Task) -> tuple[Heard, ...]:
     """
     with open_runtime("onnxruntime", task.path) as opened:
         waves = [aligned(opened, task.graph, recording.noisy, task.overlap) for recording in task.recordings]
-    return tuple(Heard(wave, pesq_wb(r.clean, wave)) for wave, r in zip(waves, task.recordings, strict=True))
+    return tuple(Scored(wave, pesq_wb(r.clean, wave)) for wave, r in zip(waves, task.recordings, strict=True))
 
 
-def died(task: Task) -> tuple[Heard, ...]:
+def died(task: ScoringTask) -> tuple[Scored, ...]:
     """For `in_processes`: what to do where one ended its process."""
     raise VerificationError(f"{task.path.name}: the process that heard it died (no memory left, or PESQ's C program)")

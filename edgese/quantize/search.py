@@ -1,6 +1,6 @@
 """Which products of a network INT8 can take: what each costs alone, and the largest set inside a budget of PESQ.
 
-    found = quantize(enhancer, read_batches(path), recordings(data), budget=0.02)
+    found = search_int8(enhancer, read_batches(path), read_recordings(data), budget=0.02)
     found.plan, found.costs, found.steps
 
 Every number comes from the graph itself: Q/DQ nodes around a product, streamed in ONNX Runtime over whole recordings
@@ -28,12 +28,12 @@ from edgese.graphs.plan import Plan
 from edgese.graphs.precision import Precision
 from edgese.graphs.write import SCHEMES, graph_of, quantizable, quantize_graph, write_graph
 from edgese.machine.processes import in_processes
+from edgese.metrics.difference import snr_db
 from edgese.metrics.pairs import Recording
-from edgese.metrics.scores import snr_db
 from edgese.model.cost import product_macs
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import products
-from edgese.quantize.scoring import Heard, Task, died, hear
+from edgese.quantize.scoring import Scored, ScoringTask, died, score_graph
 from edgese.verify.limits import LIMITS
 
 BUDGET = 0.02  # of PESQ-WB; the limit is 0.05: other recordings lose other amounts
@@ -88,7 +88,7 @@ class Quantization:
         return cls(plan, _chosen(alone, plan.facts["methods"]), together)
 
 
-def quantize(
+def search_int8(
     enhancer: WaveformEnhancer,
     calibration: Batches,
     recordings: Sequence[Recording],
@@ -165,7 +165,7 @@ def make_plans(
 
     Raises:
         ConfigError: INT8 without a calibration or recordings, or for a network that is not causal.
-        VerificationError, CalibrationError: as `quantize`.
+        VerificationError, CalibrationError: as `search_int8`.
     """
     plans = {}
     for precision in dict.fromkeys(precisions):
@@ -180,7 +180,7 @@ def make_plans(
                     f"{precision.value}: needs a calibration and recordings to hear its PESQ on: make one with "
                     "`edgese calibrate --data DIR`, give it with --calibration, and clean/ and noisy/ pairs with --data"
                 )
-            found = quantize(
+            found = search_int8(
                 *(enhancer, calibration, recordings),
                 precision=precision,
                 budget=budget,
@@ -194,7 +194,7 @@ def make_plans(
 
 
 class _Search:
-    """The float32 graph's answers, and what is needed to make and hear others."""
+    """The float32 graph's answers, and what is needed to make and score others."""
 
     def __init__(
         self,
@@ -242,17 +242,17 @@ class _Search:
         heard = self._hear(files, [list(ranges) for ranges in sets])
         return [self._cost(list(ranges), waves) for ranges, waves in zip(sets, heard, strict=True)]
 
-    def _hear(self, files: Sequence[Path], sets: Sequence[Sequence[str]] = ()) -> list[tuple[Heard, ...]]:
+    def _hear(self, files: Sequence[Path], sets: Sequence[Sequence[str]] = ()) -> list[tuple[Scored, ...]]:
         """Each graph on all recordings."""
-        tasks = [Task(file, self.graph, self.enhancer.audio.overlap, tuple(self.recordings)) for file in files]
+        tasks = [ScoringTask(file, self.graph, self.enhancer.audio.overlap, tuple(self.recordings)) for file in files]
         found = []
-        for heard in in_processes(hear, tasks, None, died):
+        for heard in in_processes(score_graph, tasks, None, died):
             found.append(heard)
             if sets:
                 self.tell(f"INT8 in {_named(sets[len(found) - 1])} ({len(found)} of {len(sets)})")
         return found
 
-    def _cost(self, chosen: Sequence[str], heard: Sequence[Heard]) -> Cost:
+    def _cost(self, chosen: Sequence[str], heard: Sequence[Scored]) -> Cost:
         lost = [before.pesq - after.pesq for before, after in zip(self.heard, heard, strict=True)]
         wanted, found = (np.concatenate([one.wave for one in all_of]) for all_of in (self.heard, heard))
         return Cost(

@@ -9,15 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese.errors import AudioError, EdgeseError
-
-try:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-except ImportError as error:
-    raise AudioError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
-from edgese.enhance.plot import _lock
+from edgese.errors import EdgeseError
+from edgese.pictures.figure import drawing, new_figure, ticker
 
 SMOOTHING = 1 / 40  # share of a run that the training losses are averaged over: single batches scatter widely
 
@@ -50,9 +43,8 @@ def write_learning_curves(log: Path, png: Path) -> None:
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         raise EdgeseError(f"{log}: found no curve to draw, wanted the log.csv of edgese train")
-    with _lock:
-        figure = Figure(figsize=(9, 1 + 2 * len(panels)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing:
+        figure = new_figure(9, 1 + 2 * len(panels))
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (title, names) in zip(axes, panels.items(), strict=True):
             for name in names:
@@ -60,9 +52,9 @@ def write_learning_curves(log: Path, png: Path) -> None:
             values = np.concatenate([curves[name][1] for name in names])
             if "loss" in title and 0 < 4 * values.min() < values.max():
                 axis.set_yscale("log")
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
                 axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter(NullFormatter())
+                axis.yaxis.set_minor_formatter(ticker.NullFormatter())
             axis.set_title(title, loc="left")
             axis.grid(alpha=0.3)
             if len(names) > 1 or names[0].startswith("validation_"):

@@ -28,7 +28,7 @@ from edgese.audio import Wave
 from edgese.audio.formats import READABLE
 from edgese.config import DataConfig
 from edgese.errors import TrainingError
-from edgese.train.decoded import Progress, Recordings
+from edgese.train.decoded import DecodedRecordings, Progress
 from edgese.train.mixing import MixedExamples, PairedExamples, validation_config
 from edgese.train.rooms import Room, make_rooms, read_rooms
 
@@ -161,8 +161,8 @@ class _Opening:
             {"layout": "mixing", **counts},
         )
 
-    def _load(self, files: Sequence[Path]) -> Recordings:
-        return Recordings(files, self.sample_rate_hz, self.cache, self.progress)
+    def _load(self, files: Sequence[Path]) -> DecodedRecordings:
+        return DecodedRecordings(files, self.sample_rate_hz, self.cache, self.progress)
 
     def _rooms(self) -> list[Room]:
         rooms: list[Room] = []
@@ -269,7 +269,7 @@ def _speaker(file: Path, folder: Path) -> str:
     return inner.as_posix()
 
 
-def _require_equal_lengths(noisy: Recordings, clean: Recordings) -> None:
+def _require_equal_lengths(noisy: DecodedRecordings, clean: DecodedRecordings) -> None:
     for index, (file, partner) in enumerate(zip(noisy.files, clean.files, strict=True)):
         if noisy.length(index) != clean.length(index):
             raise TrainingError(

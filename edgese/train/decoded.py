@@ -23,7 +23,7 @@ from edgese.errors import AudioError, TrainingError
 Progress = Callable[[int, int], None]
 
 
-class Recordings:
+class DecodedRecordings:
     """Many recordings as one int16 memory map at the rate of the signal contract.
 
     A copy that is sent to another process opens the same map there.
@@ -64,7 +64,7 @@ class Recordings:
         vars(self).update(state)
         self._open()
 
-    def subset(self, indices: Sequence[int]) -> Recordings:
+    def subset(self, indices: Sequence[int]) -> DecodedRecordings:
         """Some of the recordings, of the same memory map."""
         part = copy.copy(self)
         part.files = [self.files[index] for index in indices]

@@ -18,7 +18,7 @@ from scipy import fft, signal
 
 from edgese.audio import Wave
 from edgese.config import DataConfig
-from edgese.train.decoded import Recordings
+from edgese.train.decoded import DecodedRecordings
 from edgese.train.noises import coloured, decibels, log_uniform, spectral_envelope, stages, synthetic_noise, unit_power
 from edgese.train.rooms import Room
 
@@ -48,7 +48,7 @@ def validation_config(config: DataConfig) -> DataConfig:
 class Talkers:
     """Recordings of speech, by speaker."""
 
-    def __init__(self, recordings: Recordings, speakers: Sequence[str]) -> None:
+    def __init__(self, recordings: DecodedRecordings, speakers: Sequence[str]) -> None:
         self.recordings = recordings
         grouped: dict[str, list[int]] = defaultdict(list)
         for index, speaker in enumerate(speakers):
@@ -91,9 +91,9 @@ class MixedExamples:
 
     def __init__(
         self,
-        speech: Recordings,
+        speech: DecodedRecordings,
         speakers: Sequence[str],
-        noise: Recordings,
+        noise: DecodedRecordings,
         rooms: Sequence[Room],
         config: DataConfig,
         sample_rate_hz: int,
@@ -196,7 +196,14 @@ class PairedExamples:
     """Segments of recorded (noisy, clean) pairs at random places and gains; some with the noise of another pair."""
 
     def __init__(
-        self, noisy: Recordings, clean: Recordings, config: DataConfig, sample_rate_hz: int, *, seed: int, split: int
+        self,
+        noisy: DecodedRecordings,
+        clean: DecodedRecordings,
+        config: DataConfig,
+        sample_rate_hz: int,
+        *,
+        seed: int,
+        split: int,
     ) -> None:
         self.noisy, self.clean, self.config = noisy, clean, config
         self.seed, self.split, self.length = seed, split, round(config.segment_s * sample_rate_hz)
@@ -223,7 +230,7 @@ def _root_share(amounts: Sequence[float] | NDArray[np.float64]) -> NDArray[np.fl
     return np.asarray(roots / roots.sum())
 
 
-def _noise_share(noise: Recordings) -> NDArray[np.float64]:
+def _noise_share(noise: DecodedRecordings) -> NDArray[np.float64]:
     """How often each recording is drawn: the root of a folder's seconds, then of the recording's within its folder.
 
     A large collection of short events would else drown the few long recordings of places.

@@ -36,9 +36,9 @@ from edgese.graphs.plan import plan_of
 from edgese.graphs.segments import Segments
 from edgese.graphs.streaming import aligned, in_overlapped, run
 from edgese.machine.host import describe, tool_versions
-from edgese.metrics.difference import TensorError, WaveError, tensor_error, wave_error
+from edgese.metrics.difference import TensorError, snr_db, tensor_error
 from edgese.metrics.pairs import Recording
-from edgese.metrics.scores import packages, pesq_wb, snr_db, stoi
+from edgese.metrics.scores import WaveError, packages, pesq_wb, stoi, wave_error
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.verify import checks as trials
 from edgese.verify.agreement import judge

@@ -28,8 +28,8 @@ from edgese.graphs.opening import open_graph
 from edgese.graphs.plan import Plan
 from edgese.graphs.precision import Precision
 from edgese.graphs.segments import MAX_SEGMENT_HOPS, MIN_SEGMENT_HOPS, SEGMENT_HOPS, Segments
-from edgese.metrics.pairs import Recording, recordings
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
+from edgese.metrics.pairs import Recording, read_recordings
 from edgese.quantize.calibration import Drawing, draw_batches
 from edgese.quantize.search import make_plans
 from edgese.samples import NOISY
@@ -50,7 +50,7 @@ SpeechLike = Callable[..., NDArray[np.float32]]
 
 @pytest.fixture(scope="module")
 def heard() -> list[Recording]:
-    return recordings(None)
+    return read_recordings(None)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from edgese.model.enhancer import StreamStep, WaveformEnhancer
 from edgese.model.pcs import OUTPUT_GAIN, ContrastStretching, exponents, scale
 from edgese.model.stft import stft
 from edgese.networks import MbsConfig
+from edgese.samples import NOISY
 from edgese.verify.agreement import verify_graph
 from edgese.verify.truth import pytorch_truth
 from export import ExportError
@@ -385,7 +386,7 @@ def test_a_bundle_without_such_graphs_is_refused_with_the_way_out(plain: Bundle,
     with pytest.raises(ExportError, match=r"found no graphs in fp32 with PCS.*edgese export --pcs.*--model"):
         Denoiser(plain, pcs=True)
     source = tmp_path / "a.wav"
-    source.write_bytes((Path(artefact.SAMPLE).parent / "noisy.flac").read_bytes())
+    source.write_bytes(NOISY.read_bytes())
     done = subprocess.run(
         [sys.executable, "-m", "edgese", "enhance", source, "--pcs", "-m", plain.path],
         cwd=Path(__file__).parents[3],
@@ -406,7 +407,7 @@ def test_an_evaluation_scores_what_it_names(bundle: Bundle, stretched: WaveformE
     from edgese.evaluate import evaluate_all
     from edgese.metrics.scores import si_sdr
 
-    clean, noisy = (soundfile.read(artefact.SAMPLE.parent / f"{kind}.flac", dtype="float32")[0] for kind in KINDS)
+    clean, noisy = (soundfile.read(NOISY.with_name(f"{kind}.flac"), dtype="float32")[0] for kind in KINDS)
     enhanced = stretched.enhance(torch.from_numpy(noisy)[None])[0].numpy()
     for kind, wave in (("clean", clean), ("noisy", noisy), ("other", enhanced)):
         (tmp_path / kind).mkdir()

@@ -1,0 +1,47 @@
+"""Runtimes that can open what a device bundle holds: which of them are here, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from edgese.graphs.artefacts import TENSORRT
+from export import ExportError
+from export.tensorrt_api import tensorrt_library
+from runtimes.base import RuntimeUnavailable
+from runtimes.registry import RUNTIMES, load_runtime, require_known
+
+CANDIDATES = (TENSORRT, "onnxruntime", "openvino")  # the favourite first
+
+
+def find_runtimes(wanted: Collection[str] = ()) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The runtimes that open here, and of the others why not.
+
+    Args:
+        wanted: these and no others.
+
+    Raises:
+        RuntimeUnavailable: one that is wanted is unknown or does not open.
+    """
+    found, left_out = [], {}
+    for name in wanted or [name for name in CANDIDATES if name in RUNTIMES]:
+        try:
+            _require(name)
+        except RuntimeUnavailable as error:
+            if wanted:
+                raise
+            left_out[name] = str(error)
+        else:
+            found.append(name)
+    return tuple(dict.fromkeys(found)), left_out
+
+
+def _require(name: str) -> None:
+    require_known(name)
+    if name not in CANDIDATES:
+        raise RuntimeUnavailable(f"{name}: opens nothing of a device bundle, wanted {', '.join(CANDIDATES)}")
+    load_runtime(name)
+    if name == TENSORRT:
+        try:
+            tensorrt_library()
+        except ExportError as error:  # too old to build with
+            raise RuntimeUnavailable(str(error)) from error

@@ -1,0 +1,1 @@
+"""What all pictures share: matplotlib, loaded once, and colours."""
