@@ -24,8 +24,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from edgese.bench.boards import JetsonModule, Peak
 from edgese.bench.capacity import MAX_STREAMS
+from edgese.bench.jetson_modules import JetsonModule, Peak
 from edgese.bench.probe import Case, MeasurementError
 from edgese.bench.workload import Kernel, Workload, read_workload
 

@@ -20,9 +20,9 @@ from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo
 from edgese.audio.reader import AudioReader, resampled
 from edgese.audio.writer import AudioWriter
+from edgese.board.commands import Chosen, require_self_test_passed
 from edgese.board.link import RemoteStopped
 from edgese.board.session import Session
-from edgese.board.trials import Chosen, require_self_test_passed
 from edgese.device.wav import MIN_LENGTH_MS, WavReader
 from edgese.enhance.files import Stopped
 from edgese.errors import AudioError

@@ -164,7 +164,7 @@ def _bench_there(
     as_json: bool,
 ) -> None:
     """Measured on a board, by the board."""
-    from edgese.board.trials import Chosen, bench_there
+    from edgese.board.commands import Chosen, bench_there
     from edgese.device.content import choose
     from export.bundle import Bundle
 
@@ -185,7 +185,7 @@ def _estimate(
     path: Path, device: str, name: str, precisions: list[str], blocks: list[int], streams: int, as_json: bool
 ) -> None:
     """What calls may take on a board that is not here; every table and object says that it is an estimate."""
-    from edgese.bench.boards import BOARDS
+    from edgese.bench.jetson_modules import BOARDS
     from edgese.bench.measure import Settings, choose
 
     if device != "jetson":

@@ -128,7 +128,7 @@ def _verify_there(
     as_json: bool,
 ) -> None:
     """The self-test of a board; exit code 1 if a graph does not pass."""
-    from edgese.board.trials import Chosen, self_test_there
+    from edgese.board.commands import Chosen, self_test_there
     from edgese.device.content import choose
     from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle

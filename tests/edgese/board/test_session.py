@@ -22,10 +22,10 @@ import pytest
 import soundfile
 
 from edgese.board import agent, link
+from edgese.board.commands import Chosen, bench_there, self_test_there
 from edgese.board.denoiser import RemoteDenoiser
 from edgese.board.link import Link, LinkLost, RemoteError, checked_host, environment_host, explain
 from edgese.board.session import Session
-from edgese.board.trials import Chosen, bench_there, self_test_there
 from edgese.errors import EdgeseError
 from export.bundle import Bundle, seal_bundle
 

@@ -205,8 +205,8 @@ def test_agreement_names_every_limit_that_is_broken() -> None:
 def test_differences_of_other_shapes_or_of_nan_are_infinite() -> None:
     wave = np.array([0.0, -2.0, 1.0])
     assert largest_difference(wave, wave) == 0
-    assert largest_difference(wave, wave + [0, 0.5, -0.25]) == 0.5
-    assert relative_difference(wave, wave + [0, 0.5, -0.25]) == 0.25
+    assert largest_difference(wave, wave + np.array([0, 0.5, -0.25])) == 0.5
+    assert relative_difference(wave, wave + np.array([0, 0.5, -0.25])) == 0.25
     assert largest_difference(wave, wave[:2]) == np.inf
     assert largest_difference(wave, np.array([0.0, np.nan, 1.0])) == np.inf
     assert relative_difference(np.zeros(2), np.array([0.0, 0.5])) == 0.5
