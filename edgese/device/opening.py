@@ -11,7 +11,6 @@ from export import ExportError
 from export.bundle import Graph
 from export.engine import BuildOptions
 from export.engine_cache import cached_engine
-from export.tensorrt_api import tensorrt_library
 from runtimes.base import Runtime, RuntimeUnavailable
 from runtimes.registry import RUNTIMES, load_runtime, open_runtime, require_known
 
@@ -97,8 +96,3 @@ def _require(name: str) -> None:
     if name not in CANDIDATES:
         raise RuntimeUnavailable(f"{name}: opens nothing of a device bundle, wanted {', '.join(CANDIDATES)}")
     load_runtime(name)
-    if name == TENSORRT:
-        try:
-            tensorrt_library()
-        except ExportError as error:  # too old to build with
-            raise RuntimeUnavailable(str(error)) from error

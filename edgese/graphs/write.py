@@ -15,9 +15,10 @@ from edgese.graphs.precision import Precision
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import products
 from export import ExportError
-from export.bundle import Graph, TensorSpec
+from export.bundle import Graph
 from export.graph import write_onnx
 from export.inspection import Anatomy, read_anatomy
+from runtimes.base import TensorSpec
 
 SCHEMES = {Precision.INT8: SYMMETRIC, Precision.INT8_CPU: ASYMMETRIC}
 
