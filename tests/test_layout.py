@@ -40,7 +40,7 @@ HEAVY_AT_IMPORT = {
     "export.lstm": {"torch"},
     "export.weights": {"onnx"},
     "calib.ranges": {"onnx", "onnxruntime"},
-    "calib.quantize": {"onnx", "onnxruntime"},
+    "calib.qdq": {"onnx", "onnxruntime"},
 }
 
 

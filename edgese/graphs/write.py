@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from calib.quantize import ASYMMETRIC, SYMMETRIC, Candidate, candidates, write_quantized
+from calib.qdq import ASYMMETRIC, SYMMETRIC, Candidate, candidates, write_quantized
 from calib.ranges import Range
 from edgese.graphs.form import exported_form, graph_states, step_of
 from edgese.graphs.plan import Plan

@@ -98,7 +98,7 @@ def test_half_precision_comes_from_the_casts(tmp_path: Path) -> None:
 @rtx
 def test_eight_bits_come_from_our_own_quantizer(tmp_path: Path, toy: Path) -> None:
     pytest.importorskip("onnxruntime", reason="quantizes")
-    from calib.quantize import ASYMMETRIC, SYMMETRIC, write_quantized
+    from calib.qdq import ASYMMETRIC, SYMMETRIC, write_quantized
     from calib.ranges import Range
 
     for scheme in (SYMMETRIC, ASYMMETRIC):
