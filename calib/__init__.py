@@ -1,5 +1,5 @@
 """Batches of named arrays (batches.py), ranges of a graph's tensors over them (ranges.py), and 8-bit products made with
-those ranges (quantize.py). Knows nothing of speech.
+those ranges (qdq.py). Knows nothing of speech.
 
 Importing this package or batches.py needs NumPy only.
 """

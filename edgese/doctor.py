@@ -214,7 +214,7 @@ def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
 
 
 def _gpu() -> Finding:
-    from export.tensorrt_api import read_device
+    from runtimes.gpu import read_device
 
     device: Any = read_device()
     if device is None:

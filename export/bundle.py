@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from export import ExportError
+from runtimes.tensor_spec import TensorSpec
 
 SCHEMA_VERSION = 1
 
@@ -44,18 +45,6 @@ _KEYS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph; a string in `shape` names a dynamic axis, `dtype` is NumPy's name.
-
-    The manifest's own form: field for field that of `runtimes.base`, which this folder does not import.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Graph:
     """One graph of a bundle."""
 
@@ -75,7 +64,7 @@ class Graph:
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> Graph:
         def specs(key: str) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in entry[key])
+            return tuple(map(TensorSpec.from_entry, entry[key]))
 
         return cls(
             file=entry["file"],

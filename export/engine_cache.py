@@ -23,11 +23,11 @@ from typing import Any
 
 from export import ExportError
 from export.bundle import sha256_of
-from export.engine import BuildOptions, BuiltEngine, build_engine, write_whole
-from export.onnx_wire import read_interface, read_onnx_file
-from export.tensorrt_api import Progress, library_name, read_device, tensorrt_library
-
-SCHEMA_VERSION = 1
+from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_whole
+from runtimes.engine_sidecar import SCHEMA_VERSION
+from runtimes.gpu import read_device
+from runtimes.onnx_file import OnnxHeader, read_onnx_file, read_onnx_header
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 # Parts of the key, in the order in which a difference is looked for, and how it is told.
 _TOLD = {
@@ -64,7 +64,8 @@ def cached_engine(
     Raises:
         ExportError: as `build_engine`; the engine or its sidecar is damaged; the cache cannot be written.
     """
-    library = library or tensorrt_library()
+    with as_export_error():
+        library = library or tensorrt_library()
     key = engine_key(onnx_path, options, precision, library)
     entry = _Entry(cache_dir / _file_name(onnx_path, options, library))
     with contextlib.suppress(ExportError):  # without the lock it may be half replaced; also, the cache may be read-only
@@ -75,7 +76,8 @@ def cached_engine(
         if why is None:  # another process was faster
             return entry.path
         tell(f"{onnx_path.name}: building its engine with {key['tensorrt']} for {key['device']}: {why}")
-        graph = read_interface(onnx_path)
+        with as_export_error():
+            graph = read_onnx_header(onnx_path)
         entry.keep(build_engine(onnx_path, options, library=library, on_progress=on_progress), key, graph)
     return entry.path
 
@@ -86,10 +88,12 @@ def engine_key(onnx_path: Path, options: BuildOptions, precision: str, library: 
     Raises:
         ExportError: the graph or its weights cannot be read.
     """
+    with as_export_error():
+        weight_files = read_onnx_file(onnx_path).weight_files
     device = options.compute_capability or str(read_device() or "no GPU in particular")
     return {
         "onnx": sha256_of(onnx_path),
-        "weights": {path.name: sha256_of(path) for path in read_onnx_file(onnx_path).weight_files},
+        "weights": {path.name: sha256_of(path) for path in weight_files},
         "tensorrt": library_name(library),
         "device": device,
         "machine": platform.machine(),
@@ -132,13 +136,13 @@ class _Entry:
             )
         return None
 
-    def keep(self, built: BuiltEngine, key: Mapping[str, Any], graph: Mapping[str, Any]) -> None:
+    def keep(self, built: BuiltEngine, key: Mapping[str, Any], graph: OnnxHeader) -> None:
         """Put an engine here; until it is whole with its sidecar, there is no sidecar."""
         record = {
             "schema_version": SCHEMA_VERSION,
             "key": key,
             "engine": {"sha256": hashlib.sha256(built.serialized).hexdigest(), "bytes": len(built.serialized)},
-            "graph": graph,
+            "graph": dataclasses.asdict(graph),
             "layers": built.n_layers,
             "build_seconds": round(built.seconds, 3),
             "built": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

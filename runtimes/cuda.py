@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import CAPABILITY, DRIVER
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-DRIVER = "libcuda.so.1"
 
 _INT, _UINT, _SIZE, _POINTER, _ADDRESS = (
     ctypes.c_int,
@@ -60,7 +59,6 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuGetErrorString": (_INT, _TEXT),
 }
 
-_CAPABILITY = (75, 76)  # cuda.h, CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for what others put on the default stream
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is their own
 
@@ -118,7 +116,7 @@ class Cuda:
         self.call("cuInit", 0, doing="cannot start")
         self.call("cuDeviceGet", ctypes.byref(self._device), 0, doing="cannot find a GPU")
         number, numbers = _INT(), []
-        for attribute in _CAPABILITY:
+        for attribute in CAPABILITY:
             self.call("cuDeviceGetAttribute", ctypes.byref(number), attribute, self._device, doing="cannot ask the GPU")
             numbers.append(number.value)
         self.capability = f"SM{numbers[0]}{numbers[1]}"  # "SM87"

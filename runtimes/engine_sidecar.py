@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtimes.base import ArtefactError, TensorSpec
+from runtimes.errors import ArtefactError
+from runtimes.tensor_spec import TensorSpec
+from runtimes.tensorrt_package import LIBRARIES
 
-LIBRARIES = ("tensorrt", "tensorrt_rtx")  # JetPack's, and TensorRT for RTX
 SCHEMA_VERSION = 1
 DTYPES = ("float32", "float16", "int8", "uint8", "int32", "int64", "bool")
 

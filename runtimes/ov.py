@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Arrays, ArtefactError, Runtime, RuntimeUnavailable, Stream, zeros
-from runtimes.onnx_header import read_onnx_header
+from runtimes.onnx_file import read_onnx_header
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ def write_program(
 
 
 def _from_entries(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in entries)
+    return tuple(map(TensorSpec.from_entry, entries))
 
 
 def _check_archive(artefact: Path) -> None:

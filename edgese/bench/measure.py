@@ -36,8 +36,8 @@ from edgese.machine import host as machine
 from edgese.samples import NOISY
 from export import ExportError
 from export.bundle import Bundle, Graph
-from export.tensorrt_api import read_device
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import read_device
 from runtimes.registry import ON_GPU, RUNTIMES, require_known
 
 LEAST_SEGMENTS = 5  # calls of a turn where a call takes one

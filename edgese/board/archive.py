@@ -34,7 +34,7 @@ from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from export import ExportError
 from export.bundle import MANIFEST, Bundle, Graph, seal_bundle
-from export.onnx_wire import read_onnx_file
+from runtimes.onnx_file import read_onnx_file
 
 SUFFIX = ".tar.gz"
 MODEL_CARD = "MODEL_CARD.md"
@@ -118,6 +118,7 @@ def write_archive(
         ExportError: the bundle lacks such graphs or what a device needs; the name does not end in .tar.gz.
         VerificationError: the bundle did not pass its verification, or sets no limits for a precision.
         AudioError: the archive exists, or cannot be written.
+        ArtefactError: a graph that cannot be read, or that lacks a file of its weights.
     """
     if not archive.name.endswith(SUFFIX):
         raise ExportError(f"{shown(archive)}: the file name must end in {SUFFIX}")

@@ -29,8 +29,9 @@ from edgese.machine.power import Energy
 from edgese.machine.watch import NOTHING, Watched, watch
 from export import ExportError
 from export.bundle import Graph
-from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import FeedError, RuntimeUnavailable
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 _ROOT = Path("/")
 _WARM_UP_CALLS = 20
@@ -101,7 +102,7 @@ class Report:
         gpu = read_device()
         try:
             tensorrt = library_name(tensorrt_library())
-        except ExportError as error:
+        except RuntimeUnavailable as error:
             tensorrt = f"none: {error}"
         manifest = self.content.bundle.manifest
         return {

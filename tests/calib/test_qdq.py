@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calib import CalibrationError
-from calib.quantize import (
+from calib.qdq import (
     ASYMMETRIC,
     SYMMETRIC,
     Candidate,
