@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -58,7 +59,7 @@ def tensorrt_library(name: str | None = None) -> ModuleType:
         return library
     raise ExportError(
         f"{'; '.join(failures)}: JetPack brings tensorrt (apt install python3-libnvinfer); "
-        "on x86-64 machines: pip install tensorrt_rtx"
+        f"on x86-64 machines: {sys.executable} -m pip install tensorrt_rtx"
     )
 
 

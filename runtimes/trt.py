@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import importlib
+import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def tensorrt_library(name: str | None = None) -> ModuleType:
             failures.append(f"{candidate} cannot be loaded ({error})")
     mends = {
         "tensorrt": "JetPack brings it, in Python 3.10 of the system: apt install python3-libnvinfer",
-        "tensorrt_rtx": "pip install tensorrt_rtx",
+        "tensorrt_rtx": f"{sys.executable} -m pip install tensorrt_rtx",
     }
     wanted = [mends[candidate] for candidate in ([name] if name else LIBRARIES)]
     raise RuntimeUnavailable(f"{'; '.join(failures)}: {'; without a board: '.join(wanted)}")

@@ -14,7 +14,7 @@ from edgese.bench.advice import TITLES
 from edgese.bench.capacity import Capacity
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Seconds
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, install_command
 
 try:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 except ImportError as error:
-    raise EdgeseError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
+    raise EdgeseError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
 
 # Told apart by colour-blind readers, too, after Okabe & Ito 2008; dark enough for words in them.
 _COLOURS = ("#0072B2", "#C98500", "#009E73", "#AA4499", "#56B4E9", "#8C564B", "#666666")

@@ -77,7 +77,9 @@ def require(*modules: str, extra: str) -> None:
     """One line that says what to install, before anything is begun."""
     import importlib.util
 
+    from edgese.errors import install_command
+
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        typer.echo(f"error: {', '.join(missing)} missing: pip install 'edgese[{extra}]'", err=True)
+        typer.echo(f"error: {', '.join(missing)} missing: {install_command(extra)}", err=True)
         raise typer.Exit(code=1)

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from edgese.audio.reader import AudioReader
 from edgese.config import AudioConfig
-from edgese.errors import AudioError
+from edgese.errors import AudioError, install_command
 from edgese.model.stft import stft
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise AudioError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
+    raise AudioError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
 
 EXCERPT_S = 30.0  # of the beginning: long files keep readable pictures and flat memory
 _RANGE_DB = 80.0

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, install_command
 from edgese.metrics.composite import composite
 
 SAMPLE_RATE_HZ = 16_000
@@ -217,4 +217,4 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EdgeseError(f"{name} is missing: pip install 'edgese[metrics]'") from error
+        raise EdgeseError(f"{name} is missing: {install_command('metrics')}") from error

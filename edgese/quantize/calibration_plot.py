@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgese.atomic_file import write_png
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, install_command
 from edgese.quantize.calibration import Span
 
 try:
@@ -20,7 +20,7 @@ try:
     from matplotlib.patches import Patch
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 except ImportError as error:
-    raise EdgeseError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
+    raise EdgeseError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
 
 # Told apart by colour-blind readers, too, after Okabe & Ito 2008, and by their dashes.
 _LINES: tuple[dict[str, Any], ...] = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgese.atomic_file import write_png
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, install_command
 from edgese.quantize.search import Quantization
 
 try:
@@ -18,7 +18,7 @@ try:
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
-    raise EdgeseError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
+    raise EdgeseError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
 
 # Told apart by colour-blind readers, too, after Okabe & Ito 2008.
 _TAKEN, _LEFT, _LIMIT = "#0072B2", "#C98500", "#B2182B"

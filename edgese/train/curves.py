@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese.errors import AudioError, EdgeseError
+from edgese.errors import AudioError, EdgeseError, install_command
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError as error:
-    raise AudioError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
+    raise AudioError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
 from edgese.enhance.plot import _lock
 
 SMOOTHING = 1 / 40  # share of a run that the training losses are averaged over: single batches scatter widely

@@ -397,7 +397,7 @@ def test_rtx_builds_for_the_gpu_here_if_there_is_one(device: Any, toy: Path, mon
 def test_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(ExportError, match=r"JetPack brings tensorrt .* pip install tensorrt_rtx"):
+    with pytest.raises(ExportError, match=r"JetPack brings tensorrt .* -m pip install tensorrt_rtx"):
         tensorrt_library()
 
 

@@ -538,10 +538,10 @@ def test_a_missing_tensorrt_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
     assert said.startswith("tensorrt cannot be loaded (")
     assert "; tensorrt_rtx cannot be loaded (" in said
     assert "JetPack brings it" in said
-    assert said.endswith("without a board: pip install tensorrt_rtx")
+    assert said.endswith(f"without a board: {sys.executable} -m pip install tensorrt_rtx")
     said = refusal(RuntimeUnavailable, tensorrt_library, "tensorrt_rtx")
     assert said.startswith("tensorrt_rtx cannot be loaded (")
-    assert said.endswith("): pip install tensorrt_rtx")
+    assert said.endswith(f"): {sys.executable} -m pip install tensorrt_rtx")
 
 
 def test_a_missing_driver_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

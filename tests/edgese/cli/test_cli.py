@@ -13,6 +13,7 @@ import soundfile
 
 from edgese import __version__
 from edgese.audio import Wave
+from edgese.errors import install_command
 from export.bundle import Bundle
 
 from ..helpers.command_line import Done, edgese, one_error, parsed, run_python
@@ -355,11 +356,11 @@ def test_a_bundle_tells_about_itself_without_torch(folder: Path, identity_bundle
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export"], "torch, onnx, onnxscript missing: pip install 'edgese[export]'"),
-        (["train", "--data", ".", "--out", "run"], "torch, scipy, safetensors missing: pip install 'edgese[train]'"),
-        (["info", "small"], "torch missing: pip install 'edgese[export]'"),
-        (["enhance", "noisy.wav", "--plot", "-m", "GOOD"], "pip install 'edgese[plot]'"),
-        (["evaluate", "--data", "pairs", "-s", "GOOD", "-j", "1"], "pesq is missing: pip install 'edgese[metrics]'"),
+        (["export"], f"torch, onnx, onnxscript missing: {install_command('export')}"),
+        (["train", "--data", ".", "-o", "run"], f"torch, scipy, safetensors missing: {install_command('train')}"),
+        (["info", "small"], f"torch missing: {install_command('export')}"),
+        (["enhance", "noisy.wav", "--plot", "-m", "GOOD"], install_command("plot")),
+        (["evaluate", "--data", "pairs", "-s", "GOOD", "-j", "1"], f"pesq is missing: {install_command('metrics')}"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
