@@ -64,26 +64,32 @@ def clone() -> Path | None:
 def install_command(extra: str = "") -> str:
     """The command that adds an extra of edgese, or with none edgese itself, to the Python that runs.
 
-    From a clone, PyTorch comes in the release that constraints.txt names.
+    From a folder, PyTorch comes in the release that constraints.txt names.
     """
-    wanted, folder = f"[{extra}]" if extra else "", clone()
-    if folder is not None:
-        constraints = ["-c", str(folder / "constraints.txt")] if extra in WITH_TORCH else []
-        return pip_command("install", *constraints, "-e", f"{folder}{wanted}")
-    return pip_command("install", f"edgese{wanted}{_origin()}")
+    extras, folder, url = f"[{extra}]" if extra else "", clone(), ""
+    editable = ["-e"] if folder is not None else []
+    if folder is None:
+        folder, url = _origin()
+    if folder is None:
+        return pip_command("install", f"edgese{extras}{url}")
+    constraints = ["-c", str(folder / "constraints.txt")] if extra in WITH_TORCH else []
+    return pip_command("install", *constraints, *editable, f"{folder}{extras}")
 
 
-def _origin() -> str:
-    """` @ URL` of what pip installed edgese from; "" where it came from a package index, or not by pip."""
+def _origin() -> tuple[Path | None, str]:
+    """The folder that pip installed edgese from, or ` @ URL`; neither where it came from an index, or not by pip."""
     import json
     from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import unquote, urlsplit
 
     try:
         written = distribution("edgese").read_text("direct_url.json")  # PEP 610
     except PackageNotFoundError:
         written = None
     if written is None:
-        return ""
+        return None, ""
     origin = json.loads(written)
+    if "dir_info" in origin:
+        return Path(unquote(urlsplit(origin["url"]).path)), ""
     version = origin.get("vcs_info")
-    return f" @ {version['vcs']}+{origin['url']}@{version['commit_id']}" if version else f" @ {origin['url']}"
+    return None, f" @ {version['vcs']}+{origin['url']}@{version['commit_id']}" if version else f" @ {origin['url']}"

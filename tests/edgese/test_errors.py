@@ -56,7 +56,7 @@ def test_torch_comes_with_its_constraints(extra: str) -> None:
     ("origin", "wanted"),
     [
         (None, "edgese[plot]"),  # from a package index
-        ({"url": "file:///src/edgese", "dir_info": {}}, "edgese[plot] @ file:///src/edgese"),
+        ({"url": "file:///my%20src/edgese", "dir_info": {}}, "/my src/edgese[plot]"),
         ({"url": "file:///dist/edgese.whl", "archive_info": {}}, "edgese[plot] @ file:///dist/edgese.whl"),
         (
             {"url": "https://example.org/e.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
@@ -69,6 +69,12 @@ def test_a_plain_install_is_taken_from_where_it_came(
 ) -> None:
     came_from(monkeypatch, origin)
     assert words(install_command("plot")) == ["install", wanted]
+
+
+@pytest.mark.usefixtures("plain_install")
+def test_torch_comes_with_the_constraints_of_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    came_from(monkeypatch, {"url": "file:///src", "dir_info": {}})
+    assert words(install_command("train")) == ["install", "-c", "/src/constraints.txt", "/src[train]"]
 
 
 @pytest.mark.usefixtures("plain_install")
