@@ -27,7 +27,9 @@ SHARE_BARS = {1: 0.10, 8: 0.20}  # block -> least share of the SGEMM peak
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", type=Path, default=shipped_bundle(), help="a bundle; default: the shipped one")
-    arguments.add_argument("--blocks", type=int, nargs="+", default=[], help="default: all that the bundle has")
+    arguments.add_argument(
+        "--block", "--blocks", dest="blocks", type=int, nargs="+", default=[], help="default: all that the bundle has"
+    )
     arguments.add_argument("--precision", default="fp32")
     arguments.add_argument("--runtime", default="onnxruntime")
     arguments.add_argument("--seconds", type=float, default=30.0, help="sound that each measurement takes")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
 from edgese.model.bands import BandDecoder
+from edgese.model.compression import POWER_FLOOR
 from edgese.model.dft import FoldedDft
-from edgese.model.mbs_net import POWER_FLOOR, MbsNet
+from edgese.model.mbs_net import MbsNet
 from edgese.model.scan import _spread
 
 # The scan in other forms; arguments and shapes as in edgese/model/scan.py.
