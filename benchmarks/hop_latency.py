@@ -70,7 +70,7 @@ def summary(block: int, way: str, timing: Timing, *, flop_per_hop: int, peak_gfl
 
 
 def bars(rows: list[Row]) -> list[str]:
-    """What DESIGN.md asks of one hop, and of the share of the peak."""
+    """Verdicts on the bars for one hop, and for the share of the peak."""
     notes = []
     for row in rows:
         block, share, p99_ms, hop_ms = row["block"], row["share"], row["p99_ms"], row["block_ms"]

@@ -49,8 +49,8 @@ MENDS = {  # of runtimes
 # Two packages that bring the same module overwrite each other: whichever was installed last is imported.
 RIVALS = (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime", "onnxruntime-openvino"))
 
-# Least release of a Jetson's system -> JetPack, and the versions of TensorRT that go with it. FACTS, section 3, and
-# NVIDIA's download pages: JetPack 6.1 is R36.4, 7.0 is R38.2, 7.1 is R38.4; TensorRT 11.0 to 11.4.0 support none.
+# Least release of a Jetson's system -> JetPack, and the versions of TensorRT that go with it, after NVIDIA's
+# release notes and download pages: JetPack 6.1 is R36.4, 7.0 R38.2, 7.1 R38.4; TensorRT 11.0 to 11.4.0 support none.
 JETPACK = (
     (Version("36.4"), "JetPack 6.1 or 6.2", SpecifierSet("==10.3.*")),
     (Version("38.2"), "JetPack 7", SpecifierSet(">=10.4,!=11.0.*,!=11.1.*,!=11.2.*,!=11.3.*,!=11.4.0.*")),
