@@ -38,7 +38,7 @@ from export.bundle import WEIGHTS, Bundle, seal_bundle, stage_bundle
 from export.weights import share_weights
 
 DEFAULT_BLOCKS = (1, 4, 8, 16)
-MAX_BLOCK = 32  # the unrolled graph grows with the block; TensorRT builds up to here in seconds (FACTS.md)
+MAX_BLOCK = 32  # the unrolled graph grows with the block; TensorRT builds 32 in 1 s, 64 in 3 s, 128 in 16 s
 REFERENCE_HOPS = 96  # 0.77 s: of a whole number of blocks of 1, 2, 3, 4, 6, 8, 12, 16, 24 and 32
 
 _UNTRAINED_CARD = """\
@@ -167,7 +167,7 @@ def _blocks(enhancer: WaveformEnhancer, blocks: Sequence[int] | None, segment_ho
     if not enhancer.network.causal:
         if blocks is not None:
             raise ConfigError(
-                f"--blocks: {name} looks ahead: no streaming form, no graphs of blocks; it gets one graph of a whole "
+                f"--block: {name} looks ahead: no streaming form, no graphs of blocks; it gets one graph of a whole "
                 f"segment: choose its length with --segment-hops (default {SEGMENT_HOPS}), or a causal network"
             )
         hops = SEGMENT_HOPS if segment_hops is None else segment_hops
@@ -175,14 +175,14 @@ def _blocks(enhancer: WaveformEnhancer, blocks: Sequence[int] | None, segment_ho
             raise ConfigError(f"--segment-hops: found {hops}, wanted {MIN_SEGMENT_HOPS} to {MAX_SEGMENT_HOPS} hops")
         return [hops]
     if segment_hops is not None:
-        raise ConfigError(f"--segment-hops: {name} is causal and streams: choose the sizes of its graphs with --blocks")
+        raise ConfigError(f"--segment-hops: {name} is causal and streams: choose the sizes of its graphs with --block")
     sizes = sorted(set(DEFAULT_BLOCKS if blocks is None else blocks))
     if not sizes or sizes[0] < 1 or sizes[-1] > MAX_BLOCK:
-        raise ConfigError(f"blocks: found {sizes}, wanted numbers of hops from 1 to {MAX_BLOCK}")
+        raise ConfigError(f"--block: found {sizes}, wanted numbers of hops from 1 to {MAX_BLOCK}")
     multiple = int(np.lcm.reduce(sizes))
     if multiple > VERIFICATION_HOPS:
         raise ConfigError(
-            f"blocks: found {sizes}, whose least common multiple is {multiple}, wanted at most "
+            f"--block: found {sizes}, whose least common multiple is {multiple}, wanted at most "
             f"{VERIFICATION_HOPS}: all are verified over the same sound; choose powers of two"
         )
     return sizes

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime
 except ImportError as error:
-    raise RuntimeUnavailable(f"onnxruntime cannot be loaded ({error}): pip install onnxruntime") from error
+    raise RuntimeUnavailable(
+        f"onnxruntime cannot be loaded ({error}): {sys.executable} -m pip install onnxruntime"
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,11 @@ CPU = Provider("onnxruntime", "CPUExecutionProvider")
 CUDA = Provider("onnxruntime-cuda", "CUDAExecutionProvider", "cuda", {"use_tf32": "0"})  # FP32 is to be FP32
 TENSORRT = Provider("onnxruntime-tensorrt", "TensorrtExecutionProvider", "cuda")
 
-_MEND = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; a Jetson takes NVIDIA's own build"
+_PIP = f"{sys.executable} -m pip"
+_MEND = (
+    f"{_PIP} uninstall onnxruntime, then {_PIP} install 'onnxruntime-gpu[cuda,cudnn]'; "
+    "a Jetson takes NVIDIA's own build"
+)
 
 _DTYPES = {
     "tensor(float)": "float32",

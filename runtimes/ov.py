@@ -33,7 +33,9 @@ try:
     with _without_telemetry():
         import openvino
 except ImportError as error:
-    raise RuntimeUnavailable(f"openvino cannot be loaded ({error}): pip install openvino") from error
+    raise RuntimeUnavailable(
+        f"openvino cannot be loaded ({error}): {sys.executable} -m pip install openvino"
+    ) from error
 
 
 FORMS_KEPT = 8  # of sizes that a graph was compiled for

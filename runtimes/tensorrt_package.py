@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import importlib
+import sys
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ LEAST_VERSION = (10, 3)  # of tensorrt: JetPack 6; before 10, networks were not 
 
 _MENDS = {
     "tensorrt": "JetPack brings it, in Python 3.10 of the system: apt install python3-libnvinfer",
-    "tensorrt_rtx": "pip install tensorrt_rtx",
+    "tensorrt_rtx": f"{sys.executable} -m pip install tensorrt_rtx",
 }
 _MOST_LINES = 1000  # of a log: a process may run for months
 _LINES_SHOWN = 8  # of the log's last, on failure

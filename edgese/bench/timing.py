@@ -1,7 +1,7 @@
 """What calls take: back to back, and paced in real time as a sound card would; and the percentiles that calls can know.
 
 Both are needed: a core that sleeps between calls clocks down and loses its caches, so that paced calls take longer
-than those which follow each other at once (FACTS.md, section 7).
+than those which follow each other at once: one hop of `small` 5 to 6 times as long (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

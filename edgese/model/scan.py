@@ -5,7 +5,7 @@
 Letters: S sequences (one or more axes), T frames, D channels, N states, H decay heads, P = D / H channels of a head.
 
     u   (S, T, D)   input                     b, c  (S, T, N)   input and output projections
-    dt  (S, T, H)   step size, positive       h     (S, N, D)   state; D innermost (FACTS: 3 times faster on a CPU)
+    dt  (S, T, H)   step size, positive       h     (S, N, D)   state; D innermost: 3 times faster on a CPU
     a   (M, H)      decay rate, negative      y     (S, T, D)   output
 
 One signature covers two parametrisations. Mamba: H = D, M = N, a decay per channel and state. Mamba-2 (Dao & Gu 2024):
@@ -163,7 +163,7 @@ def chunked_scan(chunk: int) -> Scan:
 
     With a decay per head the frames of a chunk are matrix products (Dao & Gu 2024, section 6); with a decay per
     channel and state they are a short loop. Both run in float32 (or float64) where autocast is on: a decay rounded to
-    half precision is a wrong one after some hundred frames (FACTS.md, section 2).
+    half precision is a wrong one after some hundred frames.
     """
 
     def scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -369,7 +369,7 @@ def test_a_library_that_is_missing_or_too_old_is_an_error_of_the_export(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert "pip install tensorrt_rtx" in refusal(toy)
+    assert "-m pip install tensorrt_rtx" in refusal(toy)
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double(version="8.6.2"))
     assert "found 8.6.2, wanted 10.3 or later" in refusal(toy)
 

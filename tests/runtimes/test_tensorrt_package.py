@@ -35,10 +35,10 @@ def test_a_missing_tensorrt_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
     assert "; tensorrt_rtx cannot be loaded (" in said
     assert "JetPack brings it" in said
     assert "apt install python3-libnvinfer" in said
-    assert said.endswith("without a board: pip install tensorrt_rtx")
+    assert said.endswith(f"without a board: {sys.executable} -m pip install tensorrt_rtx")
     said = refusal("tensorrt_rtx")
     assert said.startswith("tensorrt_rtx cannot be loaded (")
-    assert said.endswith("): pip install tensorrt_rtx")
+    assert said.endswith(f"): {sys.executable} -m pip install tensorrt_rtx")
 
 
 def test_tensorrt_is_taken_before_rtx_and_each_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

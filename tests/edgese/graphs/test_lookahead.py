@@ -89,7 +89,7 @@ def test_its_bundle_has_one_graph_of_a_segment_without_states(ahead: Bundle) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"blocks": (1,)}, "--blocks: looks-ahead looks ahead: no streaming form.*--segment-hops"),
+        ({"blocks": (1,)}, "--block: looks-ahead looks ahead: no streaming form.*--segment-hops"),
         ({"segment_hops": MIN_SEGMENT_HOPS - 1}, f"--segment-hops: found {MIN_SEGMENT_HOPS - 1}, wanted"),
         ({"segment_hops": MAX_SEGMENT_HOPS + 1}, f"--segment-hops: found {MAX_SEGMENT_HOPS + 1}, wanted"),
     ],
@@ -101,7 +101,7 @@ def test_what_it_cannot_be_exported_as_is_refused(options: dict[str, Any], messa
 
 
 def test_a_causal_network_has_no_segments(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--segment-hops: mbs-net is causal and streams.*--blocks"):
+    with pytest.raises(ConfigError, match=r"--segment-hops: mbs-net is causal and streams.*--block"):
         export_bundle(untrained("small"), tmp_path / "b", name="b", segment_hops=512)
 
 
@@ -391,7 +391,7 @@ def test_an_untrained_network_is_always_the_same_and_leaves_other_draws_alone() 
 
 
 def test_an_untrained_network_is_exported_and_says_so(tmp_path: Path) -> None:
-    done = edgese("export", "--model", "small", "--blocks", "4", "--quiet", cwd=tmp_path)
+    done = edgese("export", "--model", "small", "--block", "4", "--quiet", cwd=tmp_path)
     assert "UNTRAINED" in done.stderr.decode()
     bundle = Bundle.open(tmp_path / "small-untrained.bundle")
     assert bundle.manifest["trained"] is False
