@@ -63,6 +63,7 @@ def export_bundle(
     path: Path,
     *,
     name: str,
+    trained: bool = True,
     blocks: Sequence[int] | None = None,
     segment_hops: int | None = None,
     sound: Path = NOISY,
@@ -76,8 +77,8 @@ def export_bundle(
     """Writes, verifies and seals a bundle; one that fails is kept as `<path>.unverified`.
 
     Args:
-        weights: .safetensors, or a checkpoint of `edgese train`; or an untrained network (`untrained`), which the
-            bundle says of itself.
+        weights: .safetensors, or a checkpoint of `edgese train`; or the enhancer that they were loaded to.
+        trained: False for a network with random weights (`untrained`); the bundle and its model card then say so.
         blocks: hops that a call of each graph takes; None: `DEFAULT_BLOCKS`. For causal networks.
         segment_hops: of the one graph that a network has which is not causal; None: 512.
         sound: speech to verify with.
@@ -122,14 +123,14 @@ def export_bundle(
         reference = _write_reference(variants, staging, sound.name, truths[""].wave, blocks[0])
         if model_card:
             shutil.copyfile(model_card, staging / "MODEL_CARD.md")
-        elif not isinstance(weights, Path):
+        elif not trained:
             (staging / "MODEL_CARD.md").write_text(
                 _UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name)
             )
         passed = len(results) == len(plans) * len(variants) * len(blocks) and all(result.passed for result in results)
         manifest = {
             "name": name,
-            **({} if isinstance(weights, Path) else {"trained": False}),
+            **({} if trained else {"trained": False}),
             **network_facts(enhancer, blocks[0]),
             "graphs": graphs,
             "tools": tool_versions(),

@@ -129,9 +129,10 @@ def export_command(
             on_progress=tell,
         )
         exported = export_bundle(
-            enhancer if model else source,
+            enhancer,
             folder,
             name=called,
+            trained=model is None,
             blocks=sizes,
             segment_hops=segment_hops,
             sound=sound or NOISY,

@@ -13,7 +13,7 @@ from edgese.atomic_file import shown
 from edgese.audio import Samples
 from edgese.device.content import Content
 from edgese.device.wav import WavReader, WavWriter
-from edgese.errors import AudioError
+from edgese.errors import AudioError, OutputError
 from edgese.graphs.artefacts import TENSORRT, EngineFolder, Tell, open_artefact
 from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Graph
@@ -67,7 +67,7 @@ def enhance_wav(
                 f"build them for more (--most {info.n_channels})"
             )
         if target.exists() and not replace:
-            raise AudioError(
+            raise OutputError(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
         with open_artefact(

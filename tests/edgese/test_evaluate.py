@@ -20,7 +20,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.errors import AudioError, EdgeseError, VerificationError
+from edgese.errors import AudioError, EdgeseError, OutputError, VerificationError
 from edgese.evaluate import SEED, Evaluation, Pair, bootstrap_interval, evaluate, evaluate_all, report, write_csv
 from edgese.machine.processes import in_processes
 from edgese.metrics import scores as metrics
@@ -272,7 +272,7 @@ def test_the_csv_has_a_row_for_each_system_and_file(results: list[Evaluation], t
 def test_a_csv_that_exists_is_replaced_only_when_asked(results: list[Evaluation], tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("mine")
-    with pytest.raises(AudioError, match=r"scores\.csv: exists already"):
+    with pytest.raises(OutputError, match=r"scores\.csv: exists already"):
         write_csv(path, results, replace=False)
     assert path.read_text() == "mine"
     write_csv(path, results, replace=True)
