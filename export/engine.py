@@ -1,4 +1,4 @@
-"""From ONNX to a TensorRT engine, by one path for tensorrt 10.3 and later, 11 and TensorRT for RTX.
+"""TensorRT engines built from ONNX files, by one path for tensorrt 10.3 and later, 11 and TensorRT for RTX.
 
     built = build_engine(onnx_path, BuildOptions(axes={"streams": (1, 1, 8)}))
     Path("block8.engine").write_bytes(built.serialized)
@@ -35,7 +35,7 @@ _REPEATED = ("ModelImporter.cpp:", "[checkMacros.cpp::catchCudaError")
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
-    """What an engine is built for; its precision is the graph's own.
+    """Sizes, memory and GPU that an engine is built for; its precision is the graph's own.
 
     Raises:
         ExportError: bounds of an axis that are not 1 <= least <= best <= most, or a workspace without a byte.
@@ -57,7 +57,7 @@ class BuildOptions:
 
 @dataclasses.dataclass(frozen=True)
 class BuiltEngine:
-    """An engine as it goes to disk, and what building it was like."""
+    """An engine as it goes to disk, with the time and the warnings of its building."""
 
     serialized: bytes
     n_layers: int  # of the network as parsed; the builder fuses them
@@ -212,7 +212,7 @@ def _keeps_timings(library: ModuleType, options: BuildOptions) -> bool:
 
 
 def _load_timings(config: Any, options: BuildOptions) -> None:
-    """Let the builder start from the timings of the file, or from none where they are another machine's or damaged."""
+    """Start the builder from the timings of the file, or from none where they are another machine's or damaged."""
     path = options.timing_cache
     assert path is not None
     try:
@@ -281,7 +281,7 @@ def _parser_error(error: Any) -> str:
 
 
 def _log_tail(log: TensorRtLog, start: int, reason: str = "") -> str:
-    """The last lines of the log since `start`, but for those that say nothing or that `reason` holds already."""
+    """The last lines of the log since `start`, but for those that repeat the parser or `reason`."""
     lines = [line for line in log.since(start) if not line.startswith(_REPEATED)]
     return shown_lines(line for line in lines if line not in reason)
 

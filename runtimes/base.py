@@ -72,6 +72,7 @@ class Runtime(ABC):
         return Stream(self, states, axes)
 
     def require_open(self) -> None:
+        """Raise RuntimeUnavailable where this is closed."""
         if self._closed:
             raise RuntimeUnavailable(f"{self.name}: this runtime is closed; open the artefact again")
 

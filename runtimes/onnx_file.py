@@ -97,7 +97,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> tuple[_Message, list[_Message]]:
-    """The model in a file and its graph, in pieces where protobuf has it in pieces, to be taken for one."""
+    """The model in a file, and its graph: more than one message where the field is given in parts, which add up."""
     model = _Message(memoryview(path.read_bytes()))
     graphs = model.messages(7)
     if not any(graph.messages(1) for graph in graphs):

@@ -99,7 +99,7 @@ _LOGS: dict[ModuleType, TensorRtLog] = {}
 
 
 def tensorrt_log(library: ModuleType) -> TensorRtLog:
-    """The process's one log of a package, listening from the first call on."""
+    """The process's one log of a package; it collects from the first call on."""
     if library not in _LOGS:
         _LOGS[library] = TensorRtLog(library)
     return _LOGS[library]

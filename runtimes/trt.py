@@ -37,7 +37,7 @@ _DTYPES = {  # names of tensorrt.DataType
 
 
 def require_tensorrt() -> None:
-    """Raises RuntimeUnavailable where no engine could be opened: no TensorRT, no driver, or no GPU."""
+    """Raise RuntimeUnavailable where no engine could be opened: no TensorRT, one that is too old, no driver, no GPU."""
     tensorrt_library()
     Cuda()
 
@@ -95,7 +95,7 @@ class TensorRt(Runtime):
         return super().stream(states, **axes)
 
     def session(self, shapes: Mapping[str, tuple[int, ...]], states: Mapping[str, str], *, captured: bool) -> _Session:
-        """What runs the graph on inputs of these shapes, on a queue and in memory of its own.
+        """A session that runs the graph on inputs of these shapes, on a stream and in memory of its own.
 
         Raises:
             FeedError: a size that the engine was not built for.
@@ -197,21 +197,21 @@ class _Device:
     def check(
         self, artefact: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> dict[str | int, tuple[int, int]]:
-        """Least and most of each dynamic axis; ArtefactError if engine and sidecar do not agree."""
+        """The least and most size of each dynamic axis; ArtefactError if engine and sidecar do not agree."""
         modes = self.library.TensorIOMode  # the engine gets no name: a traceback would keep it alive
         wanted = {spec.name: (modes.INPUT, spec) for spec in inputs}
         wanted |= {spec.name: (modes.OUTPUT, spec) for spec in outputs}
         found = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         bounds: dict[str | int, tuple[int, int]] = {}
         if set(found) != set(wanted):
-            raise ArtefactError(f"{artefact}: {_apart('tensors', sorted(found), sorted(wanted))}")
+            raise ArtefactError(f"{artefact}: {_mismatch('tensors', sorted(found), sorted(wanted))}")
         for name, (mode, spec) in wanted.items():
             dtype = self.engine.get_tensor_dtype(name).name
             shape = tuple(self.engine.get_tensor_shape(name))
             if (self.engine.get_tensor_mode(name), _DTYPES.get(dtype)) != (mode, spec.dtype):
-                raise ArtefactError(f"{artefact}: {_apart(name, dtype, spec.dtype)}")
+                raise ArtefactError(f"{artefact}: {_mismatch(name, dtype, spec.dtype)}")
             if tuple(-1 if isinstance(size, str) else size for size in spec.shape) != shape:
-                raise ArtefactError(f"{artefact}: {_apart(name, shape, spec.shape)}")
+                raise ArtefactError(f"{artefact}: {_mismatch(name, shape, spec.shape)}")
             if self.engine.get_tensor_location(name) != self.library.TensorLocation.DEVICE:
                 raise ArtefactError(f"{artefact}: {name} gives sizes, not values; such graphs are for onnxruntime")
             if mode == modes.INPUT and -1 in shape:
@@ -252,7 +252,7 @@ class _Device:
             self._runtime = None
 
     def start_log(self) -> None:
-        """Let `log` begin with what comes from now on."""
+        """Let `log` begin with the lines that come from now on."""
         self._log_start = self._log.n_lines
 
     def log(self) -> str:
@@ -374,7 +374,7 @@ class _Session:
         self._require(not open_ones, f"the shapes leave {', '.join(open_ones)} open")
 
     def _allocate(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Memory for all tensors, on the GPU and, but for the states, pinned in the host's memory too."""
+        """Allocate memory for all tensors, on the GPU and, but for the states, pinned in the host's memory too."""
         for name in outputs:
             shape = tuple(self._contexts[0].get_tensor_shape(name))
             self._require(-1 not in shape, f"{name}: its shape {shape} depends on values; use onnxruntime")
@@ -424,5 +424,5 @@ class _Session:
             raise RuntimeUnavailable(f"tensorrt: {what}{self._device.log()}")
 
 
-def _apart(what: str, found: object, wanted: object) -> str:
+def _mismatch(what: str, found: object, wanted: object) -> str:
     return f"{what}: the engine has {found}, its sidecar {wanted}; build it anew"

@@ -121,7 +121,7 @@ def run(onnx_path: Path, fed: dict[str, Array], *, fused: bool = False) -> dict[
 
 
 def rounded(array: Array, scheme: Scheme, found: Range) -> Array:
-    """What Q and DQ make of an activation."""
+    """An activation after Q and DQ."""
     if scheme.symmetric:
         scale, zero, lowest = max(-found.low, found.high) / 127, 0, -128
     else:

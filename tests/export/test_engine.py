@@ -1,4 +1,4 @@
-"""From ONNX to an engine: the real parser and builder of TensorRT for RTX where installed, doubles for all the rest."""
+"""Engines from ONNX: the real parser and builder of TensorRT for RTX where installed, doubles for all the rest."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ _NAMES = {"float32": "FLOAT", "float16": "HALF", "int8": "INT8", "uint8": "UINT8
 
 
 def surface(library: ModuleType) -> dict[str, list[list[str]]]:
-    """What a package, real or not, has of what is used, with the names of its arguments, in each form of the call."""
+    """The names of `USED` that a package has, real or not, with the names of arguments in each form of the call."""
     found: dict[str, list[list[str]]] = {}
     for name in USED:
         kind, member = name.split(".")
@@ -173,7 +173,7 @@ def _enum(name: str, members: Sequence[str]) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _open_onnx(graph: bytes) -> tuple[Any, dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """What computes the graph, its inputs, its outputs."""
+    """A session that computes the graph, its inputs, its outputs."""
     import onnxruntime
 
     from runtimes.ort import _spec
@@ -421,7 +421,7 @@ def _runtime_kinds(
     CudaGraphStrategy = strategies = _enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
 
     class Gone:
-        """What must not outlive the GPU's context."""
+        """An object that must not outlive the GPU's context."""
 
         def __new__(cls, *arguments: object) -> Any:
             seen["made"] += 1

@@ -1,4 +1,4 @@
-"""What every registered runtime must do, shown with one small module that has two states."""
+"""The contract of every registered runtime, shown with one small module that has two states."""
 
 import dataclasses
 import sys
