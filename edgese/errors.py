@@ -1,4 +1,4 @@
-"""What can go wrong, as a user meets it.
+"""Errors that a user can meet and mend.
 
 EdgeseError
 ├── ConfigError       a setting that cannot be: an unknown key, a value out of range
@@ -7,8 +7,8 @@ EdgeseError
 ├── TrainingError     a training run that cannot go on: no data, NaN
 ├── VerificationError an artefact that does not agree with PyTorch
 ├── MeasurementError  a measurement that cannot be made here (bench/probe.py)
-├── BoardError        a board that is none, or power that cannot be measured (board.py)
-└── RemoteError       a board that cannot be reached over ssh, or cannot do what is asked (remote/link.py)
+├── JetsonError       a machine that is no Jetson, or power that cannot be measured (machine/jetson.py)
+└── RemoteError       a board that cannot be reached over ssh, or cannot do what is asked (board/link.py)
 
 The three general folders raise their own base errors (ExportError, CalibrationError, RuntimeUnavailable); the command
 line catches all of them and prints one line.

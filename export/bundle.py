@@ -152,7 +152,7 @@ class Bundle:
 def stage_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty directory `<path>.partial` to build a bundle in, renamed whole when the block ends.
 
-    What was sealed as verified lands at `path`. What was sealed as not verified is kept aside at
+    What was sealed as verified lands at `path`. What was sealed as not verified is not published: it lands at
     `<path>.unverified`, also when the block raises after sealing. Anything else leaves nothing behind.
     The block may as well rename the directory itself.
 
