@@ -68,7 +68,7 @@ class PartialFile:
         self._published = True
 
     def error(self, error: OSError) -> OutputError:
-        """The line for a refusal by the file system."""
+        """Error with one line that says why the file system refused to write."""
         return OutputError(
             f"{self.name}: cannot be written ({error.strerror or error}); "
             "nothing was left there: free space or choose another place with -o"
@@ -101,5 +101,5 @@ class PartialFile:
 
 
 def shown(path: Path | str) -> str:
-    """A path for a one-line message: line breaks and bytes that no terminal can show are escaped."""
+    """Path as text for a one-line message: line breaks and bytes that no terminal can show are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))

@@ -1,8 +1,8 @@
-"""Is a network what all of edgese takes it for? Asked before it is trained, exported or proven; a fraction of a second.
+"""Check of a network's contract before it is trained, exported or verified: causality, states, shapes; under a second.
 
 A network that says `causal` may look at earlier frames through its state only: then a stream that is cut anywhere gives
-the same samples, and a graph that takes one hop tells the truth. One that looks ahead scores better in PyTorch than it
-ever will on a device.
+the same samples, and a graph that takes one hop gives what PyTorch gives. One that looks ahead scores better in PyTorch
+than it ever will on a device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.network import Network
 
 FRAMES = 40  # longer than the chunks of training scans
-CHANGED = (3, 16, 29)  # frames whose change must not be heard before them, off and on the borders of blocks
+CHANGED = (3, 16, 29)  # frames whose change must not affect earlier ones, off and on the borders of blocks
 CUTS = (1, 4, 1, 16, 18)
 LEAK = 1e-6  # of the largest output: the same sums over the same numbers, or nearly
 STREAMING = 1e-4  # of the largest output: other sums; a state that is forgotten changes far more
@@ -26,12 +26,12 @@ STREAMING = 1e-4  # of the largest output: other sums; a state that is forgotten
 
 @torch.no_grad()
 def require_contract(enhancer: WaveformEnhancer) -> None:
-    """Tries the network on two streams of noise, in the form it is trained in.
+    """Try the network on two streams of noise, in the form it is trained in, and refuse one that breaks its contract.
 
     Raises:
         VerificationError: its output or state is not of the shape, type or names that they must be, it changes the
-            state that it is given, one stream hears another, it looks ahead, or a cut stream is not the whole; or it
-            is not causal and has a state.
+            state that it is given, one stream affects another, it looks ahead, or a cut stream is not the whole; or
+            it is not causal and has a state.
     """
     network, was_training = enhancer.network, enhancer.training
     enhancer.eval()
@@ -44,7 +44,7 @@ def require_contract(enhancer: WaveformEnhancer) -> None:
 
 
 def _spectrum(enhancer: WaveformEnhancer) -> Tensor:
-    """(2, FRAMES, F, 2), noise as loud as speech, louder from frame to frame and softer again."""
+    """Noise as loud as speech, louder from frame to frame and softer again: (2, FRAMES, F, 2) float32."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, FRAMES, enhancer.audio.n_bins, 2, generator=generator)
     swell = 1 + torch.sin(torch.arange(FRAMES) / 2)[:, None, None]
@@ -103,10 +103,10 @@ def _forgets(network: Network, x: Tensor, y: Tensor) -> Iterator[str]:
 
 
 def _relative(wanted: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest value that was wanted."""
+    """Largest difference divided by the largest wanted value."""
     return tensor_error("output", wanted.cpu().numpy(), found.cpu().numpy()).relative
 
 
 def _described(tensor: Tensor) -> str:
-    """Shape and type of a tensor."""
+    """Shape and type of a tensor, as text."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

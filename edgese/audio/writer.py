@@ -1,4 +1,4 @@
-"""Audio files written block by block, which appear whole or not at all."""
+"""Writer of audio files, block by block; a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class AudioWriter:
 
     @property
     def path(self) -> Path:
-        """Where the file lies until it is published."""
+        """Path of the unfinished file until it is published."""
         return self._partial.path
 
     def write(self, block: Samples) -> None:
@@ -142,7 +142,7 @@ class AudioWriter:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> AudioError | OutputError:
-        """libsndfile says "System error" where the file system refuses: ask the file system itself."""
+        """Error of a failed write: the file system's reason if it refuses, as libsndfile says only "System error"."""
         try:
             os.lseek(self._partial.fd, 0, os.SEEK_END)
             os.write(self._partial.fd, bytes(1 << 16))

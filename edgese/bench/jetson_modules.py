@@ -1,4 +1,4 @@
-"""Published peaks of NVIDIA's Jetson modules, as data, with where each figure was read.
+"""Published peaks of NVIDIA's Jetson modules, with the source of each figure.
 
 Arithmetic peaks follow from multiprocessors and clock: an SM of Orin does 128 multiply-accumulates a clock in float32,
 1024 in float16 and 2048 in INT8, without sparsity. That agrees with what is published: 5.3 TFLOPS in float32 for 16 SMs
@@ -30,7 +30,7 @@ _CORES = 128  # of an SM: multiply-accumulates a clock in float32
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The most that a device can do, by publication or by measurement."""
+    """Peak bandwidth and arithmetic rates of a device, published or measured."""
 
     name: str
     bandwidth_gbs: float  # of its memory, 1e9 bytes a second
@@ -43,7 +43,7 @@ class Peak:
 
 @dataclasses.dataclass(frozen=True)
 class JetsonModule:
-    """A module in one power mode."""
+    """Published figures of a Jetson module in one power mode."""
 
     peak: Peak
     mode: str

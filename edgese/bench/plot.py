@@ -1,4 +1,4 @@
-"""Pictures of a bench report: how often a call takes how long, and what more streams do to the slowest calls."""
+"""Pictures of a bench report: distribution of call times, and p99 over the number of streams."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
 
 
 def _figure(report: Report, title: str, panel: Panel, keys: Sequence[Line2D]) -> Figure:
-    """One panel for each block size, in which the runtimes meet."""
+    """Figure with one panel for each block size, all runtimes and precisions in it."""
     blocks = sorted({result.case.block for result in report.results})
     kinds = list(dict.fromkeys((result.case.runtime, result.case.precision) for result in report.results))
     colours = {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
@@ -96,7 +96,7 @@ def _figure(report: Report, title: str, panel: Panel, keys: Sequence[Line2D]) ->
 
 
 def _latency_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[str, str], str]) -> None:
-    """The share of calls that took longer, over the time, both logarithmic: percentiles are heights."""
+    """Draw the share of calls that took longer over the time, both logarithmic: percentiles are heights."""
     for result in results:
         colour = colours[result.case.runtime, result.case.precision]
         axis.step(*_slower_share(result.back.took_s), where="post", color=colour, **_BACK)
@@ -120,12 +120,12 @@ def _latency_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
 
 
 def _share_name(share: float, position: object = None) -> str:
-    """`1 in 100 (p99)`."""
+    """Tick label of a share of calls: `1 in 100 (p99)`."""
     return "all" if share > 0.5 else f"1 in {1 / share:,.0f} (p{100 * (1 - share):.10g})"
 
 
 def _streams_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[str, str], str]) -> None:
-    """p99 over streams on the device; where a search stopped early, what p99 is known to exceed."""
+    """Draw p99 over the streams on the device; where calls were stopped early, a lower bound of p99."""
     for result in results:
         colour = colours[result.case.runtime, result.case.precision]
         _draw_capacity(axis, result.one_core, colour, marker="o", linestyle="-")
@@ -158,7 +158,7 @@ def _draw_capacity(axis: Axes, capacity: Capacity, colour: str, marker: str, lin
 
 
 def _capacity_words(result: Result) -> str:
-    """`ONNX Runtime, fp32: 72 on one core, 144 on 2`."""
+    """Capacity in words: `ONNX Runtime, fp32: 72 on one core, 144 on 2`."""
     one, every = result.one_core, result.all_cores
     words = f"{_label(result.case.runtime, result.case.precision)}: {one.streams}{'+' * one.at_least} on one core"
     return words if every is None else f"{words}, {every.streams}{'+' * every.at_least} on {every.cores}"
@@ -169,13 +169,13 @@ def _curve(points: dict[int, float], cores: int) -> tuple[list[int], list[float]
 
 
 def _p99_at_least_s(took_s: Seconds, period_s: float) -> float:
-    """Of calls that were stopped when more than one in a hundred had missed: the fastest of these."""
+    """Lower bound of p99 where calls were stopped, as over one in a hundred had missed: the fastest late call."""
     late = took_s[took_s > period_s]
     return float(late.min()) if len(late) else 0.0
 
 
 def _slower_share(took_s: Seconds) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Milliseconds in ascending order and, at each, the share of calls that took longer; the slowest one is 1 / n."""
+    """Call times in ascending order, ms, and at each the share of calls that took longer; 1 / n at the slowest."""
     values = np.sort(took_s) * 1e3
     n_slower = np.maximum(len(values) - 1 - np.arange(len(values)), 1)
     return np.concatenate([values[:1], values]), np.append(1.0, n_slower / len(values))

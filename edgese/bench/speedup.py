@@ -1,4 +1,4 @@
-"""Is a coarser precision faster here? The same calls in turns, on one thread."""
+"""Comparison of a lower precision's speed with float32's on this machine: the same calls in turns, on one thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GAIN = 0.95  # of float32's time: a smaller gain is not worth a loss of quality
 
 @dataclasses.dataclass(frozen=True)
 class Speedup:
-    """How long a call takes beside float32's call of as many hops, medians of calls in turns."""
+    """Duration of a call beside that of float32's call of as many hops, medians of calls in turns."""
 
     graph: str
     runtime: str
@@ -37,10 +37,10 @@ class Speedup:
 
 
 def measure_speedup(bundle: Bundle, precision: str, runtime: str = "onnxruntime") -> list[Speedup]:
-    """Each of a bundle's plain graphs of a precision beside float32's."""
-    coarse = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, "")]
+    """Speed of each of a bundle's plain graphs of a precision beside float32's graph of the same block."""
+    quantized = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, "")]
     found = []
-    for graph in coarse:
+    for graph in quantized:
         call_ms, float32_ms = _medians_ms(bundle, [graph, bundle.graph(block=graph.block)], runtime)
         found.append(Speedup(graph.file, runtime, call_ms, float32_ms))
     return found

@@ -1,4 +1,4 @@
-"""A bundle for TensorRT: its engines where there is a GPU, and where there is none the kit that builds them on one.
+"""TensorRT engines of a bundle where there is a GPU; where there is none, the archive that builds them on one.
 
 Plans are not portable: an engine runs on the kind of GPU, and in the version of TensorRT, that built it.
 """
@@ -21,7 +21,7 @@ from runtimes.registry import load_runtime
 
 @dataclasses.dataclass(frozen=True)
 class BuiltEngines:
-    """Engines in this machine's cache, by the graph that each was built of."""
+    """Engines in this machine's cache, by the graph that each was built from."""
 
     paths: dict[str, Path]
 
@@ -32,14 +32,14 @@ class BuiltEngines:
 
 @dataclasses.dataclass(frozen=True)
 class Kit:
-    """An archive that builds the engines on the device that will run them."""
+    """Archive that builds the engines on the device that will run them."""
 
     packed: Packed
     reason: str  # why they were not built here
 
     @property
     def next_step(self) -> str:
-        """What to type on the device."""
+        """Shell command for the next step on the device."""
         name = self.packed.path.name
         return f"tar xf {name} && cd {name.removesuffix('.tar.gz')} && ./run build && ./run self-test"
 

@@ -281,11 +281,12 @@ def _print_report(report: Report) -> None:
             ],
         )
     else:
-        from edgese.graphs.segments import network_name, told
+        from edgese.graphs.segments import network_name, segments_in_words
 
         typer.echo(
             f"not live: {network_name(report.bundle.manifest)} looks ahead; a call takes one of its "
-            f"{told(report.bundle)}, which advance {report.results[0].case.period_s:.2f} s: RTF is a call's share of it"
+            f"{segments_in_words(report.bundle)}, which advance {report.results[0].case.period_s:.2f} s: "
+            "RTF is a call's share of it"
         )
     typer.echo("")
     n_cores, slow = report.machine.cores, "p99 ms" if live else "slowest ms"

@@ -76,7 +76,7 @@ def verify_command(
         require("jinja2", "PIL", extra="report")
     from edgese.errors import VerificationError
     from edgese.graphs.bundles import shipped_bundle
-    from edgese.graphs.segments import Segments, network_name, told
+    from edgese.graphs.segments import Segments, network_name, segments_in_words
     from edgese.metrics.pairs import read_recordings
     from edgese.verify.prove import prove
     from export.bundle import Bundle
@@ -85,7 +85,7 @@ def verify_command(
     if bisect and Segments.of(opened.manifest) is not None:
         raise VerificationError(
             f"--bisect: {network_name(opened.manifest)} looks ahead: the search compares streams hop by hop, and it "
-            f"has {told(opened)} only: leave it out, the checks tell which graph is wrong and by how much"
+            f"has {segments_in_words(opened)} only: leave it out, the checks tell which graph is wrong and by how much"
         )
     with progress_bar(quiet or as_json, _no_columns) as bar:
         task = bar.add_task("verify")
@@ -182,9 +182,9 @@ def _print_verification(verification: Verification) -> None:
 
 
 def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:
-    from edgese.graphs.segments import Segments, told
+    from edgese.graphs.segments import Segments, segments_in_words
 
-    heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {told(bundle)}"
+    heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {segments_in_words(bundle)}"
     print_table(
         f"{bundle.path}: against PyTorch, {n_hops:,} hops {heard}",
         ["graph", "runtime", "SNR dB", "first, last tenth dB", "float64 dB", "PESQ", "lost", "checks", ""],

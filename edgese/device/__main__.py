@@ -1,4 +1,4 @@
-"""The command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
+"""Command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
 
 Results go to stdout (`--json` for machines), all else to stderr. Exit code 0: done; 1: failed or not passed; 2: usage.
 """
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the unpacked bundle
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Run one command; the exit code. A user's error is one line.
+    """Run one command; returns its exit code. A user's error is one line on stderr.
 
     Args:
         root: where the bundle was unpacked to.

@@ -1,4 +1,4 @@
-"""Runtimes that can open what a device bundle holds: which of them are here, and why the others are not."""
+"""Runtimes that can open a device bundle's graphs: those that are installed, and why the others do not open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CANDIDATES = (TENSORRT, "onnxruntime", "openvino")  # the favourite first
 
 
 def find_runtimes(wanted: Collection[str] = ()) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The runtimes that open here, and of the others why not.
+    """Names of the runtimes that open here, and for each other one the reason why not.
 
     Args:
         wanted: these and no others.

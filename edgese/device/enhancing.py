@@ -1,4 +1,4 @@
-"""A noisy WAV made clean on the board: same length, same format, aligned, in constant memory; channels as streams."""
+"""Enhancement of a WAV on the board: same length and format, aligned, in constant memory; channels as streams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from runtimes.base import Stream
 
 @dataclasses.dataclass(frozen=True)
 class Enhanced:
-    """What became of a file."""
+    """Facts of an enhanced file: duration, processing time, channels, clipped samples."""
 
     duration_s: float
     processing_s: float  # reading, network and writing together; opening the graph is not in it
@@ -90,7 +90,7 @@ def enhance_wav(
 def _enhanced(
     content: Content, blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int
 ) -> Iterator[Samples]:
-    """Enhanced blocks in time with those that come in, and some silence after their end."""
+    """Enhanced blocks aligned with those that come in, and some silence after their end."""
     segments = content.segments
     if segments is None:
         return aligned_blocks(blocks, stream, graph, n_channels, content.facts["overlap_samples"])

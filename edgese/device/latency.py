@@ -1,4 +1,4 @@
-"""What calls take on this board: back to back and paced in real time, per graph and runtime, in this very process.
+"""Latency of calls on this board: back to back and paced in real time, per graph and runtime, in this very process.
 
 Less than `edgese bench` measures: no fresh process for each case, no turns, no search for the most streams. A network
 that looks ahead is not live: its segments are called back to back, a few times. On a Jetson the board's state before
@@ -40,7 +40,7 @@ _SEGMENT_CALLS = 10  # at least, and a tenth of it to warm up: each lasts for se
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Calls of one graph in one runtime."""
+    """Timing and energy of calls of one graph in one runtime."""
 
     graph: Graph
     runtime: str
@@ -88,14 +88,14 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was measured and where; `failures`: graph in runtime -> why it could not be."""
+    """Results of a measurement and the machine it was made on; `failures`: graph in runtime -> the reason."""
 
     content: Content
     here: machine.Machine
     results: tuple[Latency, ...]
     left_out: Mapping[str, str]
     failures: Mapping[str, str]
-    readings: Mapping[str, Any]  # of a Jetson; see readings.py
+    readings: Mapping[str, Any]  # of a Jetson; see edgese/machine/watch.py
 
     def entry(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -129,7 +129,7 @@ def measure(
     tell: Tell = lambda line: None,
     root: Path = _ROOT,
 ) -> Report:
-    """Measure the graphs without a variant; nothing named: in all precisions, blocks and runtimes that there are.
+    """Measure the graphs without a variant; nothing named: all precisions, blocks and runtimes that there are.
 
     Args:
         streams: in each call.

@@ -1,4 +1,4 @@
-"""Does every graph give here what PyTorch gave? The golden vectors streamed through each graph in each runtime."""
+"""Self-test on a device: golden vectors through each graph in each runtime, compared with PyTorch's output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from runtimes.base import RuntimeUnavailable
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What one graph gave in one runtime, and the verdict with its reasons."""
+    """Comparison of one graph's output in one runtime with PyTorch's, and the verdict with its reasons."""
 
     graph: str
     runtime: str
@@ -55,7 +55,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class SelfTest:
-    """All trials; none at all is a failure."""
+    """Result of a self-test: all its trials; none at all is a failure."""
 
     trials: tuple[Trial, ...]
     left_out: Mapping[str, str]  # runtime -> why it does not open here
@@ -92,7 +92,7 @@ def self_test(
 
     Args:
         on_trial: called after each.
-        tell: gets what is told before an engine is built, and why a runtime does not open.
+        tell: gets a line before an engine is built, and one where a runtime does not open.
 
     Raises:
         ExportError: no graph of a precision or block that is named.

@@ -1,13 +1,13 @@
-"""Noisy recordings made clean: waveform -> runtime -> waveform, one path for every runtime, in constant memory.
+"""Enhancement of recordings: waveform -> runtime -> waveform, one path for every runtime, in constant memory.
 
     jobs = plan(["noisy.wav"], EnhanceOptions())
     with stopping_on_signals() as stop:
         outcomes = enhance_files(jobs, denoiser_factory(shipped_bundle(), jobs[0].options), stop=stop)
 
-The network hears 16 kHz: what it gives back at higher rates holds nothing above 8 kHz, unless an attenuation limit
-lets a part of the input through. Channels are enhanced apart, as streams of one graph. Output and input have the same
-length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed. A network that is not
-causal hears overlapped segments (segments.py); all else is the same.
+The network runs at 16 kHz: what it gives back at higher rates holds nothing above 8 kHz, unless an attenuation limit
+lets a part of the input through. Each channel is enhanced by itself, as one stream of the graph. Output and input have
+the same length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed. A network
+that is not causal takes overlapped segments (edgese/graphs/segments.py); all else is the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TAIL = 64  # samples beyond the end that the resampler may ask for
 
 
 class Enhancer(Protocol):
-    """What makes blocks of a recording clean: a runtime here (`Denoiser`), or a board (edgese.board.denoiser)."""
+    """Enhancer of a recording's blocks: a runtime here (`Denoiser`) or a board (edgese.board.denoiser)."""
 
     config: AudioConfig
     trained: bool
@@ -51,7 +51,7 @@ class Enhancer(Protocol):
 
 
 class Denoiser:
-    """A bundle's graph open in a runtime, on one thread. A context manager.
+    """Denoiser of a bundle's graph open in a runtime, on one thread. A context manager.
 
     Args:
         runtime: a name that `runtimes.registry` knows.
@@ -92,10 +92,10 @@ class Denoiser:
         self._open.close()
 
     def prepare(self, source: Path, name: str, stop: threading.Event) -> None:
-        """Nothing: it hears a recording block by block."""
+        """Do nothing: a recording is enhanced block by block, in `blocks`."""
 
     def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]:
-        """The enhanced sound of blocks at the network's rate, in time with them, and some silence after their end.
+        """Enhanced sound of blocks at the network's rate, aligned with them, and some silence after their end.
 
         Args:
             blocks: (n, n_channels) float32 of any n.
@@ -118,7 +118,7 @@ def denoise(
     denoiser: Enhancer,
     atten_limit_db: float | None = None,
 ) -> Iterator[Samples]:
-    """The enhanced sound of a stream of blocks at any rate: same length in all, aligned, cut into other blocks.
+    """Enhanced sound of a stream of blocks at any rate: same length in all, aligned, cut into other blocks.
 
     Args:
         blocks: (n, n_channels) float32 in [-1, 1] at `rate_hz`.
@@ -128,8 +128,8 @@ def denoise(
     dry_gain = 0.0 if atten_limit_db is None else 10.0 ** (-atten_limit_db / 20)
     dry = _Queue()
     model_hz = denoiser.config.sample_rate_hz
-    heard = resampled(dry.keep(blocks), rate_hz, model_hz, n_channels)
-    for wet in resampled(denoiser.blocks(heard, n_channels), model_hz, rate_hz, n_channels):
+    noisy = resampled(dry.keep(blocks), rate_hz, model_hz, n_channels)
+    for wet in resampled(denoiser.blocks(noisy, n_channels), model_hz, rate_hz, n_channels):
         enhanced = wet[: dry.n_frames]  # behind the end, the network only answers the silence that drove it out
         if len(enhanced):
             clean = dry.take(len(enhanced))
@@ -138,7 +138,7 @@ def denoise(
 
 
 class _Queue:
-    """Frames that came in and wait for what becomes of them."""
+    """Queue of input frames that wait for their enhanced ones."""
 
     def __init__(self) -> None:
         self._blocks: deque[Samples] = deque()
@@ -151,7 +151,7 @@ class _Queue:
             yield block
 
     def take(self, n_frames: int) -> Samples:
-        """The oldest frames, (n_frames, n_channels); no more than there are."""
+        """Remove and return the oldest frames, (n_frames, n_channels); at most `self.n_frames`."""
         self.n_frames -= n_frames
         taken = []
         while n_frames:

@@ -1,4 +1,4 @@
-"""Pictures: what enhancement did (spectrograms before and after, in one scale), and how a training run went."""
+"""Picture of an enhancement: spectrograms before and after, in one colour scale."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_comparison(before: Path, after: Path, png: Path) -> None:
 
 
 def _spectrogram_db(path: Path, config: AudioConfig) -> NDArray[np.float64]:
-    """(T, F) levels in dB; 0 is a sine at full scale."""
+    """Levels of a recording's beginning, (T, F) dB; 0 is a sine at full scale."""
     with AudioReader(path) as reader:
         wave = soxr.resample(reader.excerpt(EXCERPT_S), reader.info.sample_rate_hz, config.sample_rate_hz)
     # A sine of amplitude 1 gives sum(window) / 2 = n_fft / pi at its bin, the window being half a sine.

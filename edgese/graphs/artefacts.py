@@ -1,4 +1,4 @@
-"""What a runtime opens of a bundle's graph: its ONNX file, or the TensorRT engine that is built of it and kept.
+"""Opening of a bundle's graph in a runtime: its ONNX file, or the TensorRT engine that is built from it and kept.
 
 On a board and at the desk alike; neither PyTorch nor the onnx package is needed (opening.py adds PyTorch).
 """
@@ -24,13 +24,13 @@ Tell = Callable[[str], None]  # gets one line of progress
 
 @dataclasses.dataclass(frozen=True)
 class EngineFolder:
-    """A folder that keeps TensorRT's engines, and for how many streams they are built."""
+    """Folder that keeps TensorRT's engines, and the number of streams that they are built for."""
 
     folder: Path
     streams: int  # at most, in one call; engines are fastest at one
 
     def engine(self, bundle: Bundle, graph: Graph, tell: Tell, *, rebuild: bool = False) -> Path:
-        """The engine of a graph for this machine, built unless it is there.
+        """Path of a graph's engine for this machine, built unless it is there.
 
         Args:
             tell: gets one line before an engine is built.
@@ -52,7 +52,7 @@ class EngineFolder:
 
 
 def is_for(graph: Graph, runtime: str) -> bool:
-    """Whether a runtime takes graphs of this precision at all."""
+    """True if a runtime takes graphs of this precision."""
     return not (runtime == TENSORRT and graph.precision == CPU_ONLY)
 
 
@@ -66,7 +66,7 @@ def open_artefact(
     threads: int = 1,
     tell: Tell,
 ) -> Runtime:
-    """The graph open in the runtime of that name; close it.
+    """Open a graph in the runtime of that name; close it.
 
     Args:
         metadata: what the graph must carry; another graph is refused.
@@ -79,6 +79,6 @@ def open_artefact(
     """
     path = bundle.path / graph.file
     if runtime == TENSORRT:
-        load_runtime(runtime)  # tells what is missing before anything is built
+        load_runtime(runtime)  # raises for what is missing before anything is built
         path = engines.engine(bundle, graph, tell)
     return open_runtime(runtime, path, threads=threads, metadata=metadata)

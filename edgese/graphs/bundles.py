@@ -1,4 +1,4 @@
-"""Bundles as commands use them: the shipped one, a verified one, its audio settings, its graph for given options."""
+"""Questions that commands ask of a bundle: the shipped one, verified or not, audio settings, graph for options."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from export.bundle import Bundle, Graph
 
 
 def shipped_bundle() -> Path:
-    """Where the bundle lies that comes with this package."""
+    """Path of the bundle that comes with this package."""
     return Path(__file__).parents[1] / "weights" / "mbs-net-small"
 
 
 def audio_config(bundle: Bundle) -> AudioConfig:
-    """How the network hears.
+    """Audio settings of a bundle's network.
 
     Raises:
         ExportError: the manifest does not say.
@@ -31,14 +31,14 @@ def audio_config(bundle: Bundle) -> AudioConfig:
 
 
 def is_trained(bundle: Bundle) -> bool:
-    """Whether its sound means anything: `edgese export --model` exports networks before training."""
+    """True if the bundle's network was trained: `edgese export --model` exports networks before training."""
     return bool(bundle.manifest.get("trained", True))
 
 
 def choose_graph(
     bundle: Bundle, *, block: int | None = None, precision: Precision = Precision.FP32, pcs: bool = False
 ) -> Graph:
-    """The graph that enhances; for the arguments, see `Denoiser`.
+    """Graph of a bundle that enhances with these options; for the arguments, see `Denoiser`.
 
     Raises:
         ExportError: the bundle has no such graph, or no streaming form.
@@ -59,7 +59,7 @@ def choose_graph(
 
 
 def open_verified(bundle_path: Path) -> Bundle:
-    """A bundle whose sound can be trusted.
+    """Open a bundle that passed its verification.
 
     Raises:
         ExportError: no bundle there, or a damaged one.

@@ -1,4 +1,4 @@
-"""The network as a bundle's graphs have it: their variant, their form, and that form as a program of PyTorch."""
+"""Form and variant of the network in a bundle's graphs, and that form as a program of PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtimes.pytorch import write_program as save_program
 
 @contextlib.contextmanager
 def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Iterator[None]:
-    """The network as a graph sees it: unrolled scan, DFT as a product, the products `half` in half precision."""
+    """Put the network in its exported form: unrolled scan, DFT as a product, the products `half` in half precision."""
     enhancer.network.use_form("export")
     enhancer.transform.form = "matmul"
     use_half(enhancer.network, half)
@@ -33,7 +33,7 @@ def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Ite
 
 
 def step_of(enhancer: WaveformEnhancer) -> StreamStep | SegmentStep:
-    """What a graph is of: a causal network as a stream with its states, another one as a segment."""
+    """Module that a graph is exported from: a causal network as a stream with its states, another as a segment."""
     return (StreamStep if enhancer.network.causal else SegmentStep)(enhancer).eval()
 
 
@@ -43,7 +43,7 @@ def graph_states(enhancer: WaveformEnhancer) -> dict[str, Tensor]:
 
 
 class _Tupled(nn.Module):
-    """A step whose outputs are a tuple, as programs have them, also where there is but one."""
+    """Step whose outputs are a tuple, as PyTorch's programs have them, also where there is but one."""
 
     def __init__(self, step: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Tupled(nn.Module):
 
 
 def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
-    """A graph's own form as a program of PyTorch, made from the bundle's weights.
+    """Write a graph's own form as a program of PyTorch, made from the bundle's weights.
 
     Raises:
         ExportError: a precision that only the graph has.
@@ -71,7 +71,7 @@ def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[st
 
 
 def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:
-    """The network that a bundle's graphs of this variant were made of.
+    """Network that a bundle's graphs of this variant were made from.
 
     Raises:
         CheckpointError: the bundle's weights are missing or broken.
@@ -80,5 +80,5 @@ def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:
 
 
 def with_variant(enhancer: WaveformEnhancer, variant: str) -> WaveformEnhancer:
-    """The enhancer with what the variant adds; weights are shared."""
+    """Enhancer with what the variant adds; weights are shared."""
     return WaveformEnhancer(enhancer.network, enhancer.audio, pcs=True).eval() if variant == "pcs" else enhancer

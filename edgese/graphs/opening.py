@@ -1,4 +1,4 @@
-"""A bundle's graph open in any runtime: the artefact that the runtime takes, and the metadata that it must carry."""
+"""Opening of a bundle's graph in any runtime: the artefact that it takes, the metadata that this must carry."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def open_graph(
     threads: int = 1,
     tell: Tell = logger.warning,
 ) -> Iterator[Runtime]:
-    """The graph in the runtime of that name; PyTorch runs the graph's own form, made anew from the bundle's weights.
+    """Open a graph in the runtime of that name; a context manager that gives the runtime.
 
-    TensorRT runs its engine, from the cache or built now.
+    PyTorch runs the graph's own form, made anew from the bundle's weights; TensorRT its engine, from the cache or built
+    now.
 
     Args:
         tell: gets one line before an engine is built.
@@ -57,18 +58,18 @@ def open_graph(
 
 
 def engine_cache() -> Path:
-    """The folder that keeps engines: each fits this machine only, so they lie nowhere near the bundle."""
+    """Folder that keeps TensorRT's engines in this user's cache: they fit this machine only, so not beside a bundle."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "edgese" / "engines"
 
 
 def engine_folder(bundle: Bundle) -> EngineFolder:
-    """The folder of a bundle's engines in this user's cache."""
+    """Folder of one bundle's engines in this user's cache."""
     return EngineFolder(engine_cache() / bundle.manifest["name"], ENGINE_STREAMS)
 
 
 def wanted_metadata(bundle: Bundle, graph: Graph) -> dict[str, str]:
-    """What a graph of this bundle carries, by the manifest."""
+    """Metadata that a graph of this bundle must carry, by the manifest."""
     plan = bundle.manifest.get("precisions", {}).get(graph.precision, {})
     return graph_metadata(
         bundle.manifest["name"], bundle.manifest["files"].get(WEIGHTS), graph, plan.get("calibration")
@@ -76,7 +77,7 @@ def wanted_metadata(bundle: Bundle, graph: Graph) -> dict[str, str]:
 
 
 def graph_metadata(name: str, weights: str | None, graph: Graph, calibration: str | None) -> dict[str, str]:
-    """What a graph carries so that no other is taken for it.
+    """Metadata of a graph, by which no other is taken for it.
 
     Args:
         name: the bundle's.

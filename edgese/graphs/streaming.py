@@ -1,4 +1,4 @@
-"""A graph run over recorded sound, call by call, as it would be live."""
+"""Streaming of recorded sound through a graph, call by call, as it would be live."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runtimes.base import Runtime, Stream
 
 
 def samples(graph: Graph, n_hops: int) -> int:
-    """So many hops, or one, in samples; more than one: the whole blocks that hold them."""
+    """Samples of one hop, or of the whole blocks that hold `n_hops` hops."""
     size = next(spec for spec in graph.inputs if spec.name == "wave").shape[1]
     assert isinstance(size, int), "the wave's length is static"
     return size // graph.block if n_hops == 1 else -(-n_hops // graph.block) * size
 
 
 def run(stream: Stream, graph: Graph, wave: Wave, took: list[float] | None = None) -> Wave:
-    """The samples that a stream gives for whole blocks of sound; `took` gathers the seconds of each call."""
+    """Output of a stream for whole blocks of sound, (n_samples,); `took` gathers the seconds of each call."""
     size = samples(graph, graph.block)
     pieces = [wave[:0]]
     for start in range(0, len(wave), size):
@@ -35,13 +35,13 @@ def run(stream: Stream, graph: Graph, wave: Wave, took: list[float] | None = Non
 
 
 def in_overlapped(opened: Runtime, graph: Graph, wave: Wave, segments: Segments) -> Wave:
-    """A whole recording through a graph that takes segments, as long as the input and in time with it."""
+    """Output of a graph that takes segments for a whole recording, as long as the input and aligned with it."""
     stream = opened.stream(graph.states, streams=1)
     return segments.recording(wave, lambda segment: stream({"wave": segment})["enhanced"])
 
 
 def aligned(opened: Runtime, graph: Graph, wave: Wave, overlap: int) -> Wave:
-    """A whole recording, as long as the input and in time with it."""
+    """Output of a graph for a whole recording, as long as the input and aligned with it."""
     stream = opened.stream(graph.states, streams=1)
     return np.concatenate(list(aligned_blocks([wave[:, None]], stream, graph, 1, overlap)))[: len(wave), 0]
 
@@ -49,7 +49,7 @@ def aligned(opened: Runtime, graph: Graph, wave: Wave, overlap: int) -> Wave:
 def aligned_blocks(
     blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int, overlap: int, tail: int = 0
 ) -> Iterator[Samples]:
-    """The enhanced sound of a recording's blocks, in time with them, and some silence after their end.
+    """Enhanced sound of a recording's blocks, aligned with them, and some silence after their end.
 
     Args:
         blocks: (n, n_channels) float32 of any n.

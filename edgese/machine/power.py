@@ -1,4 +1,4 @@
-"""Power of a Jetson from its raw rails, integrated over time; idle power told apart.
+"""Power of a Jetson from its raw rails, integrated over time, and its energy above idle.
 
     with PowerSampler(find_rails()) as idle: time.sleep(10)
     with PowerSampler(find_rails()) as load: ...
@@ -38,12 +38,12 @@ _ROOT = Path("/")
 _INPUTS = ("VDD_IN", "VIN")  # rails that feed all others: Orin Nano and NX, Thor
 _CHANNELS = (1, 2, 3)
 _UNUSED = "NC"  # a channel that measures nothing: not connected
-_POWER_CHIPS = ("ina238", "ina226")  # that tell power themselves
+_POWER_CHIPS = ("ina238", "ina226")  # that give power themselves
 
 
 @dataclasses.dataclass(frozen=True)
 class Rail:
-    """One supply that is measured, and the files that tell its power."""
+    """One supply that is measured, and the files from which its power is read."""
 
     name: str
     chip: str  # ina3221, ina238
@@ -51,7 +51,7 @@ class Rail:
     scale: float  # of that product, to watts
 
     def watts(self) -> float:
-        """Its power now.
+        """Power of the rail now, watts.
 
         Raises:
             JetsonError: a file that cannot be read or holds no number.
@@ -66,7 +66,7 @@ class Rail:
 
 
 def find_rails(root: Path = _ROOT) -> tuple[Rail, ...]:
-    """All rails that are measured, by name.
+    """Rails of this board that are measured, in the order of their names.
 
     Raises:
         JetsonError: there is none, two have one name, or one cannot be read.
@@ -97,7 +97,7 @@ def find_rails(root: Path = _ROOT) -> tuple[Rail, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Power at moments of one clock."""
+    """Power of each rail at moments of one clock."""
 
     times_s: tuple[float, ...]  # ascending
     watts: Mapping[str, tuple[float, ...]]  # rail -> one value each moment
@@ -123,7 +123,7 @@ class Trace:
 
     @property
     def total(self) -> tuple[str, tuple[float, ...]]:
-        """What the whole board draws, and of which rails that is the power.
+        """Name and power of the rails that stand for the whole board, watts at each moment.
 
         The rail that feeds all others where it is measured; else the sum of all, which leaves out what none of them
         feeds.
@@ -141,17 +141,17 @@ class Trace:
 
     @property
     def mean_w(self) -> float:
-        """Over time, not over samples."""
+        """Mean power of the whole board over time (not over samples), watts."""
         return self.joules / self.duration_s
 
     def rail_joules(self) -> dict[str, float]:
-        """Energy of each rail."""
+        """Energy of each rail, joules."""
         return {name: _integral(self.times_s, values) for name, values in self.watts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-    """What a measurement took, beside the same board idle."""
+    """Energy of a measurement, beside the power of the same board when idle."""
 
     rails: str  # whose power is meant
     joules: float
@@ -161,7 +161,7 @@ class Energy:
 
     @property
     def net_joules(self) -> float:
-        """Above idle; negative where the difference is lost in what the board draws anyhow."""
+        """Energy above idle; negative where the difference is lost in what the board draws anyhow."""
         return self.joules - self.idle_w * self.duration_s
 
     @property
@@ -175,7 +175,7 @@ class Energy:
 
 
 def energy_of(trace: Trace, *, idle: Trace, audio_s: float) -> Energy:
-    """Energy of a measurement that made so many seconds of audio, idle power told apart.
+    """Energy of a measurement that made `audio_s` seconds of audio, with the idle power that is to be subtracted.
 
     Raises:
         JetsonError: the two traces are of other rails, or no audio was made.
@@ -189,7 +189,7 @@ def energy_of(trace: Trace, *, idle: Trace, audio_s: float) -> Energy:
 
 
 class PowerSampler:
-    """A thread that samples all rails as long as the block lasts, its begin and end included.
+    """Sampler of all rails in a thread, as long as the `with` block lasts, its begin and end included.
 
     Raises:
         JetsonError: at the begin or at the end of the block a rail cannot be read.
@@ -225,7 +225,7 @@ class PowerSampler:
             self._sample()
 
     def trace(self) -> Trace:
-        """All samples so far.
+        """Trace of all samples so far.
 
         Raises:
             JetsonError: too few, or too far apart for energy to be known.
@@ -249,6 +249,6 @@ class PowerSampler:
 
 
 def _integral(times_s: Sequence[float], values: Sequence[float]) -> float:
-    """The area under straight lines from point to point."""
+    """Area under straight lines from point to point."""
     points = zip(times_s, values, strict=True)
     return sum((t1 - t0) * (v0 + v1) / 2 for (t0, v0), (t1, v1) in itertools.pairwise(points))

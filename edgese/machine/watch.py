@@ -1,11 +1,11 @@
-"""What a Jetson tells around a measurement: what it is, its state before and after, and the energy that calls take.
+"""Watch on a Jetson during a measurement: its facts, its state before and after, and the energy of calls.
 
     watched = watch(Path("/"), idle_s=5.0)     # idle power is sampled now, before anything runs
     ...
     watched.energy(calls, audio_s=5.0)
     watched.entry()                            # reads the state once more
 
-What a board does not tell is said to be missing, with the reason; nothing is guessed.
+What a board does not report is listed as missing, with the reason; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOTHING: Mapping[str, Any] = {"board": None, "before": None, "after": None, "thr
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A board whose measurement has begun."""
+    """Jetson on which a measurement has begun: its facts, its first state, its idle power."""
 
     root: Path
     board: Jetson
@@ -34,7 +34,7 @@ class Watched:
     powerless: str  # why power is not known here; "" where it is
 
     def energy(self, work: Callable[[], object], audio_s: float) -> Energy:
-        """What it takes to do some work that makes so many seconds of audio, idle power told apart.
+        """Energy of `work`, which makes `audio_s` seconds of audio, with the idle power that is to be subtracted.
 
         Raises:
             JetsonError: power is not known here, or was not while the work was done.
@@ -62,7 +62,7 @@ class Watched:
 
 
 def watch(root: Path, idle_s: float) -> Watched:
-    """Begin: read what the board is and how it is, then what it draws while nothing runs.
+    """Begin a watch: read the board's facts and state, then sample its idle power.
 
     Args:
         root: what stands for `/`.

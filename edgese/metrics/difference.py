@@ -1,4 +1,4 @@
-"""Differences between arrays, the one ruler of all verdicts: SNR, largest difference, angle, and what breaks a limit.
+"""Differences between arrays, for all verdicts: SNR, largest difference, angle, and the limits that are broken.
 
 Absence of a difference is not assumed: other shapes raise or are infinitely far; NaN and Inf are counted and make every
 figure NaN, so that no comparison with a limit holds. NumPy alone is needed: boards measure with it too.
@@ -19,7 +19,7 @@ from edgese.errors import VerificationError
 
 @dataclasses.dataclass(frozen=True)
 class TensorError:
-    """One tensor against the one that was wanted."""
+    """Difference of one tensor from the one that was wanted."""
 
     tensor: str
     max_abs: float
@@ -31,7 +31,7 @@ class TensorError:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Nearness of a wave to the one that was wanted, and the limits that it breaks; NaN where none could be taken."""
+    """Agreement of a wave with the one that was wanted, and the limits that it breaks; NaN: not comparable."""
 
     snr_db: float  # infinite where they are equal
     max_abs: float  # largest difference of a sample

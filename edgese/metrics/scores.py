@@ -1,4 +1,4 @@
-"""What an enhanced recording is worth: listening quality, intelligibility and distance against the clean one.
+"""Scores of an enhanced recording against the clean one: listening quality, intelligibility and distance.
 
 PESQ: ITU-T P.862.2 (wideband) and P.862.1 (narrowband), package `pesq`. STOI: Taal et al. 2011, extended: Jensen &
 Taal 2016, package `pystoi`. SI-SDR: Le Roux et al. 2019, eq. 6. CSIG, CBAK, COVL: Hu & Loizou 2008, see composite.py.
@@ -29,7 +29,7 @@ SAMPLE_RATE_HZ = 16_000
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a metric is written, and what exactly it is."""
+    """Title, definition and number format of a metric."""
 
     title: str
     definition: str
@@ -59,7 +59,7 @@ _LSD_RANGE_DB = 50.0
 
 
 def packages() -> dict[str, str]:
-    """Version of each package that scores, by its name.
+    """Versions of the packages that compute scores, by name.
 
     Raises:
         EdgeseError: one is missing.
@@ -98,7 +98,7 @@ def stoi(clean: Wave, enhanced: Wave) -> float:
 
 
 def estoi(clean: Wave, enhanced: Wave) -> float:
-    """Extended STOI, 0 to 1, which hears modulated noise, too; repeatable.
+    """Extended STOI, 0 to 1, which is sensitive to modulated noise, too; repeatable.
 
     Raises:
         EdgeseError: as `stoi`.
@@ -134,7 +134,7 @@ def log_spectral_distance(clean: Wave, enhanced: Wave) -> float:
 
 
 def all_scores(clean: Wave, enhanced: Wave) -> dict[str, float]:
-    """Every metric by its name in `NAMES`.
+    """Scores of all metrics by their names in `NAMES`.
 
     Raises:
         EdgeseError: one of them cannot be computed.
@@ -190,7 +190,7 @@ def _stoi(clean: Wave, enhanced: Wave, *, extended: bool) -> float:
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    """pystoi adds noise of rounding size from NumPy's global generator, and by it digital silence is correlated."""
+    """Seed NumPy's global generator meanwhile: pystoi adds noise of rounding size, which decides in digital silence."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:
@@ -200,7 +200,7 @@ def _seeded() -> Iterator[None]:
 
 
 def _power_spectra(wave: Wave) -> NDArray[np.float64]:
-    """(n_frames, n_bins) of frames of 32 ms, 8 ms apart, under a Hann window."""
+    """Power spectra of frames of 32 ms, 8 ms apart, under a Hann window, (n_frames, n_bins)."""
     if len(wave) < _LSD_FRAME:
         raise EdgeseError(f"LSD cannot score this pair (found {len(wave)} samples, wanted at least {_LSD_FRAME})")
     frames = np.lib.stride_tricks.sliding_window_view(wave.astype(np.float64), _LSD_FRAME)[::_LSD_HOP]
@@ -216,7 +216,7 @@ def _package(name: str) -> ModuleType:
 
 @dataclasses.dataclass(frozen=True)
 class WaveError:
-    """One waveform against the one that was wanted."""
+    """Difference of one waveform from the one that was wanted."""
 
     max_abs: float
     snr_db: float  # infinite where they are equal

@@ -1,1 +1,1 @@
-"""What all pictures share: matplotlib, loaded once, and colours."""
+"""Shared parts of all pictures: matplotlib, loaded once, and colours."""

@@ -1,4 +1,4 @@
-"""A figure without a window, and the colours of all pictures; matplotlib is loaded here, or said to be missing."""
+"""Figures without a window, and the colours of all pictures; without matplotlib the import raises `EdgeseError`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise OutputError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
 
-# Told apart by colour-blind readers, too, after Okabe & Ito 2008; dark enough for words in them.
+# Distinct for colour-blind readers, too, after Okabe & Ito 2008; dark enough for words in them.
 BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN, GREY = (
     "#0072B2",
     "#C98500",
@@ -34,7 +34,7 @@ drawing = threading.Lock()  # matplotlib's caches are not made for threads
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """An empty figure whose parts find their places themselves."""
+    """Empty figure whose parts are laid out automatically."""
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

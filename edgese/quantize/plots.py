@@ -1,4 +1,4 @@
-"""Pictures of quantization: which values a product's input takes, and what products cost alone and together in INT8."""
+"""Pictures of quantization: values of each product's input, and the cost of products in INT8, single and together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgese.quantize.search import Quantization
 
 _TAKEN, _LEFT, _LIMIT = BLUE, ORANGE, RED
 _MARKERS = {"minmax": "x", "entropy": "o", "percentile": "^"}
-# Told apart by their dashes as well as by their colours.
+# Distinct by their dashes as well as by their colours.
 _LINES: tuple[dict[str, Any], ...] = (
     {"color": RED, "linestyle": "-"},
     {"color": BLUE, "linestyle": (0, (4, 1.5))},
@@ -26,7 +26,7 @@ _COLUMNS = 4
 
 
 def require_picture(png: Path) -> None:
-    """Says before minutes of work what would be said after them.
+    """Check before minutes of work that a path can be a picture's.
 
     Raises:
         EdgeseError: it is no name for a picture.
@@ -153,7 +153,7 @@ def _draw_products(panels: list[Axes], found: Quantization) -> None:
 
 
 def _draw_sets(axis: Axes, found: Quantization) -> None:
-    """The sets in the order in which they were tried, by how much of the arithmetic they hold."""
+    """Draw PESQ lost by each set in the order of their trials, over the share of the arithmetic that it holds."""
     shares = [100 * cost.share for cost in found.steps]
     losses = [cost.pesq_loss for cost in found.steps]
     budget = found.plan.facts["budget"]

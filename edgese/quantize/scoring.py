@@ -1,4 +1,4 @@
-"""A graph streamed over recordings and heard by PESQ, in a process of its own."""
+"""Streaming of a graph over recordings and its PESQ, in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtimes.registry import open_runtime
 
 @dataclasses.dataclass(frozen=True)
 class ScoringTask:
-    """A graph's file, what it takes and gives, by how much its output runs behind, and what it is to enhance."""
+    """Task of scoring one graph: its file, inputs and outputs, the delay of its output (samples), and recordings."""
 
     path: Path
     graph: Graph
@@ -28,14 +28,14 @@ class ScoringTask:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """What a graph made of a recording, in time with it, and its PESQ-WB against the clean one."""
+    """Output of a graph for one recording, aligned with it, and its PESQ-WB against the clean one."""
 
     wave: NDArray[np.float32]
     pesq: float
 
 
 def score_graph(task: ScoringTask) -> tuple[Scored, ...]:
-    """What the graph makes of each recording, in ONNX Runtime.
+    """Output and PESQ-WB of a graph for each recording, in ONNX Runtime.
 
     Raises:
         EdgeseError: a recording that PESQ cannot score.
@@ -47,5 +47,5 @@ def score_graph(task: ScoringTask) -> tuple[Scored, ...]:
 
 
 def died(task: ScoringTask) -> tuple[Scored, ...]:
-    """For `in_processes`: what to do where one ended its process."""
-    raise VerificationError(f"{task.path.name}: the process that heard it died (no memory left, or PESQ's C program)")
+    """Raise for a task that ended its process, for `in_processes`."""
+    raise VerificationError(f"{task.path.name}: the process that scored it died (no memory left, or PESQ's C program)")

@@ -18,7 +18,7 @@ SMOOTHING = 1 / 40  # share of a run that the training losses are averaged over:
 def write_learning_curves(log: Path, png: Path) -> None:
     """Write the course of a training run as a PNG: its losses, the validation's scores, the learning rate, by step.
 
-    Columns are told by their names: those of validation begin with `validation_`, those that end in `_rate`, `_norm`
+    Columns are known by their names: those of validation begin with `validation_`, those that end in `_rate`, `_norm`
     or `_per_second` are no losses, all others are terms of the training loss. Losses that spread over more than a
     factor of four have a logarithmic axis.
 
@@ -67,7 +67,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values; only w
 
 
 def _read_log(log: Path) -> dict[str, Curve]:
-    """Each column that has values, in the order of the file."""
+    """Steps and values of each column that has some, by name, in the order of the file."""
     try:
         with log.open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines, restkey="", restval=""))
@@ -91,7 +91,7 @@ def _read_log(log: Path) -> dict[str, Curve]:
 
 
 def _draw_curve(axis: Any, name: str, steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    """A line; noisy ones of training smoothed, what was smoothed behind it, and validation with its best in words."""
+    """Draw a curve: training smoothed over its raw values, validation with its best value named in the legend."""
     if name.endswith("_rate"):
         axis.plot(steps, values, label=name)
     elif name.startswith("validation_"):
@@ -104,7 +104,7 @@ def _draw_curve(axis: Any, name: str, steps: NDArray[np.float64], values: NDArra
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over `SMOOTHING` of the run around each value; fewer at its ends."""
+    """Moving mean over `SMOOTHING` of the run around each value; over fewer values at its ends."""
     window = np.ones(2 * round(len(values) * SMOOTHING / 2) + 1)
     counts = np.convolve(np.ones(len(values)), window, mode="full")
     sums = np.convolve(values, window, mode="full")
