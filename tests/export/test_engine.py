@@ -243,6 +243,7 @@ def test_a_double_has_what_its_version_has(version: tuple[str, str]) -> None:
 
 
 @rtx
+@pytest.mark.required
 def test_tensorrt_for_rtx_has_what_its_double_has() -> None:
     assert surface(tensorrt_library("tensorrt_rtx")) == set(USED)
 
@@ -251,6 +252,7 @@ def test_tensorrt_for_rtx_has_what_its_double_has() -> None:
     importlib.util.find_spec("tensorrt_bindings") is None or not shutil.which("cc"),
     reason="needs a C compiler and TensorRT's bindings: pip install tensorrt_cu13_bindings",
 )
+@pytest.mark.required
 def test_tensorrt_s_own_bindings_have_what_their_double_has(tmp_path: Path) -> None:
     """In a process of its own: over empty libraries, TensorRT can be looked at and no more."""
     source = (

@@ -35,7 +35,13 @@ from .trt_double import ABSENT, ORIN, USED, VERSIONS, surface, tensorrt_double, 
 
 ROOT = Path(__file__).parents[2]
 AXES = {"streams": (1, 2, 8)}
-CUDA_H = Path("/usr/local/cuda/include/cuda.h")
+CUDA_H = next(  # of the CUDA toolkit, or of the wheel nvidia-cuda-runtime
+    filter(
+        Path.is_file,
+        (Path("/usr/local/cuda/include/cuda.h"), *(Path(place, "nvidia/cu13/include/cuda.h") for place in sys.path)),
+    ),
+    None,
+)
 
 Install = Callable[..., Any]
 
@@ -636,6 +642,7 @@ def check_double(version: tuple[str, str], real: dict[str, list[list[str]]]) -> 
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install tensorrt_rtx"
 )
+@pytest.mark.required
 def test_tensorrt_for_rtx_has_what_its_double_has() -> None:
     check_double(VERSIONS[-1], surface(importlib.import_module("tensorrt_rtx")))
 
@@ -644,6 +651,7 @@ def test_tensorrt_for_rtx_has_what_its_double_has() -> None:
     importlib.util.find_spec("tensorrt_bindings") is None or not shutil.which("cc"),
     reason="needs a C compiler and TensorRT's bindings: pip install tensorrt_cu13_bindings",
 )
+@pytest.mark.required
 def test_tensorrt_s_own_bindings_have_what_their_double_has(tmp_path: Path) -> None:
     """In a process of its own: over empty libraries, TensorRT can be looked at and no more."""
     source = (
@@ -660,10 +668,13 @@ def test_tensorrt_s_own_bindings_have_what_their_double_has(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(
-    not CUDA_H.is_file() or not shutil.which("cc"), reason="needs a C compiler and cuda.h: the CUDA toolkit"
+    CUDA_H is None or not shutil.which("cc"),
+    reason="needs a C compiler and cuda.h: the CUDA toolkit, or pip install nvidia-cuda-runtime",
 )
+@pytest.mark.required
 def test_cuda_s_own_header_has_these_functions(tmp_path: Path) -> None:
     """A C compiler takes calls with our types, and none with fewer or others."""
+    assert CUDA_H is not None
     plain = {
         ctypes.c_int: "int",
         ctypes.c_uint: "unsigned int",
