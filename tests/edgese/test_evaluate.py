@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from edgese.machine.processes import in_processes
 from edgese.metrics import scores as metrics
 from export import ExportError
 
+from .helpers.command_line import run_python
 from .helpers.identity_bundle import write_identity_bundle
 
 pytest.importorskip("pesq", reason="the metrics extra is not installed")
@@ -390,9 +390,8 @@ def test_a_bug_in_a_process_is_no_score(tmp_path: Path) -> None:
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgese", "evaluate", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python(["-m", "edgese", "evaluate", *arguments], cwd)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_the_command_prints_one_table_of_all_systems(data: Path, systems: list[Path], tmp_path: Path) -> None:

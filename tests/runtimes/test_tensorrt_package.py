@@ -100,6 +100,7 @@ def check_double(version: tuple[str, str], real: dict[str, list[list[str]]]) -> 
         assert forms == [] or forms[0] in real[name], name
 
 
+@pytest.mark.required
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install tensorrt_rtx"
 )
@@ -107,6 +108,7 @@ def test_tensorrt_for_rtx_has_what_its_double_has() -> None:
     check_double(VERSIONS[-1], surface(importlib.import_module("tensorrt_rtx")))
 
 
+@pytest.mark.required
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_bindings") is None or not shutil.which("cc"),
     reason="needs a C compiler and TensorRT's bindings: pip install tensorrt_cu13_bindings",

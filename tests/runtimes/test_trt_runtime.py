@@ -36,7 +36,13 @@ from .tensorrt_double import ORIN, VERSIONS, tensorrt_double, write_engine, writ
 
 ROOT = Path(__file__).parents[2]
 AXES = {"streams": (1, 2, 8)}
-CUDA_H = Path("/usr/local/cuda/include/cuda.h")
+CUDA_H = next(  # of the CUDA toolkit, or of the wheel nvidia-cuda-runtime
+    filter(
+        Path.is_file,
+        (Path("/usr/local/cuda/include/cuda.h"), *(Path(place, "nvidia/cu13/include/cuda.h") for place in sys.path)),
+    ),
+    None,
+)
 
 Install = Callable[..., Any]
 
@@ -609,10 +615,13 @@ def test_the_double_of_the_gpu_notices_what_a_gpu_would(cuda: CudaDouble) -> Non
 
 
 @pytest.mark.skipif(
-    not CUDA_H.is_file() or not shutil.which("cc"), reason="needs a C compiler and cuda.h: the CUDA toolkit"
+    CUDA_H is None or not shutil.which("cc"),
+    reason="needs a C compiler and cuda.h: the CUDA toolkit, or pip install nvidia-cuda-runtime",
 )
+@pytest.mark.required
 def test_cuda_s_own_header_has_these_functions(tmp_path: Path) -> None:
     """A C compiler takes calls with our types, and none with fewer or others."""
+    assert CUDA_H is not None
     plain = {
         ctypes.c_int: "int",
         ctypes.c_uint: "unsigned int",
