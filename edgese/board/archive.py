@@ -143,7 +143,7 @@ def write_archive(
         for graph in packed.bundle.graphs:
             packed.limits(graph.precision)
             packed.golden_vectors(graph.variant)
-        assert packed.facts, "the manifest has facts of the audio"
+        assert packed.audio, "the manifest has facts of the audio"
         partial.publish(replace=replace)
     digest = hashlib.sha256(content).hexdigest()
     return Packed(archive, len(content), digest, tuple(graph.file for graph in graphs), len(files))

@@ -178,7 +178,7 @@ def _measure(
     watched: Watched | None,
     tell: Tell,
 ) -> Latency:
-    facts, size = content.facts, samples(graph, graph.block)
+    size = samples(graph, graph.block)
     wave = content.golden_vectors()[0]
     if streams > engines.streams and runtime == TENSORRT:
         raise FeedError(f"streams: found {streams}, engines are built for {engines.streams}: see --most")
@@ -191,7 +191,7 @@ def _measure(
         return blocks[index % len(blocks)]
 
     segments = content.segments
-    period_s = (size if segments is None else segments.advance) / facts["sample_rate_hz"]
+    period_s = (size if segments is None else segments.advance) / content.audio.sample_rate_hz
     n_paced = math.ceil(seconds / period_s)
     core = None if runtime == TENSORRT else machine.allowed_cores()[-1]  # the GPU's driver has threads of its own
     pinned = contextlib.nullcontext() if core is None else machine.pinned([core])

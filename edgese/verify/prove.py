@@ -30,6 +30,7 @@ from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.contract import require_contract
 from edgese.errors import EdgeseError, VerificationError
+from edgese.graphs.bundles import audio_facts
 from edgese.graphs.form import bundle_enhancer, exported_form
 from edgese.graphs.opening import open_graph
 from edgese.graphs.plan import plan_of
@@ -225,7 +226,7 @@ def _prove_graph(
                 listeners, excerpt = _listen(opened, graph, reference, recordings)
                 checks += [*found, *_heard(listeners, limits)]
                 if reference.segments is None or reference.whole is None:
-                    overlap = bundle.manifest["latency"]["overlap_samples"]
+                    overlap = audio_facts(bundle).overlap_samples
                     checks += [
                         trials.reset(opened, graph, wave),
                         trials.causality(opened, graph, wave),
