@@ -250,7 +250,7 @@ def test_what_is_not_there_is_named_with_what_is(settings: Settings, message: st
 
 def test_a_manifest_without_frames_is_named(bundle: Bundle) -> None:
     broken = dataclasses.replace(bundle, manifest={**bundle.manifest, "latency": {}})
-    with pytest.raises(ExportError, match="lacks 'overlap_samples'; export it again"):
+    with pytest.raises(ExportError, match="lacks 'overlap_samples'; export the bundle again"):
         choose(broken, Settings())
 
 
@@ -267,7 +267,7 @@ def test_a_device_that_this_machine_is_not_is_refused(monkeypatch: pytest.Monkey
         MeasurementError, match=r"--device jetson: this machine is no Jetson .* run edgese bench on the bo"
     ):
         require_device("jetson", here)
-    with pytest.raises(MeasurementError, match="--device cuda: found no NVIDIA GPU that a driver tells of"):
+    with pytest.raises(MeasurementError, match="--device cuda: found no NVIDIA GPU that a driver reports"):
         require_device("cuda", here)
     require_device("jetson", dataclasses.replace(here, board="NVIDIA Jetson Orin Nano Developer Kit"))
 
