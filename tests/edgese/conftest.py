@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from edgese.train.data import DataSets
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One network for a test of what is done with its bundle; both for a test of the network, if it is marked so."""
+    if not {"bundle", "tiny_config"} <= {*metafunc.fixturenames}:
+        return
+    markers = metafunc.definition.iter_markers("parametrize")
+    if any("tiny_config" in marker.args[0] for marker in markers) or "both_networks" in metafunc.definition.keywords:
+        return
+    from .helpers.tiny_bundle import TINY
+
+    one = pytest.mark.parametrize("tiny_config", [TINY], ids=["decay-per-head"], indirect=True)
+    metafunc.definition.add_marker(one)  # a marker, and before pytest looks for them: it overrides `params`
+
+
 @pytest.fixture(scope="session")
 def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that gives back what it gets, 384 samples later."""
