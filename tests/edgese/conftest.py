@@ -34,6 +34,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.definition.add_marker(one)  # a marker, and before pytest looks for them: it overrides `params`
 
 
+# They export a network, which takes PyTorch a minute unless the cache has it, or train one by the command.
+SLOW_FIXTURES = ({"bundle", "tiny_config"}, {"coarse"}, {"ahead"}, {"plain"}, {"good"}, {"desk"}, {"trained"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs such fixtures is slow, marked or not."""
+    for item in items:
+        needs = {*getattr(item, "fixturenames", ())} if item.path.is_relative_to(Path(__file__).parent) else set()
+        if any(slow <= needs for slow in SLOW_FIXTURES):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that gives back what it gets, 384 samples later."""
