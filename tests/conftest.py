@@ -2,7 +2,7 @@
 
 Tests stand in two tiers. `make test` runs all, each file in one of several processes (pytest-xdist); `make test-fast`
 leaves out those marked `slow`: more than some three seconds of computing, by `pytest --durations`. A fixture that takes
-long is paid by the first test that asks for it, so all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
+long is paid by the first test that asks for it: all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
 What keeps them quick:
 
 - commands run in forks of a Python that has its libraries imported (`helpers/warm_python.py`); each command starts cold

@@ -34,8 +34,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.definition.add_marker(one)  # a marker, and before pytest looks for them: it overrides `params`
 
 
-# They export a network, which takes PyTorch a minute unless the cache has it, or train one by the command.
-SLOW_FIXTURES = ({"bundle", "tiny_config"}, {"coarse"}, {"ahead"}, {"plain"}, {"good"}, {"desk"}, {"trained"})
+# They export a network, which takes PyTorch a minute unless the cache has it, train one by the command, or install.
+SLOW_FIXTURES = (
+    *({"bundle", "tiny_config"}, {"coarse"}, {"ahead"}, {"plain"}, {"good"}, {"desk"}, {"trained"}, {"bare_python"}),
+)
 
 
 @pytest.hookimpl(tryfirst=True)
