@@ -19,7 +19,7 @@ test: $(VENV)/.dev  ## all tests
 	$(PYTEST)
 
 test-fast: $(VENV)/.dev  ## all but the slow ones
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m "not slow" --durations 10
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

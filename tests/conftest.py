@@ -1,15 +1,15 @@
 """What many tests share: tiny seeded networks in both parametrisations, and sound that behaves like speech.
 
-Tests stand in two tiers. `make test` runs all, a file at a time on each core (pytest-xdist); `make test-fast` leaves
-out those marked `slow`: more than some three seconds of computing, by `pytest --durations`.
-A fixture that takes long is paid by the first test that asks for it, so all that ask for it are slow. What makes them
-quick:
+Tests stand in two tiers. `make test` runs all, each file in one of several processes (pytest-xdist); `make test-fast`
+leaves out those marked `slow`: more than some three seconds of computing, by `pytest --durations`. A fixture that takes
+long is paid by the first test that asks for it: all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
+What keeps them quick:
 
 - commands run in forks of a Python that has its libraries imported (`helpers/warm_python.py`); each command starts cold
   in one test;
-- tiny bundles are exported once a run, whichever process comes first (`helpers/tiny_bundle.py`);
+- tiny bundles are exported once, by whichever process comes first (`helpers/made_once.py`);
 - a test meets both parametrisations of the decay where it is about the network, and one where it is about what is done
-  with it (`ONE_NETWORK`).
+  with it: so are the users of `bundle` that are not marked `both_networks` (see edgese/conftest.py).
 
 A skip says why. Tests marked `required` hold doubles against what they stand for: where CI is set, their skip fails.
 """

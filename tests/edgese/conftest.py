@@ -20,6 +20,35 @@ if TYPE_CHECKING:
     from edgese.train.data import DataSets
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One network for a test of what is done with its bundle; both for a test of the network, if it is marked so."""
+    if not {"bundle", "tiny_config"} <= {*metafunc.fixturenames}:
+        return
+    markers = metafunc.definition.iter_markers("parametrize")
+    if any("tiny_config" in marker.args[0] for marker in markers) or "both_networks" in metafunc.definition.keywords:
+        return
+    from .helpers.tiny_bundle import TINY
+
+    one = pytest.mark.parametrize("tiny_config", [TINY], ids=["decay-per-head"], indirect=True)
+    metafunc.definition.add_marker(one)  # a marker, and before pytest looks for them: it overrides `params`
+
+
+# They export a network, which takes PyTorch a minute unless the cache has it, train one by the command, or install.
+SLOW_FIXTURES = (
+    *({"bundle", "tiny_config"}, {"coarse"}, {"ahead"}, {"plain"}, {"good"}, {"desk"}, {"trained"}, {"bare_python"}),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs such fixtures is slow, marked or not."""
+    for item in items:
+        needs = {*getattr(item, "fixturenames", ())} if item.path.is_relative_to(Path(__file__).parent) else set()
+        if any(slow <= needs for slow in SLOW_FIXTURES):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that gives back what it gets, 384 samples later."""

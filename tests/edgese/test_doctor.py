@@ -94,6 +94,7 @@ def raising(error: Exception) -> Callable[[], None]:
     return load
 
 
+@pytest.mark.slow
 def test_a_runtime_that_is_not_installed_is_absent_and_one_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*artefact: object, **options: object) -> None:
         raise RuntimeUnavailable("pytorch: the run failed")
@@ -135,6 +136,7 @@ def test_jetpack_and_tensorrt_go_together_or_do_not(
     assert bool(found.mend) is (state == "wrong")
 
 
+@pytest.mark.slow
 def test_the_command_prints_each_part_with_its_mend(tmp_path: Path) -> None:
     lines = edgese("doctor", cwd=tmp_path, cold=True).stdout.decode().splitlines()
     assert lines[-1] == "nothing is wrong"

@@ -394,6 +394,7 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_table_of_all_systems(data: Path, systems: list[Path], tmp_path: Path) -> None:
     mixed, few, bundle = systems
     arguments = ("--data", data, "-s", few, "-s", mixed, "--model", bundle, "-j", 2)
@@ -421,6 +422,7 @@ def test_the_command_prints_one_table_of_all_systems(data: Path, systems: list[P
 # Recordings
 
 
+@pytest.mark.slow
 def test_other_systems_stand_beside_the_noisy_input_of_their_files(tmp_path: Path) -> None:
     """What its README says of one of them, on files that it has."""
     if not EVAL_PAIRS.is_dir():

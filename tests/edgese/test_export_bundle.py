@@ -105,6 +105,7 @@ def names(folder: Path) -> list[str]:
 # The contract of the graphs
 
 
+@pytest.mark.both_networks
 def test_every_graph_has_the_names_and_shapes_of_the_contract(tiny_enhancer: WaveformEnhancer, bundle: Bundle) -> None:
     config = tiny_enhancer.network.config
     assert [graph.block for graph in bundle.graphs] == list(BLOCKS[config.decay_heads])
@@ -124,6 +125,7 @@ def test_every_graph_has_the_names_and_shapes_of_the_contract(tiny_enhancer: Wav
         assert graph.states == {name: f"{name}_next" for name in states}
 
 
+@pytest.mark.both_networks
 def test_graphs_are_plain_onnx_of_opset_20_without_control_flow(bundle: Bundle) -> None:
     for graph in bundle.graphs:
         model = onnx.load(bundle.path / graph.file, load_external_data=False)
@@ -134,6 +136,7 @@ def test_graphs_are_plain_onnx_of_opset_20_without_control_flow(bundle: Bundle) 
         assert not [node.name for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
 
 
+@pytest.mark.both_networks
 def test_the_number_of_nodes_is_linear_in_the_block(tiny_enhancer: WaveformEnhancer, bundle: Bundle) -> None:
     """A further frame costs each of the two layers seven nodes, and none where a head has one decay."""
     n_nodes = {graph.block: len(read_graph(bundle, graph).node) for graph in bundle.graphs}
@@ -158,6 +161,7 @@ def test_graphs_carry_the_metadata_that_runtimes_ask_for(bundle: Bundle) -> None
 # The same samples
 
 
+@pytest.mark.both_networks
 @pytest.mark.parametrize("size", [1, 127, 128, 129, 1000, N_SAMPLES])
 def test_every_block_in_any_split_gives_pytorch_s_samples(
     size: int, tiny_enhancer: WaveformEnhancer, bundle: Bundle, wave: Wave
@@ -172,6 +176,7 @@ def test_every_block_in_any_split_gives_pytorch_s_samples(
         assert np.abs(enhanced - expected).max() <= STREAMING, graph.file
 
 
+@pytest.mark.both_networks
 def test_a_state_that_is_not_carried_would_be_noticed(
     tiny_enhancer: WaveformEnhancer, bundle: Bundle, wave: Wave
 ) -> None:
@@ -189,6 +194,7 @@ def test_a_state_that_is_not_carried_would_be_noticed(
             assert np.abs(stream.push(wave[:, middle:]) - expected[:, middle:]).max() > 10 * STREAMING, name
 
 
+@pytest.mark.both_networks
 def test_streams_run_together_give_what_each_gives_alone(bundle: Bundle, speech_like) -> None:
     waves = np.stack([speech_like(N_SAMPLES, seed=seed) for seed in (3, 4, 5)])
     for graph in bundle.graphs:
@@ -203,6 +209,7 @@ def test_streams_run_together_give_what_each_gives_alone(bundle: Bundle, speech_
                 assert np.abs(found - np.concatenate(expected)).max() <= STREAMING
 
 
+@pytest.mark.both_networks
 def test_reference_vectors_come_out_of_every_graph(bundle: Bundle) -> None:
     reference = bundle.manifest["reference"]
     (batch,) = read_batches(bundle.path / reference["file"], reference["digest"]).batches
@@ -232,6 +239,7 @@ def test_all_files_of_a_bundle_may_be_read_by_whoever_may_read_its_manifest(bund
     assert modes == dict.fromkeys(modes, modes["manifest.json"])
 
 
+@pytest.mark.both_networks
 def test_the_manifest_says_what_the_network_is_and_how_it_was_proven(
     tiny_enhancer: WaveformEnhancer, bundle: Bundle
 ) -> None:
@@ -261,6 +269,7 @@ def initializers(bundle: Bundle) -> Iterator[tuple[onnx.TensorProto, NDArray[Any
         yield from ((tensor, numpy_helper.to_array(value)) for tensor, value in zip(stored, read, strict=True))
 
 
+@pytest.mark.both_networks
 def test_all_graphs_share_one_copy_of_the_weights(tiny_enhancer: WaveformEnhancer, bundle: Bundle) -> None:
     places: dict[int, bytes] = {}
     n_references = 0
@@ -281,6 +290,7 @@ def test_all_graphs_share_one_copy_of_the_weights(tiny_enhancer: WaveformEnhance
     assert tables + parameters <= size < tables + parameters + 128 * 1024  # narrow bands filled up, indices
 
 
+@pytest.mark.both_networks
 def test_the_weights_inside_are_those_that_were_exported(tiny_enhancer: WaveformEnhancer, bundle: Bundle) -> None:
     inside = load_enhancer(bundle.path / "model.safetensors").state_dict()
     expected = tiny_enhancer.state_dict()
@@ -288,6 +298,7 @@ def test_the_weights_inside_are_those_that_were_exported(tiny_enhancer: Waveform
     assert all(torch.equal(inside[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.both_networks
 def test_a_bundle_s_own_weights_make_the_same_bundle(bundle: Bundle, quick_export: Path, tmp_path: Path) -> None:
     blocks = BLOCKS[bundle.manifest["model"]["decay_heads"]]
     export = export_bundle(bundle.path / "model.safetensors", tmp_path / "again", name=NAME, blocks=blocks[::-1])

@@ -14,6 +14,7 @@ from ..helpers.identity_bundle import write_identity_bundle
 SHORT = ("--block", "1", "--runtime", "onnxruntime", "--seconds", "0.1", "--repeat", "2")
 
 
+@pytest.mark.slow
 def test_a_run_prints_tables_and_what_to_use(identity_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
     core = allowed_cores()[0]
@@ -33,6 +34,7 @@ def test_a_run_prints_tables_and_what_to_use(identity_bundle: Path, tmp_path: Pa
     assert {line.partition(":")[0] for line in done.stderr.decode().splitlines()} <= {"warning"}
 
 
+@pytest.mark.slow
 def test_json_is_one_object_with_everything(identity_bundle: Path, tmp_path: Path) -> None:
     done = edgese("bench", identity_bundle, *SHORT, "--streams", "3", "--json", cwd=tmp_path, cold=True)
     entry = parsed(done.stdout)

@@ -294,6 +294,7 @@ def pairs(folder: Path, speech_like: Callable[..., Wave]) -> Path:
     return folder / "pairs"
 
 
+@pytest.mark.slow
 def test_scores_in_json(folder: Path, pairs: Path, identity_bundle: Path) -> None:
     pytest.importorskip("pesq", reason="the [metrics] extra is not installed")
     done = edgese("evaluate", "--data", "pairs", "-s", identity_bundle, "-j", 1, "--json", cwd=folder, cold=True)
@@ -321,6 +322,7 @@ def test_scores_as_a_table_and_what_was_not_scored_fails_the_command(
     assert error.startswith("error: p1: not scored: ")
 
 
+@pytest.mark.slow
 def test_info_tells_what_a_size_costs(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the [export] extra is not installed")
     done = edgese("info", "base", "--json", cwd=tmp_path, cold=True)

@@ -392,6 +392,7 @@ def test_an_untrained_network_is_always_the_same_and_leaves_other_draws_alone() 
         untrained("huge")
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_exported_and_says_so(tmp_path: Path) -> None:
     done = edgese("export", "--model", "small", "--block", "4", "--quiet", cwd=tmp_path)
     assert "UNTRAINED" in done.stderr.decode()

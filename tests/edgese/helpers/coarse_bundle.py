@@ -1,8 +1,9 @@
-"""The tiny network's bundle in every precision, made once a session, and what it takes to make and to change it."""
+"""The tiny network's bundle in every precision, made once, and what it takes to make and to change it."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from edgese.quantize.calibration import read_calibration, weights_digest
 from export.bundle import Bundle, seal_bundle
 from export.graph import write_onnx
 
+from .made_once import made_once
 from .tiny_bundle import HOP, NAME, Change, tiny_bundle
 
 BLOCKS = (1, 3)  # those of the tiny bundle
@@ -44,7 +46,7 @@ _calibrations: list[Batches] = []
 
 
 def write_once(bundle: Bundle, folders: pytest.TempPathFactory) -> Callable[..., None]:
-    """Stands in for `write_onnx`: each graph of the tiny network is translated but once a session, float32 not at all.
+    """Stands in for `write_onnx`: each graph of the tiny network is translated but once, float32 not at all.
 
     The weights are those of the fixture `tiny_enhancer`, whatever a test has done to them.
     """
@@ -56,8 +58,13 @@ def write_once(bundle: Bundle, folders: pytest.TempPathFactory) -> Callable[...,
         if not half:
             _written[key] = bundle.path / bundle.graph(block=block).file
         elif key not in _written:
-            _written[key] = folders.mktemp("written") / "graph.onnx"
-            write_onnx(module, inputs, outputs, _written[key], dynamic_axes=dynamic_axes, metadata={})
+            content = " ".join((weights_digest(module.enhancer), *half))
+            name = f"written-{block}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+            def make(folder: Path) -> None:
+                write_onnx(module, inputs, outputs, folder / "graph.onnx", dynamic_axes=dynamic_axes, metadata={})
+
+            _written[key] = made_once(name, make, folders) / "graph.onnx"
         model = onnx.load(_written[key])
         del model.metadata_props[:]
         helper.set_model_props(model, dict(metadata))
@@ -108,8 +115,9 @@ def coarse_bundle(
     PESQ has chosen nothing: INT8 is in all products that can be, but for a few, so that both kinds are there.
     """
     quick.setattr(edgese.graphs.write, "write_onnx", write_once(tiny_bundle(enhancer, folders), folders))
-    if not _bundles:
-        folder, batches = folders.mktemp("coarse"), calibration(enhancer, folders, speech_like)
+
+    def make(folder: Path) -> None:
+        batches = calibration(enhancer, folders, speech_like)
         every = tuple(products(enhancer.network))
 
         def quantized(others: Collection[str], *, symmetric: bool) -> dict[str, Range]:
@@ -129,7 +137,10 @@ def coarse_bundle(
             exported = export_bundle(
                 *(weights, folder / "coarse.bundle"), name=NAME, blocks=BLOCKS, plans=plans, calibration=batches
             )
-        _bundles.append(require_passed(exported))
+        require_passed(exported)
+
+    if not _bundles:
+        _bundles.append(Bundle.open(made_once("coarse", make, folders) / "coarse.bundle"))
     return _bundles[0]
 
 

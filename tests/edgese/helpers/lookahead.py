@@ -7,6 +7,7 @@ an overlap, little enough that a segment's middle is what one whole pass gives.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -22,6 +23,8 @@ from edgese.model.product import Linear
 from edgese.model.registry import build
 from edgese.networks import ModelConfig, register
 from export.bundle import Bundle
+
+from .made_once import made_once
 
 NAME = "looks-ahead"
 HOP = 128
@@ -92,10 +95,11 @@ def look_ahead(config: LookAheadConfig | None = None) -> WaveformEnhancer:
 def ahead_bundle(folders: pytest.TempPathFactory) -> Bundle:
     """Its bundle in fp32, its weights file beside it; shared, so never to be changed."""
     if not _bundles:
-        folder, enhancer = folders.mktemp("ahead"), look_ahead()
-        weights = folder / "ahead.safetensors"
-        save_weights(weights, enhancer, enhancer.state_dict())
-        _bundles.append(
-            require_passed(export_bundle(weights, folder / "ahead.bundle", name="ahead", segment_hops=HOPS))
-        )
+        _bundles.append(Bundle.open(made_once("ahead", _export, folders) / "ahead.bundle"))
     return _bundles[0]
+
+
+def _export(folder: Path) -> None:
+    enhancer, weights = look_ahead(), folder / "ahead.safetensors"
+    save_weights(weights, enhancer, enhancer.state_dict())
+    require_passed(export_bundle(weights, folder / "ahead.bundle", name="ahead", segment_hops=HOPS))

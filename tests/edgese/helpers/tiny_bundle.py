@@ -1,4 +1,4 @@
-"""The tiny network's bundle, exported once a session for each parametrisation: PyTorch takes seconds for a graph."""
+"""The tiny network's bundle, exported once for each parametrisation: PyTorch takes seconds for a graph."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from edgese.model.checkpoint import save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.networks import MbsConfig
 from export.bundle import Bundle
+
+from .made_once import made_once
 
 NAME = "tiny"
 HOP = 128
@@ -40,12 +42,15 @@ _bundles: dict[MbsConfig, Bundle] = {}
 def tiny_bundle(enhancer: WaveformEnhancer, folders: pytest.TempPathFactory) -> Bundle:
     """The bundle of the fixture `tiny_enhancer`, its weights file beside it; shared, so never to be changed."""
     config = enhancer.network.config
-    if config not in _bundles:
-        folder = folders.mktemp("tiny")
+
+    def make(folder: Path) -> None:
         weights = folder / "tiny.safetensors"
         save_weights(weights, enhancer, enhancer.state_dict())
-        export = export_bundle(weights, folder / "tiny.bundle", name=NAME, blocks=BLOCKS[config.decay_heads])
-        _bundles[config] = require_passed(export)
+        require_passed(export_bundle(weights, folder / "tiny.bundle", name=NAME, blocks=BLOCKS[config.decay_heads]))
+
+    if config not in _bundles:
+        folder = made_once(f"tiny-{config.decay_heads}", make, folders)
+        _bundles[config] = Bundle.open(folder / "tiny.bundle")
     return _bundles[config]
 
 

@@ -401,6 +401,7 @@ def session(path: Path):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 4])
 def test_a_streaming_graph_agrees_over_300_carried_hops(
     block: int, causal: WaveformEnhancer, speech_like, tmp_path: Path

@@ -311,6 +311,7 @@ def torchrun(
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_and_resume(config: TrainConfig, tmp_path: Path) -> None:
     """Each has half of every batch; gradients are their mean (gloo)."""
     train(config, DATA, tmp_path / "alone", stop_at_step=4)
@@ -329,6 +330,7 @@ def test_two_processes_train_like_one_and_resume(config: TrainConfig, tmp_path: 
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_batch_that_processes_cannot_share_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     done = torchrun(dataclasses.replace(config, batch=3), tmp_path / "run", 1)
     assert done.returncode != 0
@@ -446,6 +448,7 @@ def test_same_seed_gives_the_same_run_and_another_another(config: TrainConfig, t
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 on; the loader's own way
 def test_workers_change_nothing(config: TrainConfig, tmp_path: Path) -> None:
     train(config, DATA, tmp_path / "alone", stop_at_step=3)

@@ -66,6 +66,7 @@ def weights_of(bundle: Bundle, graph: Graph) -> list[str]:
 # What passes
 
 
+@pytest.mark.both_networks
 def test_every_graph_that_was_exported_passes(bundle: Bundle, truth: Truth) -> None:
     for graph in bundle.graphs:
         result = verify_graph(bundle.path, graph, truth)
@@ -78,6 +79,7 @@ def test_every_graph_that_was_exported_passes(bundle: Bundle, truth: Truth) -> N
         assert result.state_relative.keys() == truth.states.keys()
 
 
+@pytest.mark.both_networks
 def test_a_graph_written_again_unchanged_passes(verify_changed: Callable[..., Result]) -> None:
     """The control of all that follow: it is the change that fails, not the way it is made."""
     assert verify_changed(lambda model: None).passed
@@ -92,6 +94,7 @@ def test_the_limits_are_the_project_s_bars() -> None:
 # What must fail
 
 
+@pytest.mark.both_networks
 def test_every_weight_counts(bundle: Bundle, graph: Graph, verify_changed: Callable[..., Result]) -> None:
     """Any one tensor of the network or of the transform is off, here up and there down, by a hundredth at most."""
 
@@ -110,6 +113,7 @@ def test_every_weight_counts(bundle: Bundle, graph: Graph, verify_changed: Calla
     assert [name for name in names if verify_changed(blur(name)).passed] == []
 
 
+@pytest.mark.both_networks
 def test_one_element_of_one_weight_counts(bundle: Bundle, graph: Graph, verify_changed: Callable[..., Result]) -> None:
     (largest, *_) = sorted(
         (
@@ -131,6 +135,7 @@ def test_one_element_of_one_weight_counts(bundle: Bundle, graph: Graph, verify_c
     assert "output: differs by up to" in result.failures[0]
 
 
+@pytest.mark.both_networks
 @pytest.mark.parametrize("kind", ["conv", "ssm"])
 def test_two_states_swapped_fail(kind: str, bundle: Bundle, graph: Graph, truth: Truth) -> None:
     """Both have the same shape: only their values can tell."""
@@ -141,6 +146,7 @@ def test_two_states_swapped_fail(kind: str, bundle: Bundle, graph: Graph, truth:
     assert {f"state {first}", f"state {second}"} <= {failure.partition(":")[0] for failure in result.failures}
 
 
+@pytest.mark.both_networks
 def test_a_state_that_is_not_carried_fails(bundle: Bundle, graph: Graph, verify_changed: Callable[..., Result]) -> None:
     """Each state in turn is answered with zeros."""
     for state, successor in graph.states.items():

@@ -75,6 +75,7 @@ def proven(bundle: Bundle, heard: list[Recording]) -> Verification:
 # What passes
 
 
+@pytest.mark.both_networks
 def test_every_graph_of_an_export_proves_itself(bundle: Bundle, heard: list[Recording]) -> None:
     told: list[tuple[int, int, str]] = []
     verification = prove(bundle, recordings=heard, minutes=0, on_progress=lambda *step: told.append(step))
