@@ -25,13 +25,13 @@ from edgese.graphs.form import bundle_enhancer
 from edgese.graphs.opening import open_graph
 from edgese.graphs.streaming import run, samples
 from edgese.machine.host import describe
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.samples import NOISY
 from edgese.verify.truth import Truth, long_sound, pytorch_truth
 from export import ExportError
 from export.bundle import Bundle, Graph
-from export.tensorrt_api import read_device
 from runtimes.base import Runtime, RuntimeUnavailable
+from runtimes.gpu import read_device
 
 TENTHS = 10
 WARM_UP_CALLS = 50

@@ -35,7 +35,7 @@ from benchmarks.machine import Row, parser, report
 from benchmarks.sound import sample
 from edgese.graphs.bundles import shipped_bundle
 from edgese.machine.host import allowed_cores, describe, pinned
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.model.bands import BandDecoder
 from edgese.model.checkpoint import load_enhancer
 from edgese.model.enhancer import StreamStep, WaveformEnhancer

@@ -1,4 +1,4 @@
-"""What is installed here, what opens and what does not, what does not go together, and how each is mended.
+"""Examination of this installation: packages, runtimes, TensorRT and JetPack, and the mend of each fault.
 
     findings = examine()
     all(finding.state != "wrong" for finding in findings)
@@ -59,7 +59,7 @@ JETPACK = (
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """State of one part of the installation, and its mend."""
 
     part: str
     state: State
@@ -68,7 +68,7 @@ class Finding:
 
 
 def examine(installed: Callable[[str], str | None] | None = None) -> tuple[Finding, ...]:
-    """All findings, the base first.
+    """Findings of all parts, the base install first.
 
     Args:
         installed: version of a distribution by its name, None where there is none; for tests.
@@ -101,7 +101,7 @@ def _python() -> Finding:
 
 
 def _packages(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
-    """The base install, and each extra that is not made of others."""
+    """Findings of the base install, and of each extra that is not made of others."""
     try:
         requirements = [Requirement(line) for line in importlib.metadata.requires("edgese") or []]
         extras = importlib.metadata.metadata("edgese").get_all("Provides-Extra") or []
@@ -163,7 +163,7 @@ def _bundle() -> Iterator[Finding]:
 
 
 def _runtime(name: str) -> Finding:
-    """One hop of the shipped model in it."""
+    """Finding of a runtime: it opens the shipped model, and one hop of silence stays silent."""
     part, mend = f"runtime {name}", MENDS[name]
     try:
         load_runtime(name)
@@ -176,7 +176,7 @@ def _runtime(name: str) -> Finding:
             size = int(bundle.manifest["audio"]["hop"])
             enhanced = opened.stream(graph.states, streams=1)({"wave": np.zeros((1, size), np.float32)})["enhanced"]
     except (RuntimeUnavailable, ExportError, EdgeseError, ImportError) as error:
-        # Every onnxruntime-gpu offers this provider, and TensorRT itself is installed apart from it.
+        # Every onnxruntime-gpu offers this provider, and TensorRT itself is a separate installation.
         return Finding(part, "absent" if name == "onnxruntime-tensorrt" else "wrong", str(error), mend)
     fine = enhanced.shape == (1, size) and not enhanced.any()
     found = "opens the shipped model; silence stays silence" if fine else "gives sound where there was none"
@@ -187,7 +187,7 @@ def _runtime(name: str) -> Finding:
 
 
 def _tensorrt(version_of: Callable[[str], str | None]) -> Finding:
-    """TensorRT beside the Jetson's system, where this is one."""
+    """Finding of TensorRT beside a Jetson's system; "ok" on other machines."""
     version = version_of("tensorrt")
     machine = describe()
     if machine.board is None:
@@ -196,7 +196,7 @@ def _tensorrt(version_of: Callable[[str], str | None]) -> Finding:
 
 
 def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
-    """Does a Jetson's TensorRT go with its system?
+    """Finding that says whether a Jetson's TensorRT goes with its system.
 
     Args:
         release: of the system, such as "R36.4.3"; None: it cannot be read.
@@ -219,12 +219,12 @@ def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
 
 
 def _gpu() -> Finding:
-    from export.tensorrt_api import read_device
+    from runtimes.gpu import read_device
 
     device: Any = read_device()
     if device is None:
         mend = "nothing, if there is no NVIDIA GPU; else its driver (nvidia-smi must work)"
-        return Finding("NVIDIA GPU", "absent", "none that a driver tells of", mend)
+        return Finding("NVIDIA GPU", "absent", "none that a driver reports", mend)
     return Finding("NVIDIA GPU", "ok", str(device))
 
 
@@ -232,7 +232,7 @@ def _gpu() -> Finding:
 
 
 def _ssh() -> Finding:
-    """What `--host` needs here."""
+    """Finding of the ssh client, which `--host` needs."""
     path = shutil.which("ssh")
     if path is None:
         return Finding("ssh", "absent", "not found; only --host needs it", "apt install openssh-client")

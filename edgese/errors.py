@@ -1,13 +1,14 @@
-"""What can go wrong, as a user meets it.
+"""Errors that a user can meet and mend.
 
 EdgeseError
 ├── ConfigError       a setting that cannot be: an unknown key, a value out of range
-├── AudioError        a file that cannot be read, enhanced or written
+├── AudioError        a recording that cannot be read or enhanced
+├── OutputError       a file that cannot be written
 ├── CheckpointError   a checkpoint that is missing, broken or of another network
 ├── TrainingError     a training run that cannot go on: no data, NaN
 ├── VerificationError an artefact that does not agree with PyTorch
 ├── MeasurementError  a measurement that cannot be made here (bench/probe.py)
-├── BoardError        a board that is none, or power that cannot be measured (machine/jetson.py)
+├── JetsonError       a board that is no Jetson, or power that cannot be measured (machine/jetson.py)
 └── RemoteError       a board that cannot be reached over ssh, or cannot do what is asked (board/link.py)
 
 The three general folders raise their own base errors (ExportError, CalibrationError, RuntimeUnavailable); the command
@@ -33,7 +34,11 @@ class ConfigError(EdgeseError):
 
 
 class AudioError(EdgeseError):
-    """A file or signal that cannot be read, enhanced or written."""
+    """A recording that cannot be read or enhanced, or that no sound file can hold."""
+
+
+class OutputError(EdgeseError):
+    """A file that cannot be written: its place, its name or the disk is in the way."""
 
 
 class CheckpointError(EdgeseError):

@@ -41,7 +41,7 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One recording's scores before and after."""
+    """Scores of one recording, noisy and enhanced."""
 
     name: str
     noisy: Scores
@@ -50,7 +50,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of one system on all pairs that it has; those that could not be scored are listed with the reason."""
+    """Scores of one system on all pairs that it has, and the pairs that could not be scored, with the reason."""
 
     system: str
     pairs: tuple[Pair, ...]
@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def n_files(self) -> int:
-        """All pairs of the data, scored or not."""
+        """Number of all pairs of the data, scored or not."""
         return len(self.pairs) + len(self.failed) + len(self.missing)
 
     def mean(self, which: Which) -> Scores:
@@ -81,7 +81,7 @@ class Evaluation:
         }
 
     def _values(self, which: Which) -> NDArray[np.float64]:
-        """(n_pairs, n_metrics)"""
+        """Values of all metrics, (n_pairs, n_metrics)."""
         if which == "gain":
             return np.asarray(self._values("enhanced") - self._values("noisy"))
         sides: list[Scores] = [getattr(pair, which) for pair in self.pairs]
@@ -111,7 +111,7 @@ def evaluate(
     jobs: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """One system's scores, as `evaluate_all` gives them."""
+    """Scores of one system; for the arguments, see `evaluate_all`."""
     (result,) = evaluate_all(
         data, [system], runtime=runtime, precision=precision, pcs=pcs, jobs=jobs, on_progress=on_progress
     )
@@ -136,7 +136,7 @@ def evaluate_all(
         precision: of the bundles' graphs.
         pcs: run the bundles' graphs with perceptual contrast stretching; their systems' names say both.
         jobs: processes; None: one for each core.
-        on_progress: told of the files done and of those in all.
+        on_progress: called with the files done and the files in all.
 
     Returns:
         One evaluation for each system, in their order; one that could not be scored at all has no pairs.
@@ -172,7 +172,7 @@ def evaluate_all(
 
 
 def report(data: Path, results: Sequence[Evaluation]) -> dict[str, Any]:
-    """Plain values for JSON: the scores, and all that must be known to compare them with others."""
+    """Report for JSON, of plain values: the scores, and all that must be known to compare them with others."""
     return {
         "data": str(data),
         "packages": metrics.packages(),
@@ -188,10 +188,10 @@ def report(data: Path, results: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> None:
-    """One row a system and file: its scores beside those of the noisy input, or why there are none.
+    """Write a CSV with one row a system and file: its scores beside the noisy input's, or why there are none.
 
     Raises:
-        AudioError: the file exists and must not be replaced, or cannot be written.
+        OutputError: the file exists and must not be replaced, or cannot be written.
     """
     columns = [f"{which}_{name}" for which in ("noisy", "enhanced") for name in metrics.NAMES]
     text = io.StringIO()
@@ -216,7 +216,7 @@ def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> No
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """One recording: where it lies, and where each system's version of it comes from."""
+    """Task of scoring one recording: its files, and the source of each system's version of it."""
 
     name: str
     clean: Path
@@ -229,7 +229,7 @@ _Outcome = Pair | str | None  # scores, the reason why there are none, or nothin
 
 
 def _score(task: _Task) -> tuple[_Outcome, ...]:
-    """What became of each source, in their order."""
+    """Outcome of each source of a task, in their order: scores, the reason why there are none, or None."""
     try:
         clean, noisy = (read_wave(path, metrics.SAMPLE_RATE_HZ) for path in (task.clean, task.noisy))
         before = _scores(clean, noisy, task.noisy)
@@ -290,9 +290,9 @@ def _is_bundle(system: Path) -> bool:
 
 
 def _sources(system: Path, names: Sequence[str], options: EnhanceOptions, data: Path) -> dict[str, Path]:
-    """Where the system's version of each recording comes from: always the bundle, or the file of that name."""
+    """Source of a system's version of each recording, by name: the bundle, or the file of that name."""
     if _is_bundle(system):
-        denoiser_factory(system, options)  # whatever is wrong with the bundle is told here, once
+        denoiser_factory(system, options)  # whatever is wrong with the bundle is raised here, once
         return dict.fromkeys(names, system)
     files = _by_stem(system)
     found = {name: files[name] for name in names if name in files}

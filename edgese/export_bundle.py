@@ -1,4 +1,4 @@
-"""From weights to a verified bundle: graphs for each block size, their proof, reference vectors, model card."""
+"""Export of weights into a verified bundle: graphs for each block size, verification, reference vectors, model card."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ measure how fast the network is, before anyone trains it; the graphs agree with 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What came of an export; `bundle` is None where verification failed and the files were kept aside."""
+    """Result of an export; `bundle` is None where verification failed: not published, the files are kept in `path`."""
 
     path: Path
     bundle: Bundle | None
@@ -63,6 +63,7 @@ def export_bundle(
     path: Path,
     *,
     name: str,
+    trained: bool = True,
     blocks: Sequence[int] | None = None,
     segment_hops: int | None = None,
     sound: Path = NOISY,
@@ -73,18 +74,18 @@ def export_bundle(
     replace: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Export:
-    """Writes, verifies and seals a bundle; one that fails is kept as `<path>.unverified`.
+    """Write, verify and seal a bundle; one that fails is not published and kept as `<path>.unverified`.
 
     Args:
-        weights: .safetensors, or a checkpoint of `edgese train`; or an untrained network (`untrained`), which the
-            bundle says of itself.
+        weights: .safetensors, or a checkpoint of `edgese train`; or the enhancer that they were loaded to.
+        trained: False for a network with random weights (`untrained`); the bundle and its model card then say so.
         blocks: hops that a call of each graph takes; None: `DEFAULT_BLOCKS`. For causal networks.
         segment_hops: of the one graph that a network has which is not causal; None: 512.
         sound: speech to verify with.
         pcs: add a second graph for each block, with perceptual contrast stretching (edgese.model.pcs).
         plans: add graphs in these precisions (`edgese.quantize.search.make_plans`) to those in float32.
         calibration: the batches that plans with INT8 come from; their provenance travels with the bundle.
-        on_progress: told what is being done.
+        on_progress: called with the name of each step.
 
     Raises:
         ConfigError: a block size that cannot be; blocks for a network that looks ahead, segments for a causal one.
@@ -122,14 +123,14 @@ def export_bundle(
         reference = _write_reference(variants, staging, sound.name, truths[""].wave, blocks[0])
         if model_card:
             shutil.copyfile(model_card, staging / "MODEL_CARD.md")
-        elif not isinstance(weights, Path):
+        elif not trained:
             (staging / "MODEL_CARD.md").write_text(
                 _UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name)
             )
         passed = len(results) == len(plans) * len(variants) * len(blocks) and all(result.passed for result in results)
         manifest = {
             "name": name,
-            **({} if isinstance(weights, Path) else {"trained": False}),
+            **({} if trained else {"trained": False}),
             **network_facts(enhancer, blocks[0]),
             "graphs": graphs,
             "tools": tool_versions(),
@@ -149,7 +150,7 @@ def export_bundle(
 
 
 def untrained(model: str) -> WaveformEnhancer:
-    """The network of that name as it is before training, weights from seed 0: to measure how fast it will be.
+    """Network of that name as it is before training, weights from seed 0: to measure how fast it will be.
 
     Raises:
         ConfigError: no model has that name, or its code cannot be loaded.
@@ -162,7 +163,7 @@ def untrained(model: str) -> WaveformEnhancer:
 
 
 def _blocks(enhancer: WaveformEnhancer, blocks: Sequence[int] | None, segment_hops: int | None) -> list[int]:
-    """Hops that a call of each graph takes, in order."""
+    """Block sizes of the graphs in ascending order, hops; of a network that looks ahead, its one segment."""
     name = enhancer.network.config.name
     if not enhancer.network.causal:
         if blocks is not None:
@@ -189,7 +190,7 @@ def _blocks(enhancer: WaveformEnhancer, blocks: Sequence[int] | None, segment_ho
 
 
 def _require_calibration(plans: Mapping[Precision, Plan], calibration: Batches | None) -> None:
-    """Ranges are those of the batches that the bundle names."""
+    """Check that INT8 plans have ranges, and from the batches that the bundle names."""
     wanted = None if calibration is None else calibration.digest
     for precision, plan in plans.items():
         if precision.quantized and (not plan.ranges or plan.calibration != wanted):
@@ -198,30 +199,32 @@ def _require_calibration(plans: Mapping[Precision, Plan], calibration: Batches |
 
 
 def require_passed(export: Export) -> Bundle:
-    """The bundle.
+    """Return the bundle of an export that passed its verification.
 
     Raises:
-        VerificationError: it failed; the message says where it was kept and what differed.
+        VerificationError: it failed; the message says where the files are kept and what differed.
     """
     if export.bundle is None:
         reasons = "; ".join(
             f"{result.graph}: {', '.join(result.failures)}" for result in export.results if not result.passed
         )
-        raise VerificationError(f"{export.path}: kept aside, it does not agree with PyTorch. {reasons}")
+        raise VerificationError(
+            f"{export.path}: does not agree with PyTorch; not published, kept under this name. {reasons}"
+        )
     return export.bundle
 
 
 @torch.no_grad()
 def _write_reference(
-    variants: Mapping[str, WaveformEnhancer], folder: Path, sound: str, heard: Samples, block: int
+    variants: Mapping[str, WaveformEnhancer], folder: Path, sound: str, verified: Samples, block: int
 ) -> dict[str, str]:
-    """Input and PyTorch's output (`enhanced`, `enhanced_pcs`), for a self-test on devices that have no PyTorch.
+    """Write an input and PyTorch's output (`enhanced`, `enhanced_pcs`), for a self-test on devices without PyTorch.
 
     Of a network that is not causal: one segment, of `block` hops.
     """
     hop, n_hops = variants[""].audio.hop, REFERENCE_HOPS if variants[""].network.causal else block
-    start = len(heard) // 4 // hop * hop  # amid speech, not in its lead-in
-    wave = heard[start : start + min(n_hops * hop, len(heard))]
+    start = len(verified) // 4 // hop * hop  # amid speech, not in its lead-in
+    wave = verified[start : start + min(n_hops * hop, len(verified))]
     batch = {"wave": wave[None]}
     for variant, enhancer in variants.items():
         enhanced = pytorch_truth(enhancer, wave, n_hops if not enhancer.network.causal else 1).enhanced

@@ -1,4 +1,4 @@
-"""Networks by name: their settings and sizes, where the code of each lies, and how code from outside adds its own.
+"""Registry of networks by name: settings, sizes and code of each, and registration of a network from outside.
 
     MODELS["small"]                                   # settings by the name that --model takes
     register("gru-mask", GruConfig, "my_network:GruMask", {"gru-mask": GruConfig()})
@@ -32,20 +32,20 @@ PLUGINS = "EDGESE_PLUGINS"  # JSON: the modules named to this process or its par
 
 logger = logging.getLogger(__name__)
 
-# Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, coarse above.
+# Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, wide above.
 BAND_WIDTHS_257: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
 BAND_WIDTHS_ORIGINAL: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(16,) * 7, 17)  # 31 of them
 
 
 def require(holds: bool, message: str) -> None:
-    """Raises ConfigError with this message unless it holds."""
+    """Raise ConfigError with this message unless `holds`."""
     if not holds:
         raise ConfigError(message)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What the settings of every network say; a network's own come on top, each with a default."""
+    """Settings that every network has; a network's own come on top, each with a default."""
 
     name: str = "mbs-net"  # under which the network is registered
     band_widths: tuple[int, ...] = BAND_WIDTHS_257
@@ -64,14 +64,14 @@ class ModelConfig:
         return sum(self.band_widths)
 
     def require_positive(self, *names: str) -> None:
-        """Raises ConfigError for a setting that is less than 1."""
+        """Raise ConfigError for a setting that is less than 1."""
         for name in names:
             require(getattr(self, name) >= 1, f"model.{name}: found {getattr(self, name)}, wanted at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class MbsConfig(ModelConfig):
-    """MBS-Net; the defaults are its size `base`."""
+    """Settings of MBS-Net; the defaults are its size `base`."""
 
     channels: int = 128  # D
     layers: int = 4  # L
@@ -103,7 +103,7 @@ class MbsConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DbTransformConfig(ModelConfig):
-    """DB-Transform; with the defaults 4.1 million parameters."""
+    """Settings of DB-Transform; with the defaults 4.1 million parameters."""
 
     name: str = "db-transform"
     causal: bool = False  # temporal convolutions and mask taps see past frames only, and the network streams
@@ -130,10 +130,10 @@ class DbTransformConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BsrnnConfig(ModelConfig):
-    """BSRNN; the defaults are its size `bsrnn`."""
+    """Settings of BSRNN; the defaults are its size `bsrnn`."""
 
     name: str = "bsrnn"
-    causal: bool = False  # False: as published, hears a segment as a whole
+    causal: bool = False  # False: as published, takes a segment as a whole
     channels: int = 64  # D
     layers: int = 5  # L, each an LSTM over time and one over bands
     hidden: int = 128  # H, units of an LSTM in each direction
@@ -146,7 +146,7 @@ class BsrnnConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OriginalConfig(ModelConfig):
-    """The network that MBS-Net came from: two branches, both directions, 7.3 M parameters (model/original.py)."""
+    """Settings of the network that MBS-Net came from: 7.3 M parameters (edgese/model/mbs_net_original.py)."""
 
     name: str = "mbs-net-original"
     band_widths: tuple[int, ...] = BAND_WIDTHS_ORIGINAL
@@ -174,13 +174,13 @@ class OriginalConfig(ModelConfig):
 
     @property
     def decay_heads(self) -> int:
-        """None: a decay per channel and state."""
+        """Number of decay heads, 0: a decay per channel and state."""
         return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Registered:
-    """A network's settings and its code."""
+    """Class of a network's settings, and the place of its code."""
 
     config: type[ModelConfig]
     code: str  # "module:Class", imported when a network is built
@@ -226,13 +226,13 @@ def plug_in(named: str) -> None:
 
 
 def all_models() -> tuple[dict[str, ModelConfig], list[str]]:
-    """Settings by the name of the model, those of installed packages too, and why some of these cannot be used."""
+    """Settings by name of the model, installed packages' included, and the reasons why some cannot be used."""
     failures = list(import_others())
     return MODELS, failures
 
 
 def find_model(name: object, where: str = "model.size") -> ModelConfig:
-    """Settings by the name that `--model` and `size` take.
+    """Settings of the model that `--model` and `size` name.
 
     Raises:
         ConfigError: no model has that name.
@@ -241,7 +241,7 @@ def find_model(name: object, where: str = "model.size") -> ModelConfig:
 
 
 def config_class(name: object, where: str = "model.name") -> type[ModelConfig]:
-    """The class of the settings of a network.
+    """Class of a network's settings.
 
     Raises:
         ConfigError: no network has that name.
@@ -250,7 +250,7 @@ def config_class(name: object, where: str = "model.name") -> type[ModelConfig]:
 
 
 def _find(name: object, known: Mapping[str, Entry], where: str) -> Entry:
-    """What is known by a name; plugins that were not asked yet are asked before it is refused."""
+    """Entry that is known by a name; plugins that were not imported yet are imported before it is refused."""
     known_by_now = isinstance(name, str) and name in known
     failures = [] if known_by_now else list(import_others())
     if not isinstance(name, str) or name not in known:
@@ -263,7 +263,7 @@ def _find(name: object, known: Mapping[str, Entry], where: str) -> Entry:
 
 
 def import_plugin(named: str) -> bool:
-    """Import a .py file or a module, and name it to the processes that this one starts; False: it was imported before.
+    """Import a .py file or a module, here and in the processes that this one starts; False: it was imported before.
 
     A file is imported under its stem, its folder last in `sys.path`: files beside it are found and hide nothing.
 
@@ -290,7 +290,7 @@ def import_plugin(named: str) -> bool:
 
 
 def import_others() -> Iterator[str]:
-    """Import what was named to this process's parents and what installed packages offer; gives what failed."""
+    """Import plugins named to this process's parents and those of installed packages; yields the failures."""
     from importlib.metadata import entry_points  # late: most commands know all names
 
     inherited = _inherited()

@@ -1,4 +1,4 @@
-"""Audio files in and out, at any rate, channel count and format; and the two shapes in which sound is handed around."""
+"""Reading and writing of audio files, any rate, channels and format; array types of a waveform and of a block."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Formats of audio files: what can be read and written, and which one an output gets."""
+"""Formats of audio files: those that can be read and written, and the choice of an output's format."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _MAX_VORBIS_RATE_HZ = 192_000  # libvorbis crashes above 200 kHz
 
 @dataclasses.dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says."""
+    """Facts of a sound file's header."""
 
     sample_rate_hz: int
     n_channels: int
@@ -73,7 +73,7 @@ class AudioInfo:
 
     @property
     def exact(self) -> bool:
-        """Whether `n_frames` is a promise; in MP3 it is an estimate."""
+        """True if `n_frames` is exact; in MP3 it is an estimate."""
         return self.n_frames is not None and not self.subtype.startswith("MPEG")
 
     @property

@@ -1,4 +1,4 @@
-"""libsndfile and soxr as edgese uses them: loaded once, with one line of what is missing where they cannot be."""
+"""Bindings to libsndfile and soxr, loaded once; `AudioError` with the mend where they cannot be."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reason(error: Exception) -> str:
 
 
 def holds(container: str, subtype: str | None) -> bool:
-    """Whether libsndfile can write the subtype in the container: it lists MP3 in a WAV, but only reads that."""
+    """True if libsndfile can write the subtype in the container: it lists MP3 in a WAV, but only reads that."""
     known: bool = soundfile.check_format(container, subtype)
     return known and (subtype != "MPEG_LAYER_III" or container == "MP3")
 

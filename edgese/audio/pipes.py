@@ -1,4 +1,4 @@
-"""Standard input and output as audio: spooled through files, as headers need seeking."""
+"""Audio from standard input and to standard output, spooled through files, as headers need seeking."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Audio files in and out, block by block: any rate, channel count and format, in memory that does not grow with length.
+"""Reader of audio files, block by block: any rate, channel count and format, in memory that does not grow with length.
 
-`AudioReader` refuses whatever is not whole, finite, audible sound; `AudioWriter` builds the output beside its final
-name and renames it when it is whole; `resampled` changes the rate of a stream of blocks without shifting it. Blocks
-are (n_frames, n_channels) float32 in [-1, 1]. Every refusal is one `AudioError` line: what, found, wanted, mend.
+`AudioReader` refuses whatever is not whole, finite, audible sound; `resampled` changes the rate of a stream of blocks
+without shifting it. Blocks are (n_frames, n_channels) float32 in [-1, 1]. Every refusal is one `AudioError` line: what,
+found, wanted, mend.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class AudioReader:
         return np.concatenate(mixed)
 
     def count(self) -> int:
-        """Frames that are still to be read, by reading them: for formats whose headers only estimate."""
+        """Number of frames still to be read, found by reading them: for formats whose headers only estimate."""
         n_frames = 0
         while n := len(self._read(self._block_frames)):
             n_frames += n
@@ -178,7 +178,7 @@ class AudioReader:
             )
 
     def _check_last_frame(self) -> None:
-        """Find a FLAC file that was cut before an hour of work is done on what is left of it."""
+        """Refuse a FLAC file whose end is missing, before hours of it are processed."""
         if self.info.container != "FLAC" or self.info.n_frames is None:
             return
         try:
@@ -248,7 +248,7 @@ def _info(file: Any) -> AudioInfo:
 
 
 def _announced_end(handle: io.FileIO) -> int | None:
-    """Where the samples of a WAV, RF64, W64, AIFF or AU file end by its header, in bytes; None if it does not say.
+    """End of the samples of a WAV, RF64, W64, AIFF or AU file by its header, in bytes; None if it does not say.
 
     libsndfile shortens such a file silently to what is there. Sizes: RIFF and AIFF specifications, EBU Tech 3306,
     Sony's description of Wave64.
@@ -285,7 +285,7 @@ def _announced_end(handle: io.FileIO) -> int | None:
 
 
 def _ogg_is_whole(handle: io.FileIO, size: int) -> bool:
-    """Whether an Ogg file's last page is complete and marked as the last (RFC 3533, section 6); true for others."""
+    """True if an Ogg file's last page is complete and marked as the last (RFC 3533, section 6); true for others."""
     handle.seek(0)
     if handle.read(4) != b"OggS":
         return True

@@ -1,4 +1,4 @@
-"""Is a coarser precision faster here? The same calls in turns, on one thread."""
+"""Comparison of a lower precision's speed with float32's on this machine: the same calls in turns, on one thread."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from export.bundle import Bundle, Graph
 
 CALLS = 200  # and a tenth of them to warm up
 SEGMENT_CALLS = 10  # of graphs that take a segment, which lasts for seconds
-GAIN = 0.95  # of float32's time: what gains less is not worth a loss
+GAIN = 0.95  # of float32's time: a smaller gain is not worth a loss of quality
 
 
 @dataclasses.dataclass(frozen=True)
-class Worth:
-    """How long a call takes beside float32's call of as many hops, medians of calls in turns."""
+class Speedup:
+    """Duration of a call beside that of float32's call of as many hops, medians of calls in turns."""
 
     graph: str
     runtime: str
@@ -36,13 +36,13 @@ class Worth:
         return f"{self.graph}: {self.call_ms:.3f} ms a call, fp32 {self.float32_ms:.3f} ms ({self.ratio:.2f} times)"
 
 
-def worth(bundle: Bundle, precision: str, runtime: str = "onnxruntime") -> list[Worth]:
-    """Each of a bundle's plain graphs of a precision beside float32's."""
-    coarse = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, "")]
+def measure_speedup(bundle: Bundle, precision: str, runtime: str = "onnxruntime") -> list[Speedup]:
+    """Speed of each of a bundle's plain graphs of a precision beside float32's graph of the same block."""
+    quantized = [graph for graph in bundle.graphs if (graph.precision, graph.variant) == (precision, "")]
     found = []
-    for graph in coarse:
+    for graph in quantized:
         call_ms, float32_ms = _medians_ms(bundle, [graph, bundle.graph(block=graph.block)], runtime)
-        found.append(Worth(graph.file, runtime, call_ms, float32_ms))
+        found.append(Speedup(graph.file, runtime, call_ms, float32_ms))
     return found
 
 

@@ -1,1 +1,1 @@
-"""A board at the other end of ssh: what is there, a bundle brought there, tested, measured and listened to."""
+"""A board at the other end of ssh: a bundle is copied there, tested, measured, and used to enhance recordings."""

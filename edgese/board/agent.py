@@ -1,14 +1,14 @@
-"""What runs on the board while a link is up: it answers requests, runs one command at a time, and ends with the link.
+"""Agent on the board while a link is up: it answers requests, runs one command at a time, and ends with the link.
 
 `link.py` sends this file's text through ssh into the board's python3; nothing of it is installed there. It needs
-Python 3.10 and the standard library. Both ends speak in frames: one byte that tells the kind, four that tell the length
-(big-endian), content.
+Python 3.10 and the standard library. Both ends speak in frames: one byte for the kind, four for the length
+(big-endian), then the content.
 
     to the board      REQUEST (JSON), DATA (of a file), BEAT (every few seconds, so that silence means a dead link)
     from the board    ANSWER (JSON, ends a request), DATA (of a file), OUT (a command's stdout), TOLD (its stderr)
 
 It ends, and with it the command that it runs, when its input ends (the link was cut, the other side is gone) and when
-nothing has come for `QUIET_S` (the cable was pulled: nobody tells). A request that comes while another is being served
+nothing has come for `QUIET_S` (a pulled cable sends no end). A request that comes while another is being served
 ends that one. All that it keeps lies in one folder, `home()`; a lock there makes one session a time.
 """
 
@@ -45,12 +45,12 @@ _DEATH = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
 
 def packed(kind: bytes, content: bytes = b"") -> bytes:
-    """One frame."""
+    """Bytes of one frame."""
     return _HEAD.pack(kind, len(content)) + content
 
 
 class Frames:
-    """Bytes as they come, cut into frames."""
+    """Buffer that takes bytes as they come and gives whole frames."""
 
     def __init__(self) -> None:
         self._waiting = bytearray()
@@ -59,7 +59,7 @@ class Frames:
         self._waiting += content
 
     def take(self) -> tuple[bytes, bytes] | None:
-        """The next whole frame: its kind and content."""
+        """Kind and content of the next whole frame; None if it has not all come."""
         if len(self._waiting) < _HEAD.size:
             return None
         kind, length = _HEAD.unpack_from(self._waiting)
@@ -71,12 +71,12 @@ class Frames:
 
 
 def home() -> Path:
-    """Where everything is kept."""
+    """Folder on the board where everything is kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "edgese"
 
 
 class _GoneError(Exception):
-    """The other side is gone."""
+    """Error where the other side is gone."""
 
 
 class _RefusedError(Exception):
@@ -120,7 +120,7 @@ class _Agent:
     # What is there
 
     def _look(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take the lock, clear what others have left, and tell what is here.
+        """Take the lock, clear what others have left, and answer with what is on the board.
 
         A folder of a bundle counts only if every file in it is as it was packed.
         """
@@ -171,7 +171,7 @@ class _Agent:
     # Files
 
     def _put(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take a file's missing end, telling after each piece how much is here; it gets its name when it is whole."""
+        """Receive a file's missing end, confirming the bytes after each piece; it gets its name when it is whole."""
         target = home() / request["name"]
         if request["private"]:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ class _Agent:
         return {}
 
     def _unpack(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Unpack an archive that was put here; the folder appears whole or not at all, those of its kind go."""
+        """Unpack an archive that was sent; its folder appears whole or not at all and replaces those of its kind."""
         archive, folder = home() / request["archive"], home() / request["folder"]
         staging = folder.with_name(f"{folder.name}.unpacking")
         try:
@@ -225,7 +225,7 @@ class _Agent:
         return {}
 
     def _get(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a file from an offset on."""
+        """Send a file from an offset on; answers with its size and digest."""
         path = home() / request["name"]
         with path.open("rb") as stream:
             stream.seek(request["offset"])
@@ -249,7 +249,7 @@ class _Agent:
     # Commands
 
     def _run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a command to its end; its exit code, negative for the signal that ended it."""
+        """Run a command to its end; answers with its exit code, negative for the signal that ended it."""
         libc = ctypes.CDLL(None)
         (home() / request["work"]).mkdir(mode=0o700, exist_ok=True)
         self._child = subprocess.Popen(
@@ -305,7 +305,7 @@ class _Agent:
         return self._next.pop(0)
 
     def _frame(self) -> tuple[bytes, bytes]:
-        """The next frame, waited for; a request is also put aside."""
+        """Next frame, waited for; a request is also queued."""
         while (frame := self._frames.take()) is None:
             self._read()
         if frame[0] == REQUEST:
@@ -313,7 +313,7 @@ class _Agent:
         return frame
 
     def _pump(self, seconds: float, *others: int) -> list[int]:
-        """Wait for input, or that of `others`, whose numbers are given back; requests are put aside."""
+        """Wait for input of the link or of `others`; returns which of `others` have some. Requests are queued."""
         ready, _, _ = select.select([0, *others], [], [], seconds)
         if 0 in ready:
             self._read()
@@ -347,7 +347,7 @@ def _failure(error: OSError) -> str:
 
 
 def _left_over(name: str, archive: str, work: str) -> bool:
-    """Whether another session has left it, which must have been cut off: this one has the lock."""
+    """True if a file was left by another session, which must have been cut off: this one has the lock."""
     if name.endswith((".part", ".tar.gz")):
         return name.removesuffix(".part") != archive
     return name.endswith(".unpacking") or (name.startswith("work-") and name != work)
@@ -369,7 +369,7 @@ def _digest(path: Path) -> str:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether every file is as SHA256SUMS says."""
+    """True if every file is as SHA256SUMS says."""
     try:
         (sums,) = folder.glob("*/SHA256SUMS")
         lines = sums.read_text().splitlines()

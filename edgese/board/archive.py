@@ -1,4 +1,4 @@
-"""A bundle packed for a board: one archive that needs Python 3.10, NumPy and TensorRT (or ONNX Runtime) there.
+"""Archive of a bundle for a board, which needs Python 3.10, NumPy and TensorRT (or ONNX Runtime) there.
 
     packed = write_archive(bundle_path, Path("mbs-net-small.device.tar.gz"))
     root = unpack_archive(packed.path, Path("there"))     # or: tar xf, on the board
@@ -29,12 +29,12 @@ from typing import Any
 from edgese import __version__
 from edgese.atomic_file import PartialFile, shown
 from edgese.device.content import BUNDLE, SUMS, Content, choose
-from edgese.errors import AudioError, VerificationError
+from edgese.errors import OutputError, VerificationError
 from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from export import ExportError
 from export.bundle import MANIFEST, Bundle, Graph, seal_bundle
-from export.onnx_wire import read_onnx_file
+from runtimes.onnx_file import read_onnx_file
 
 SUFFIX = ".tar.gz"
 MODEL_CARD = "MODEL_CARD.md"
@@ -64,25 +64,25 @@ _README = """\
 Needed: Python 3.10 or later, NumPy, and TensorRT 10.3 or later as JetPack has it (or onnxruntime). Nothing else: no
 pip, no torch, no internet. Unpacked with: tar xf {archive}; then, in this folder:
 
-    ./run self-test                      does every graph give here what PyTorch gave? The last line tells
+    ./run self-test                      does every graph give here what PyTorch gave? The last line says it
     ./run runtimes                       what opens here: TensorRT, ONNX Runtime
     ./run build                          TensorRT engines for this very device; minutes for each graph, once
     ./run bench --json > bench.json      how long calls take; on a Jetson also clocks, temperatures and energy
     ./run enhance noisy.wav clean.wav    WAV of {rate_hz} Hz, any channels
 
-./run COMMAND -h tells the options; `--precision fp16 --block 1` keeps to some of the graphs. Engines are kept in
+./run COMMAND -h lists the options; `--precision fp16 --block 1` keeps to some of the graphs. Engines are kept in
 engines/ (--cache DIR), for this TensorRT and GPU; another one gets its own. If ./run is not allowed to run:
 python3 run self-test. Exit codes: 0 done and passed, 1 failed, 2 wrong usage.
 
 bundle/{card} says what the graphs are, bundle/manifest.json how they were verified and within which limits.
-sha256sum -c {sums} tells whether a file was changed; every command looks first.
+sha256sum -c {sums} shows whether a file was changed; every command checks that first.
 Made by edgese {version}.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """An archive that was written."""
+    """Facts of an archive that was written."""
 
     path: Path
     n_bytes: int
@@ -96,7 +96,7 @@ class Packed:
 
 
 def archive_name(bundle: Bundle) -> str:
-    """What an archive of this bundle is called: mbs-net-small.device.tar.gz."""
+    """File name of this bundle's archive: mbs-net-small.device.tar.gz."""
     return f"{_root_name(bundle)}{SUFFIX}"
 
 
@@ -117,12 +117,13 @@ def write_archive(
     Raises:
         ExportError: the bundle lacks such graphs or what a device needs; the name does not end in .tar.gz.
         VerificationError: the bundle did not pass its verification, or sets no limits for a precision.
-        AudioError: the archive exists, or cannot be written.
+        OutputError: the archive exists, or cannot be written.
+        ArtefactError: a graph that cannot be read, or that lacks a file of its weights.
     """
     if not archive.name.endswith(SUFFIX):
         raise ExportError(f"{shown(archive)}: the file name must end in {SUFFIX}")
     if archive.exists() and not replace:
-        raise AudioError(f"{shown(archive)}: exists already; choose another name or let it be replaced (--force)")
+        raise OutputError(f"{shown(archive)}: exists already; choose another name or let it be replaced (--force)")
     if not bundle.verified:
         raise VerificationError(f"{bundle.path}: this bundle did not pass its verification: export it again")
     graphs = choose(bundle, precisions, blocks)
@@ -142,14 +143,14 @@ def write_archive(
         for graph in packed.bundle.graphs:
             packed.limits(graph.precision)
             packed.golden_vectors(graph.variant)
-        assert packed.facts, "facts of the audio are told"
+        assert packed.audio, "the manifest has facts of the audio"
         partial.publish(replace=replace)
     digest = hashlib.sha256(content).hexdigest()
     return Packed(archive, len(content), digest, tuple(graph.file for graph in graphs), len(files))
 
 
 def unpack_archive(archive: Path, folder: Path) -> Path:
-    """Unpack a device bundle into `folder`, which must be new; the root of what was unpacked, its files unchanged.
+    """Unpack a device bundle into `folder`, which must be new; returns its root, all files as they were packed.
 
     Only plain files and folders below one root are taken, whatever else an archive may hold; all of them or none.
 
@@ -182,7 +183,7 @@ def unpack_archive(archive: Path, folder: Path) -> Path:
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> str:
-    """Put one member there; the root that it lies under."""
+    """Extract one member below `folder`; returns the name of the root folder that it lies in."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()):
         raise ExportError(
@@ -205,7 +206,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archiv
 
 
 def _copy_bundle(bundle: Bundle, graphs: tuple[Graph, ...], folder: Path) -> None:
-    """These graphs, their weights and what belongs to them, sealed anew."""
+    """Copy these graphs, their weights, golden vectors and model card into `folder` as a bundle of their own."""
     reference = bundle.manifest["reference"].get("file")
     if reference is None:
         raise ExportError(f"{bundle.path}: holds no golden vectors, a device could not test itself; export it again")
@@ -225,7 +226,7 @@ def _copy_bundle(bundle: Bundle, graphs: tuple[Graph, ...], folder: Path) -> Non
 
 
 def _manifest(bundle: Bundle, graphs: tuple[Graph, ...]) -> dict[str, Any]:
-    """The bundle's, of these graphs only, with what a device checks them by."""
+    """Manifest of these graphs only, with the metadata that a device checks them by."""
     files, precisions = {graph.file for graph in graphs}, {graph.precision for graph in graphs}
     whole = {key: value for key, value in bundle.manifest.items() if key not in ("files", "schema_version")}
     verification = dict(whole["verification"])
@@ -251,7 +252,7 @@ def _only(entries: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
 
 
 def _code() -> dict[str, str]:
-    """The entry, all runtimes, and all modules of ours that they import, also late: name in the archive -> source."""
+    """Sources by name in the archive: the entry, all runtimes, and our modules that they import, lazily too."""
     found: dict[str, str] = {}
     waiting = [_ENTRY, *(f"runtimes.{path.stem}" for path in _path("runtimes").glob("*.py") if path.stem != "__init__")]
     while waiting:
@@ -271,7 +272,7 @@ def _code() -> dict[str, str]:
 
 
 def _imports(source: str) -> Iterator[str]:
-    """Modules of ours that a source imports."""
+    """Names of our modules that a source imports."""
     for node in ast.walk(ast.parse(source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
@@ -295,7 +296,7 @@ def _path(module: str) -> Path:
 
 
 def _archived(root: str, files: Mapping[str, bytes]) -> bytes:
-    """A .tar.gz of these files below `root` that depends on nothing but them."""
+    """Bytes of a .tar.gz of these files below `root`, the same for the same files."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in sorted(files.items()):

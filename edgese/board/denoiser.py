@@ -1,8 +1,8 @@
-"""A board in the place of a `Denoiser`: each recording goes there as a WAV at the network's rate and comes back clean.
+"""Denoiser that runs on a board: each recording goes there as a WAV at the network's rate and comes back clean.
 
 Reading, resampling, alignment, attenuation limit and writing stay where they are for every runtime (edgese/enhance);
-only what the network hears and says crosses the link. Memory does not grow with a recording's length: what comes back
-lies in a temporary file.
+only the network's input and output cross the link. Memory does not grow with a recording's length: what comes back lies
+in a temporary file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo
 from edgese.audio.reader import AudioReader, resampled
 from edgese.audio.writer import AudioWriter
+from edgese.board.commands import Chosen, require_self_test_passed
 from edgese.board.link import RemoteStopped
 from edgese.board.session import Session
-from edgese.board.trials import Chosen, require_passed
 from edgese.device.wav import MIN_LENGTH_MS, WavReader
 from edgese.enhance.files import Stopped
 from edgese.errors import AudioError
@@ -67,7 +67,7 @@ class RemoteDenoiser:
         session.place(bundle, wanted)
         runtime = session.runtimes(wanted)["found"][0]
         chosen = Chosen([runtime], [graph.precision], [graph.block])
-        require_passed(session.host, session.result("self-test", "--json", *chosen.all))
+        require_self_test_passed(session.host, session.result("self-test", "--json", *chosen.all))
         self._session = session
         self._options = [*chosen.all, *(["--pcs"] if pcs else []), "--force"]
         self._open = contextlib.ExitStack()
@@ -80,7 +80,7 @@ class RemoteDenoiser:
         self._open.close()
 
     def prepare(self, source: Path, name: str, stop: threading.Event) -> None:
-        """Have a recording enhanced there; `blocks` then gives what came back.
+        """Have a recording enhanced on the board; `blocks` then gives the result.
 
         Args:
             source: of any format and rate.
@@ -91,10 +91,10 @@ class RemoteDenoiser:
             Stopped: the user asked to.
             RemoteError: the board cannot be reached any more.
         """
-        heard = self._folder / _SENT
-        n_channels = self._write(source, name, heard, stop)
+        sent = self._folder / _SENT
+        n_channels = self._write(source, name, sent, stop)
         try:
-            there = self._session.send(heard, _SENT)
+            there = self._session.send(sent, _SENT)
             most = ["--most", max(16, n_channels)]
             ran = self._session.run("enhance", there, self._session.path(_CLEAN), *self._options, *most)
             if ran.code:
@@ -104,7 +104,7 @@ class RemoteDenoiser:
             raise Stopped(f"{name}: stopped before it was done; nothing was left of its output") from error
 
     def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]:
-        """What the board made of the recording that was prepared, in time with its blocks, and silence after its end.
+        """Enhanced blocks of the prepared recording, as long as its own blocks, then one window of silence.
 
         Args:
             blocks: the same recording once more at the network's rate; only its lengths count.
@@ -123,7 +123,7 @@ class RemoteDenoiser:
         yield np.zeros((self.config.n_fft, n_channels), np.float32)  # for the resampler, which asks beyond the end
 
     def _write(self, source: Path, name: str, target: Path, stop: threading.Event) -> int:
-        """What the network hears of a recording, as a WAV of floats; its number of channels."""
+        """Write a recording at the network's rate as a WAV of floats; returns its number of channels."""
         rate_hz = self.config.sample_rate_hz
         least = -(-MIN_LENGTH_MS * rate_hz // 1000)  # resampling may have taken one off
         with AudioReader(source, name) as reader:

@@ -1,4 +1,4 @@
-"""A bundle for TensorRT: its engines where there is a GPU, and where there is none the kit that builds them on one.
+"""TensorRT engines of a bundle where there is a GPU; where there is none, the archive that builds them on one.
 
 Plans are not portable: an engine runs on the kind of GPU, and in the version of TensorRT, that built it.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgese.board.archive import Packed, archive_name, write_archive
-from edgese.device.opening import TENSORRT, fits
-from edgese.graphs.opening import engine_of
+from edgese.graphs.artefacts import TENSORRT, is_for
+from edgese.graphs.opening import engine_folder
 from export import ExportError
 from export.bundle import Bundle
 from runtimes.base import RuntimeUnavailable
@@ -20,8 +20,8 @@ from runtimes.registry import load_runtime
 
 
 @dataclasses.dataclass(frozen=True)
-class Engines:
-    """Engines in this machine's cache, by the graph that each was built of."""
+class BuiltEngines:
+    """Engines in this machine's cache, by the graph that each was built from."""
 
     paths: dict[str, Path]
 
@@ -32,14 +32,14 @@ class Engines:
 
 @dataclasses.dataclass(frozen=True)
 class Kit:
-    """An archive that builds the engines on the device that will run them."""
+    """Archive that builds the engines on the device that will run them."""
 
     packed: Packed
     reason: str  # why they were not built here
 
     @property
     def next_step(self) -> str:
-        """What to type on the device."""
+        """Shell command for the next step on the device."""
         name = self.packed.path.name
         return f"tar xf {name} && cd {name.removesuffix('.tar.gz')} && ./run build && ./run self-test"
 
@@ -50,7 +50,7 @@ class Kit:
 
 def for_tensorrt(
     bundle: Bundle, *, replace: bool = False, tell: Callable[[str], None] = lambda line: None
-) -> Engines | Kit:
+) -> BuiltEngines | Kit:
     """Build an engine of every graph that is for TensorRT, or write `NAME.device.tar.gz` beside the bundle.
 
     Args:
@@ -59,9 +59,9 @@ def for_tensorrt(
 
     Raises:
         ExportError: an engine cannot be built, or no graph is for TensorRT.
-        VerificationError, AudioError: as `edgese.board.archive.write_archive`.
+        VerificationError, OutputError: as `edgese.board.archive.write_archive`.
     """
-    graphs = [graph for graph in bundle.graphs if fits(graph, TENSORRT)]
+    graphs = [graph for graph in bundle.graphs if is_for(graph, TENSORRT)]
     if not graphs:
         raise ExportError(f"{bundle.path}: found no graph that TensorRT takes, wanted fp32, fp16 or int8")
     try:
@@ -69,4 +69,5 @@ def for_tensorrt(
     except RuntimeUnavailable as error:
         archive = bundle.path.with_name(archive_name(bundle))
         return Kit(write_archive(bundle, archive, replace=replace), str(error))
-    return Engines({graph.file: engine_of(bundle, graph, tell) for graph in graphs})
+    folder = engine_folder(bundle)
+    return BuiltEngines({graph.file: folder.engine(bundle, graph, tell) for graph in graphs})

@@ -1,4 +1,4 @@
-"""One ssh connection to a board, with an agent at its other end that answers requests (agent.py).
+"""Link to a board: one ssh connection with an agent at its other end that answers requests (agent.py).
 
 The system's own ssh is used: the user's keys, agent, config and known hosts count, nothing is asked. `EDGESE_SSH` names
 another command line for it, as git's GIT_SSH_COMMAND does: EDGESE_SSH="ssh -F other_config -p 2222".
@@ -54,7 +54,7 @@ Take = Callable[[bytes], object]
 
 
 def _ignore(content: bytes) -> None:
-    """What nobody waits for."""
+    """Drop content that nobody waits for."""
 
 
 class RemoteError(EdgeseError):
@@ -70,7 +70,7 @@ class RemoteStopped(RemoteError):  # noqa: N818 - nothing went wrong
 
 
 class Link:
-    """An agent on a board, ready for requests. A context manager.
+    """Connection to an agent on a board, ready for requests. A context manager.
 
     Args:
         host: as ssh takes it: user@board, a name of the user's config, ssh://user@board:port.
@@ -148,7 +148,7 @@ class Link:
         on_data: Take = _ignore,
         **details: Any,
     ) -> dict[str, Any]:
-        """Ask for something and wait until it is done.
+        """Send a request and wait for its answer.
 
         Raises:
             RemoteError: it was refused; or the time is up, or the user asked to stop.
@@ -168,7 +168,7 @@ class Link:
                 takers[kind](content)
 
     def ask(self, do: str, **details: Any) -> int:
-        """Send a request; its number, which the answer bears."""
+        """Send a request; returns its number, which the answer bears."""
         self._requests += 1
         self.send(REQUEST, json.dumps({"do": do, "id": self._requests, **details}).encode())
         return self._requests
@@ -184,7 +184,7 @@ class Link:
             raise self._lost() from error
 
     def receive(self, wait: bool = True) -> tuple[bytes, bytes]:
-        """The next frame; without `wait`, (b"", b"") if there is none yet."""
+        """Kind and content of the next frame; without `wait`, (b"", b"") if there is none yet."""
         while (frame := self._frames.take()) is None:
             content = self._read(0.2 if wait else 0.0)
             if content == b"":
@@ -195,7 +195,7 @@ class Link:
         return frame
 
     def _read(self, seconds: float) -> bytes | None:
-        """What has come within so many seconds; empty at the end, None if nothing has.
+        """Bytes that came within `seconds`; empty at the connection's end, None if none came.
 
         Raises:
             RemoteError: the time is up.
@@ -246,7 +246,7 @@ class Link:
                 self.send(BEAT)
 
     def _lost(self) -> LinkLost:
-        """The link has ended while it was in use."""
+        """Error where the link has ended while it was in use, with ssh's last line."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._ssh.wait(1)
         self._threads[0].join(1)
@@ -254,14 +254,14 @@ class Link:
         return LinkLost(f"{self.host}: the link was lost ({shown(said)})")
 
     def _refused(self) -> RemoteError:
-        """Why no agent has spoken, from what ssh or the shell there has said."""
+        """Error where no agent has answered, from what ssh or the shell there has said."""
         code = self._ssh.wait()
         self._threads[0].join()
         return explain(self.host, code, self._said)
 
 
 def explain(host: str, code: int, said: list[str]) -> RemoteError:
-    """The one line for an ssh that ended before the agent spoke.
+    """Error with one line and its mend where ssh ended before the agent answered.
 
     Args:
         code: its exit code.
@@ -317,7 +317,7 @@ _KNOWN: tuple[tuple[str, type[RemoteError], str], ...] = (
 
 
 def _forget(host: str, text: str) -> str:
-    """What removes a host's key from those that are known: as Debian's ssh says it, else by its name and port."""
+    """Shell command that removes a known host key: as Debian's ssh prints it, else from the host's name and port."""
     if found := re.search(r"ssh-keygen -f \S+ -R \S+", text):
         return found[0]
     name, _, port = host.removeprefix("ssh://").rpartition("@")[2].rstrip("/").partition(":")
@@ -325,10 +325,10 @@ def _forget(host: str, text: str) -> str:
 
 
 def checked_host(host: str) -> str:
-    """A host that ssh cannot take for an option.
+    """Return a host name that ssh cannot take for an option.
 
     Raises:
-        ValueError: it says what is wrong.
+        ValueError: the name is empty, begins with a dash or holds white space.
     """
     if not host or host.startswith("-") or any(character.isspace() for character in host):
         raise ValueError(f"found {host!r}, wanted user@board, a name of your ssh config, or ssh://user@board:port")
@@ -336,5 +336,5 @@ def checked_host(host: str) -> str:
 
 
 def environment_host(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The board that EDGESE_JETSON names."""
+    """Name of the board in the environment variable EDGESE_JETSON; None if it is not set."""
     return environment.get("EDGESE_JETSON") or None

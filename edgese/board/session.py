@@ -1,4 +1,4 @@
-"""A bundle on a board, ready to be tested, measured and listened to; the link may drop and come back.
+"""Session with a bundle on a board, where its commands can be run; the link may drop and come back.
 
     with Session("user@board", tell=print) as session:
         session.place(bundle)
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # before each new try, after a link was lost; then it is given up
-_AHEAD_BYTES = 1 << 19  # sent and not told to be there: what a cut costs at most
+_AHEAD_BYTES = 1 << 19  # sent and not confirmed yet: what a cut costs at most
 SPARE_BYTES = 4_000_000  # that a session needs beside its files
 
 _MODULES = ("numpy", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino")
@@ -55,7 +55,7 @@ OnBytes = Callable[[str, int, int], None]  # what is copied, bytes done, bytes i
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """A command that ended by itself."""
+    """Exit code and output of a command that ended by itself."""
 
     code: int
     out: str
@@ -63,13 +63,13 @@ class Ran:
 
     @property
     def reason(self) -> str:
-        """The last thing that it said, without what marks it as an error."""
+        """Last line that the command wrote to stderr, without "error: "."""
         lines = [line for line in self.told if line]
         return lines[-1].removeprefix("error: ") if lines else f"exit code {self.code}, without a word"
 
 
 class Session:
-    """A board for one command of edgese's. A context manager.
+    """Connection to a board for one edgese command, made anew where it is lost. A context manager.
 
     Args:
         host: as ssh takes it.
@@ -99,7 +99,7 @@ class Session:
     ) -> None:
         self.host = host
         self.root = root
-        self.facts: dict[str, Any] = {}  # what the board told of itself at the last connection
+        self.facts: dict[str, Any] = {}  # what the board reported of itself at the last connection
         self._deadline = time.monotonic() + timeout_s
         self._keep, self._tell, self._on_bytes = keep, tell, on_bytes
         self._stop = stop or threading.Event()
@@ -137,7 +137,7 @@ class Session:
             link.close()
 
     def place(self, bundle: Bundle, runtimes: Collection[str] = ()) -> None:
-        """Bring a whole bundle there, unless it is there already; beforehand, look whether the board is fit for it.
+        """Copy a whole bundle to the board, unless it is there already; first check that the board is fit for it.
 
         Args:
             runtimes: that are wanted there; none named: one is needed, whichever.
@@ -172,7 +172,7 @@ class Session:
         self._placed = True
 
     def run(self, *arguments: object) -> Ran:
-        """Run one of the bundle's commands there; after the link was lost, once more from its begin."""
+        """Run one of the bundle's commands on the board; after the link was lost, once more from its begin."""
         command = ["run", *map(str, arguments), "--cache", f"../../engines/{self._kind}"]
 
         def step(link: Link) -> Ran:
@@ -193,7 +193,7 @@ class Session:
         return ran
 
     def result(self, *arguments: object) -> dict[str, Any]:
-        """What a command prints as JSON.
+        """JSON that one of the bundle's commands prints on the board.
 
         Raises:
             RemoteError: it printed none; its own line says why.
@@ -206,7 +206,7 @@ class Session:
         return result
 
     def runtimes(self, wanted: Sequence[str] = ()) -> dict[str, Any]:
-        """Those that open there, `found`, why others do not, `left_out`, and the `machine`.
+        """Runtimes that open on the board, `found`, reasons why others do not, `left_out`, and the `machine`.
 
         Raises:
             RemoteError: none does, or one that is wanted does not.
@@ -218,16 +218,16 @@ class Session:
         return runtimes
 
     def send(self, path: Path, name: str) -> str:
-        """Bring a file of this session's there, under a name of its own; where it is for commands."""
+        """Copy a file to the session's folder on the board; returns its path there, for commands."""
         self._put(path, f"{self._work}/{name}", name, private=True)
         return self.path(name)
 
     def path(self, name: str) -> str:
-        """Where a file of this session's lies there, for commands."""
+        """Path of one of this session's files on the board, for commands."""
         return f"{self.facts['home']}/{self._work}/{name}"
 
     def fetch(self, name: str, target: Path) -> None:
-        """Bring a file of this session's here; after the link was lost, from where it stopped."""
+        """Copy one of this session's files from the board; after the link was lost, from where it stopped."""
         target.write_bytes(b"")
 
         def step(link: Link) -> None:
@@ -266,7 +266,7 @@ class Session:
             )
 
     def _put(self, path: Path, name: str, what: str, *, private: bool) -> None:
-        """Copy a file there; what has come of it stays over a lost link, and only the rest is sent."""
+        """Copy a file to the board; what has come of it stays over a lost link, and only the rest is sent."""
         n_bytes, digest, have = path.stat().st_size, sha256_of(path, "run this again"), 0
 
         def step(link: Link) -> None:
@@ -342,7 +342,7 @@ class Session:
 
 
 class _Lines:
-    """Bytes as they come, told line by line."""
+    """Bytes as they come, passed on line by line."""
 
     def __init__(self, tell: Tell) -> None:
         self.said: list[str] = []

@@ -168,7 +168,7 @@ def _bench_there(
     as_json: bool,
 ) -> None:
     """Measure a bundle on a board and print what it found; exit code 1 if a graph could not be measured."""
-    from edgese.board.trials import Chosen, bench_there
+    from edgese.board.commands import Chosen, bench_there
     from edgese.device.content import choose
     from export.bundle import Bundle
 
@@ -189,7 +189,7 @@ def _estimate(
     path: Path, device: str, name: str, precisions: list[str], blocks: list[int], streams: int, as_json: bool
 ) -> None:
     """Print estimated times of calls on a board that is not here; every table and object says so."""
-    from edgese.bench.boards import BOARDS
+    from edgese.bench.jetson_modules import BOARDS
     from edgese.bench.measure import Settings, choose
 
     if device != "jetson":
@@ -281,11 +281,12 @@ def _print_report(report: Report) -> None:
             ],
         )
     else:
-        from edgese.graphs.segments import network_name, told
+        from edgese.graphs.segments import network_name, segments_in_words
 
         typer.echo(
             f"not live: {network_name(report.bundle.manifest)} looks ahead; a call takes one of its "
-            f"{told(report.bundle)}, which advance {report.results[0].case.period_s:.2f} s: RTF is a call's share of it"
+            f"{segments_in_words(report.bundle)}, which advance {report.results[0].case.period_s:.2f} s: "
+            "RTF is a call's share of it"
         )
     typer.echo("")
     n_cores, slow = report.machine.cores, "p99 ms" if live else "slowest ms"

@@ -55,7 +55,7 @@ def check_options(host: str | None, local: Mapping[str, object], remote: Mapping
 
 def check_runtimes(runtimes: list[str]) -> list[str]:
     """The same names, if boards may have runtimes of these names; else a usage error."""
-    from edgese.device.opening import CANDIDATES
+    from edgese.device.candidates import CANDIDATES
 
     for name in runtimes:
         if name not in CANDIDATES:

@@ -47,7 +47,7 @@ def calibrate_command(
 
     require_target(output, replace=force)
     if plot is not None:
-        from edgese.quantize.calibration_plot import require_picture, write_ranges_plot
+        from edgese.quantize.plots import require_picture, write_ranges_plot
 
         require_picture(plot)
     drawing = Drawing(n_streams=streams, n_batches=batches, seed=seed)

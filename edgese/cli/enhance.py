@@ -76,7 +76,7 @@ def enhance_command(
     """
     from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
-    from edgese.enhance.jobs import EnhanceOptions, plan
+    from edgese.enhance.jobs import EnhanceOptions, plan_jobs
     from edgese.errors import AudioError, ConfigError
     from edgese.graphs.bundles import open_verified, shipped_bundle
     from edgese.machine.processes import stopping_on_signals
@@ -100,7 +100,7 @@ def enhance_command(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    planned = plan(inputs, options)
+    planned = plan_jobs(inputs, options)
     if dry_run:
         entries: list[dict[str, Any]] = []
         for job in planned:

@@ -86,7 +86,7 @@ def export_command(
     from edgese.board.kit import Kit, for_tensorrt
     from edgese.export_bundle import export_bundle, require_passed, untrained
     from edgese.graphs.bundles import shipped_bundle
-    from edgese.metrics.pairs import recordings
+    from edgese.metrics.pairs import read_recordings
     from edgese.model.checkpoint import load_enhancer
     from edgese.quantize.calibration import read_calibration
     from edgese.quantize.search import make_plans
@@ -123,15 +123,16 @@ def export_command(
             enhancer,
             precisions or [],
             calibration=batches,
-            recordings=recordings(data, files, enhancer.audio.sample_rate_hz) if int8 and data else (),
+            recordings=read_recordings(data, files, enhancer.audio.sample_rate_hz) if int8 and data else (),
             budget=budget,
             method=calibrator,
             on_progress=tell,
         )
         exported = export_bundle(
-            enhancer if model else source,
+            enhancer,
             folder,
             name=called,
+            trained=model is None,
             blocks=sizes,
             segment_hops=segment_hops,
             sound=sound or NOISY,
@@ -197,13 +198,13 @@ def _tell(line: str) -> None:
 
 def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: bool) -> None:
     """Print the result of the search for INT8, and whether the precision is faster on this machine."""
-    from edgese.bench.speedup import GAIN, worth
+    from edgese.bench.speedup import GAIN, measure_speedup
     from edgese.quantize.search import Quantization
 
     search = Quantization.of(plan)
     if search is not None:
         typer.echo(f"{precision.value}: {search}", err=to_stderr)
-    measured = worth(bundle, precision.value)
+    measured = measure_speedup(bundle, precision.value)
     best = min(measured, key=lambda one: one.ratio)
     verdict = f"{precision.value} is not worth it here" if best.ratio > GAIN else f"{precision.value} is faster here"
     calls = "; ".join(map(str, measured))

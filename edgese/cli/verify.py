@@ -76,8 +76,8 @@ def verify_command(
         require("jinja2", "PIL", extra="report")
     from edgese.errors import VerificationError
     from edgese.graphs.bundles import shipped_bundle
-    from edgese.graphs.segments import Segments, network_name, told
-    from edgese.metrics.pairs import recordings
+    from edgese.graphs.segments import Segments, network_name, segments_in_words
+    from edgese.metrics.pairs import read_recordings
     from edgese.verify.prove import prove
     from export.bundle import Bundle
 
@@ -85,7 +85,7 @@ def verify_command(
     if bisect and Segments.of(opened.manifest) is not None:
         raise VerificationError(
             f"--bisect: {network_name(opened.manifest)} looks ahead: the search compares streams hop by hop, and it "
-            f"has {told(opened)} only: leave it out, the checks tell which graph is wrong and by how much"
+            f"has {segments_in_words(opened)} only: leave it out, the checks tell which graph is wrong and by how much"
         )
     with progress_bar(quiet or as_json, _no_columns) as bar:
         task = bar.add_task("verify")
@@ -97,7 +97,7 @@ def verify_command(
             opened,
             runtimes=list(dict.fromkeys(runtimes or ["onnxruntime"])),
             precisions=list(dict.fromkeys(precisions or [])),
-            recordings=recordings(data, files or 10, opened.manifest["audio"]["sample_rate_hz"]),
+            recordings=read_recordings(data, files or 10, opened.manifest["audio"]["sample_rate_hz"]),
             minutes=10.0 if minutes is None else minutes,
             on_progress=show,
         )
@@ -127,7 +127,7 @@ def _verify_there(
     as_json: bool,
 ) -> None:
     """Run the self-test of a board and print it; exit code 1 if a graph does not pass."""
-    from edgese.board.trials import Chosen, self_test_there
+    from edgese.board.commands import Chosen, self_test_there
     from edgese.device.content import choose
     from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle
@@ -182,9 +182,9 @@ def _print_verification(verification: Verification) -> None:
 
 
 def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:
-    from edgese.graphs.segments import Segments, told
+    from edgese.graphs.segments import Segments, segments_in_words
 
-    heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {told(bundle)}"
+    heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {segments_in_words(bundle)}"
     print_table(
         f"{bundle.path}: against PyTorch, {n_hops:,} hops {heard}",
         ["graph", "runtime", "SNR dB", "first, last tenth dB", "float64 dB", "PESQ", "lost", "checks", ""],

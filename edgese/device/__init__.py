@@ -1,4 +1,4 @@
-"""What a board runs: the entry of a device bundle, which `edgese bundle` copies with all that it imports.
+"""Commands of a device bundle, which run on a board; `edgese bundle` copies them with all that they import.
 
     ./run self-test | build | bench | enhance
 

@@ -1,4 +1,4 @@
-"""The command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
+"""Command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
 
 Results go to stdout (`--json` for machines), all else to stderr. Exit code 0: done; 1: failed or not passed; 2: usage.
 """
@@ -14,24 +14,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calib import CalibrationError
+from edgese.device.candidates import CANDIDATES, find_runtimes
 from edgese.device.content import Content
-from edgese.device.enhancing import enhance_file
+from edgese.device.enhancing import enhance_wav
 from edgese.device.latency import measure
-from edgese.device.opening import CANDIDATES, TENSORRT, Engines, find_runtimes, fits
 from edgese.device.selftest import self_test
 from edgese.errors import EdgeseError
+from edgese.graphs.artefacts import TENSORRT, EngineFolder, is_for
 from edgese.graphs.segments import require_streaming_form
 from edgese.machine import host as machine
 from export import ExportError
 from export.bundle import Graph
-from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 ROOT = Path(__file__).resolve().parents[2]  # of the unpacked bundle
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Run one command; the exit code. A user's error is one line.
+    """Run one command; returns its exit code. A user's error is one line on stderr.
 
     Args:
         root: where the bundle was unpacked to.
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     options = _parser().parse_args(arguments)
     try:
         content = Content.open(root)
-        done: int = options.command(content, Engines.of(content, options.cache, options.most), options)
+        done: int = options.command(content, EngineFolder(options.cache or content.engines, options.most), options)
     except (EdgeseError, ExportError, CalibrationError, RuntimeUnavailable) as error:
         _tell(f"error: {error}")
         return 1
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     return done
 
 
-def _self_test(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _self_test(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     if not options.json:
         _say(f"{content.n_files} files: as they were packed")
     found = self_test(
@@ -65,12 +67,12 @@ def _self_test(content: Content, engines: Engines, options: argparse.Namespace) 
     return 0 if found.passed else 1
 
 
-def _build(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _build(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     library = tensorrt_library()
     graphs = content.choose(options.precision, options.block)
     _tell(f"{library_name(library)}, {read_device() or 'no GPU'}; engines go to {engines.folder}")
     built, failed = [], 0
-    for graph in (graph for graph in graphs if fits(graph, TENSORRT)):
+    for graph in (graph for graph in graphs if is_for(graph, TENSORRT)):
         began, told = time.perf_counter(), list[str]()
 
         def tell(line: str, told: list[str] = told) -> None:
@@ -78,7 +80,7 @@ def _build(content: Content, engines: Engines, options: argparse.Namespace) -> i
             _tell(line)  # now: it takes minutes
 
         try:
-            path = engines.engine(content, graph, tell, rebuild=options.force)
+            path = engines.engine(content.bundle, graph, tell, rebuild=options.force)
         except ExportError as error:
             failed += 1
             _tell(f"{graph.file}: FAILED: {error}")
@@ -95,7 +97,7 @@ def _build(content: Content, engines: Engines, options: argparse.Namespace) -> i
     return 0
 
 
-def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _bench(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     report = measure(
         content,
         engines,
@@ -112,7 +114,7 @@ def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> i
     return 0 if report.results and not report.failures else 1
 
 
-def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _runtimes(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     found, left_out = find_runtimes(options.runtime)
     if options.json:
         here = machine.describe(root=options.root)
@@ -125,17 +127,17 @@ def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -
     return 0 if found else 1
 
 
-def _enhance(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _enhance(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     graph = _one_graph(content, options)
     found, left_out = find_runtimes([options.runtime] if options.runtime else ())
-    usable = [name for name in found if fits(graph, name)]
+    usable = [name for name in found if is_for(graph, name)]
     if not usable:
         reasons = "; ".join(left_out.values()) or f"{graph.file} is not for {', '.join(found)}"
         raise RuntimeUnavailable(f"no runtime for {graph.file} opens here: {reasons}")
     for name, reason in left_out.items():
         if CANDIDATES.index(name) < CANDIDATES.index(usable[0]):
             _tell(f"{name} is left out: {reason}")
-    done = enhance_file(
+    done = enhance_wav(
         *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, tell=_tell
     )
     if done.n_clipped:

@@ -1,1 +1,1 @@
-"""`edgese enhance`: noisy recordings made clean."""
+"""Enhancement of noisy recordings: `edgese enhance`."""

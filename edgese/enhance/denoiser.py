@@ -1,13 +1,13 @@
-"""Noisy recordings made clean: waveform -> runtime -> waveform, one path for every runtime, in constant memory.
+"""Enhancement of recordings: waveform -> runtime -> waveform, one path for every runtime, in constant memory.
 
     jobs = plan(["noisy.wav"], EnhanceOptions())
     with stopping_on_signals() as stop:
         outcomes = enhance_files(jobs, denoiser_factory(shipped_bundle(), jobs[0].options), stop=stop)
 
-The network hears 16 kHz: what it gives back at higher rates holds nothing above 8 kHz, unless an attenuation limit
-lets a part of the input through. Channels are enhanced apart, as streams of one graph. Output and input have the same
-length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed. A network that is not
-causal hears overlapped segments (segments.py); all else is the same.
+The network runs at 16 kHz: what it gives back at higher rates holds nothing above 8 kHz, unless an attenuation limit
+lets a part of the input through. Each channel is enhanced by itself, as one stream of the graph. Output and input have
+the same length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed. A network
+that is not causal takes overlapped segments (edgese/graphs/segments.py); all else is the same.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.opening import open_graph
 from edgese.graphs.precision import Precision
 from edgese.graphs.segments import Segments
+from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _TAIL = 64  # samples beyond the end that the resampler may ask for
 
 
 class Enhancer(Protocol):
-    """What makes blocks of a recording clean: a runtime here (`Denoiser`), or a board (edgese.board.denoiser)."""
+    """Enhancer of a recording's blocks: a runtime here (`Denoiser`) or a board (edgese.board.denoiser)."""
 
     config: AudioConfig
     trained: bool
@@ -50,7 +51,7 @@ class Enhancer(Protocol):
 
 
 class Denoiser:
-    """A bundle's graph open in a runtime, on one thread. A context manager.
+    """Denoiser of a bundle's graph open in a runtime, on one thread. A context manager.
 
     Args:
         runtime: a name that `runtimes.registry` knows.
@@ -77,7 +78,7 @@ class Denoiser:
         self._segments = Segments.of(bundle.manifest)
         graph = choose_graph(bundle, block=block, precision=precision, pcs=pcs)
         self.block_samples = graph.block * self.config.hop
-        self._states = dict(graph.states)
+        self._graph = graph
         self._open = contextlib.ExitStack()
         self._runtime = self._open.enter_context(open_graph(bundle, graph, runtime))
 
@@ -91,10 +92,10 @@ class Denoiser:
         self._open.close()
 
     def prepare(self, source: Path, name: str, stop: threading.Event) -> None:
-        """Nothing: it hears a recording block by block."""
+        """Do nothing: a recording is enhanced block by block, in `blocks`."""
 
     def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]:
-        """The enhanced sound of blocks at the network's rate, in time with them, and some silence after their end.
+        """Enhanced sound of blocks at the network's rate, aligned with them, and some silence after their end.
 
         Args:
             blocks: (n, n_channels) float32 of any n.
@@ -102,24 +103,12 @@ class Denoiser:
         Yields:
             (n, n_channels) float32; the first sample belongs to the first that came in.
         """
-        stream = self._runtime.stream(self._states, streams=n_channels)
+        stream = self._runtime.stream(self._graph.states, streams=n_channels)
         if self._segments is not None:
             yield from self._segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
             yield np.zeros((_TAIL, n_channels), np.float32)
             return
-        size = self.block_samples
-        skip = self.config.overlap  # the graph's output runs this far behind its input
-        end = np.zeros((skip + _TAIL + size - 1, n_channels), np.float32)  # drives out whatever is still inside
-        waiting = np.zeros((n_channels, 0), np.float32)
-        for block in _then(blocks, end):
-            waiting = np.concatenate([waiting, block.T], axis=1)
-            calls = range(0, waiting.shape[1] - size + 1, size)
-            done = [stream({"wave": np.ascontiguousarray(waiting[:, at : at + size])})["enhanced"] for at in calls]
-            waiting = waiting[:, len(done) * size :]
-            if done:
-                wave = np.concatenate(done, axis=1)
-                yield wave[:, skip:].T
-                skip = max(0, skip - wave.shape[1])
+        yield from aligned_blocks(blocks, stream, self._graph, n_channels, self.config.overlap, _TAIL)
 
 
 def denoise(
@@ -129,7 +118,7 @@ def denoise(
     denoiser: Enhancer,
     atten_limit_db: float | None = None,
 ) -> Iterator[Samples]:
-    """The enhanced sound of a stream of blocks at any rate: same length in all, aligned, cut into other blocks.
+    """Enhanced sound of a stream of blocks at any rate: same length in all, aligned, cut into other blocks.
 
     Args:
         blocks: (n, n_channels) float32 in [-1, 1] at `rate_hz`.
@@ -139,8 +128,8 @@ def denoise(
     dry_gain = 0.0 if atten_limit_db is None else 10.0 ** (-atten_limit_db / 20)
     dry = _Queue()
     model_hz = denoiser.config.sample_rate_hz
-    heard = resampled(dry.keep(blocks), rate_hz, model_hz, n_channels)
-    for wet in resampled(denoiser.blocks(heard, n_channels), model_hz, rate_hz, n_channels):
+    noisy = resampled(dry.keep(blocks), rate_hz, model_hz, n_channels)
+    for wet in resampled(denoiser.blocks(noisy, n_channels), model_hz, rate_hz, n_channels):
         enhanced = wet[: dry.n_frames]  # behind the end, the network only answers the silence that drove it out
         if len(enhanced):
             clean = dry.take(len(enhanced))
@@ -149,7 +138,7 @@ def denoise(
 
 
 class _Queue:
-    """Frames that came in and wait for what becomes of them."""
+    """Queue of input frames that wait for their enhanced ones."""
 
     def __init__(self) -> None:
         self._blocks: deque[Samples] = deque()
@@ -162,7 +151,7 @@ class _Queue:
             yield block
 
     def take(self, n_frames: int) -> Samples:
-        """The oldest frames, (n_frames, n_channels); no more than there are."""
+        """Remove and return the oldest frames, (n_frames, n_channels); at most `self.n_frames`."""
         self.n_frames -= n_frames
         taken = []
         while n_frames:
@@ -172,8 +161,3 @@ class _Queue:
                 self._blocks.appendleft(block[n_frames:])
             n_frames -= len(taken[-1])
         return np.concatenate(taken)
-
-
-def _then(blocks: Iterable[Samples], last: Samples) -> Iterator[Samples]:
-    yield from blocks
-    yield last

@@ -1,4 +1,4 @@
-"""Files enhanced: one, or many on all cores; each output appears whole or not at all."""
+"""Enhancement of files: one, or many on all cores; each output appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
 from edgese.enhance.denoiser import Denoiser, Enhancer, denoise
 from edgese.enhance.jobs import EnhanceOptions, Job
-from edgese.errors import AudioError
+from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
 
 _SILENCE_DBFS = -200.0
@@ -34,12 +34,12 @@ Progress = Callable[[Job, float, "float | None"], None]  # job, seconds done, se
 
 
 class Stopped(AudioError):  # noqa: N818 - nothing went wrong
-    """The user or the system asked to stop before this file was done; nothing of it was left."""
+    """Error where the user or the system asked to stop before this file was done; nothing of it was left."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What became of one file."""
+    """Facts of one enhanced file: format, duration, levels, warnings."""
 
     source: str
     target: str
@@ -67,16 +67,16 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A job's summary, or the error that ended it."""
+    """Summary of a job, or the error that ended it."""
 
     job: Job
     summary: Summary | None = None
-    error: AudioError | None = None
+    error: AudioError | OutputError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What would be read and written, from the input's header."""
+    """Formats that would be read and written for a job, from the input's header."""
 
     job: Job
     source: AudioInfo
@@ -84,7 +84,7 @@ class Preview:
 
 
 def preview(job: Job) -> Preview:
-    """What `enhance_file` would read and write; stdin cannot be looked at without being read.
+    """Preview of what `enhance_file` would read and write; stdin cannot be looked at without being read.
 
     Raises:
         AudioError: what the header shows to be wrong.
@@ -105,7 +105,8 @@ def enhance_file(
         stop: when set, the file is given up at the next block.
 
     Raises:
-        AudioError: bad input, an output that cannot be written, or stopped (`Stopped`).
+        AudioError: bad input, a format that cannot hold such sound, or stopped (`Stopped`).
+        OutputError: an output that exists or cannot be written.
     """
     started = time.perf_counter()
     stop = stop or threading.Event()
@@ -191,7 +192,7 @@ def enhance_files(
                 job = jobs[index]
                 try:
                     outcome = Outcome(job, summary=enhance_file(job, denoiser, progress, stop))
-                except AudioError as error:
+                except (AudioError, OutputError) as error:
                     outcome = Outcome(job, error=error)
                 outcomes[index] = outcome
                 if done is not None:
@@ -210,7 +211,7 @@ def enhance_files(
 
 
 def denoiser_factory(bundle_path: Path, options: EnhanceOptions) -> Callable[[], Denoiser]:
-    """What `enhance_files` opens its denoisers with; the bundle is read and checked here, once.
+    """Function that opens a denoiser, for `enhance_files`; the bundle is read and checked here, once.
 
     Raises: as `open_verified`.
     """
@@ -221,7 +222,7 @@ def denoiser_factory(bundle_path: Path, options: EnhanceOptions) -> Callable[[],
 
 
 class _Level:
-    """Energy and peak of the blocks that pass."""
+    """Meter of the energy and peak of the blocks that pass."""
 
     def __init__(self) -> None:
         self.energy = 0.0
@@ -243,12 +244,12 @@ class _Level:
 
 
 def _n_cores() -> int:
-    """Cores that this process may use, where the system tells."""
+    """Number of cores that this process may use; all cores where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tuple[Path, Path]:
-    """Files to read and to write; temporary ones stand in for stdin and stdout, as headers need seeking."""
+    """Paths to read and to write; temporary files stand in for stdin and stdout, as headers need seeking."""
     if job.source is not None and job.target is not None:
         return job.source, job.target
     try:

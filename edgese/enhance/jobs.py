@@ -1,4 +1,4 @@
-"""Which file becomes which: the plan of `edgese enhance`, made and refused before any sound is touched."""
+"""Plan of `edgese enhance`: the output of each input, made or refused before any sound is touched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgese.graphs.precision import Precision
 
 @dataclasses.dataclass(frozen=True)
 class EnhanceOptions:
-    """What the user asked for, one field an option."""
+    """Options of `edgese enhance`, one field each."""
 
     output: str | None = None  # file, folder, "-" for stdout; None: beside the input
     force: bool = False  # existing files may be replaced
@@ -43,7 +43,7 @@ class EnhanceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One input and what becomes of it."""
+    """One input file, its output and the options."""
 
     source: Path | None  # None: stdin
     target: Path | None  # None: stdout
@@ -59,7 +59,7 @@ class Job:
         return "stdout" if self.target is None else shown(self.target)
 
 
-def plan(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
+def plan_jobs(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
     """One job for each input file; folders are walked and mirrored. Nothing is written or decoded.
 
     Without an output, `a.wav` becomes `a.enhanced.wav` beside it, the folder `x` becomes `x.enhanced/`, and stdin goes
@@ -69,7 +69,7 @@ def plan(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
 
     Raises:
         AudioError: an output that is also an input (through links, too), that two inputs share, that exists and may
-            not be replaced, that is no file, or whose format cannot be told; a folder without audio files.
+            not be replaced, that is no file, or whose format is not known; a folder without audio files.
     """
     if not inputs:
         raise AudioError("no input: name a file, a folder, or - for stdin")
@@ -86,7 +86,7 @@ def plan(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
 
 
 def _pairs(inputs: Sequence[str], options: EnhanceOptions) -> Iterator[tuple[Path | None, Path | None]]:
-    """Each source with its target; None stands for stdin and stdout."""
+    """Pairs of source and target; None stands for stdin and stdout."""
     folder = _output_folder(inputs, options)
     for text in inputs:
         source = Path(text)
@@ -110,7 +110,7 @@ def _pairs(inputs: Sequence[str], options: EnhanceOptions) -> Iterator[tuple[Pat
 
 
 def _output_folder(inputs: Sequence[str], options: EnhanceOptions) -> Path | None:
-    """The folder that all outputs go to, or None: beside the inputs, to the one file named, or to stdout."""
+    """Folder that all outputs go to; None: they go beside the inputs, to the one file named, or to stdout."""
     output = options.output
     if output is None:
         return None
@@ -128,12 +128,12 @@ def _output_folder(inputs: Sequence[str], options: EnhanceOptions) -> Path | Non
 
 
 def _stem(source: Path) -> str:
-    """The name without its suffix, if that tells an audio format: `talk.3` is all name."""
+    """File name without its suffix, if that names an audio format: `talk.3` is all name."""
     return source.stem if source.suffix.lower() in READABLE else source.name
 
 
 def _suffix(source: Path, options: EnhanceOptions) -> str:
-    """The suffix of an output whose name is made from its input's."""
+    """Suffix of an output whose name is made from its input's."""
     own = source.suffix if source.suffix.lower() in FORMATS else ".wav"
     if options.container is not None:
         if FORMATS[own.lower()][0] == options.container:
@@ -191,7 +191,7 @@ def _check_targets(jobs: Sequence[Job], force: bool) -> None:
 
 
 def _identities(path: Path) -> set[object]:
-    """What tells that two names mean one file: the place they resolve to and, through hard links, the inode."""
+    """Keys that two names of one file share: the place they resolve to and, for hard links, the inode."""
     found = _stat(path)
     return {os.path.realpath(path)} | ({(found.st_dev, found.st_ino)} if found else set())
 
@@ -214,7 +214,7 @@ def _audio_files(folder: Path, output: Path) -> list[Path]:
 
 
 def _beside(folder: Path) -> Path:
-    """`x.enhanced` for `x`, also where the name is only to be found by resolving, as in `.`."""
+    """Folder `x.enhanced` beside `x`, also where the name is only to be found by resolving, as in `.`."""
     named = folder if folder.name not in ("", "..") else folder.resolve()
     if not named.name:
         raise AudioError(f"{shown(folder)}: has no place beside it: name an output folder with -o")
@@ -227,7 +227,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """None where nothing can be found, whatever the reason: reading or writing will tell it better."""
+    """Status of a file; None where nothing can be found, whatever the reason: reading or writing names it later."""
     try:
         return path.stat()
     except (OSError, ValueError):

@@ -1,8 +1,7 @@
-"""Pictures: what enhancement did (spectrograms before and after, in one scale), and how a training run went."""
+"""Picture of an enhancement: spectrograms before and after, in one colour scale."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,11 @@ from numpy.typing import NDArray
 
 from edgese.audio.reader import AudioReader
 from edgese.config import AudioConfig
-from edgese.errors import AudioError, install_command
 from edgese.model.stft import stft
-
-try:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise AudioError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
+from edgese.pictures.figure import drawing, new_figure
 
 EXCERPT_S = 30.0  # of the beginning: long files keep readable pictures and flat memory
 _RANGE_DB = 80.0
-_lock = threading.Lock()  # matplotlib's caches are not made for threads
 
 
 def write_comparison(before: Path, after: Path, png: Path) -> None:
@@ -37,9 +29,8 @@ def write_comparison(before: Path, after: Path, png: Path) -> None:
     config = AudioConfig()
     pictures = {"Before": _spectrogram_db(before, config), "After": _spectrogram_db(after, config)}
     top_db = max(float(picture.max()) for picture in pictures.values())
-    with _lock:
-        figure = Figure(figsize=(11, 6.5), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing:
+        figure = new_figure(11, 6.5)
         axes = figure.subplots(2, 1, sharex=True)
         for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
             axis.imshow(
@@ -60,7 +51,7 @@ def write_comparison(before: Path, after: Path, png: Path) -> None:
 
 
 def _spectrogram_db(path: Path, config: AudioConfig) -> NDArray[np.float64]:
-    """(T, F) levels in dB; 0 is a sine at full scale."""
+    """Levels of a recording's beginning, (T, F) dB; 0 is a sine at full scale."""
     with AudioReader(path) as reader:
         wave = soxr.resample(reader.excerpt(EXCERPT_S), reader.info.sample_rate_hz, config.sample_rate_hz)
     # A sine of amplitude 1 gives sum(window) / 2 = n_fft / pi at its bin, the window being half a sine.

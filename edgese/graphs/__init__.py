@@ -1,1 +1,1 @@
-"""The graphs of a network: their precision and form, their ONNX files, how they are opened and streamed."""
+"""Graphs of a network: their precision and form, their ONNX files, opening and streaming them."""

@@ -1,7 +1,8 @@
-"""Bundles as commands use them: the shipped one, a verified one, its audio settings, its graph for given options."""
+"""Questions that commands ask of a bundle: the shipped one, verified or not, audio settings, graph for options."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from edgese.config import AudioConfig, from_dict
@@ -13,12 +14,12 @@ from export.bundle import Bundle, Graph
 
 
 def shipped_bundle() -> Path:
-    """Where the bundle lies that comes with this package."""
+    """Path of the bundle that comes with this package."""
     return Path(__file__).parents[1] / "weights" / "mbs-net-small"
 
 
 def audio_config(bundle: Bundle) -> AudioConfig:
-    """How the network hears.
+    """Audio settings of a bundle's network.
 
     Raises:
         ExportError: the manifest does not say.
@@ -30,15 +31,40 @@ def audio_config(bundle: Bundle) -> AudioConfig:
     return from_dict(AudioConfig, audio, "audio.")
 
 
+@dataclasses.dataclass(frozen=True)
+class AudioFacts:
+    """Sample rate and hop of a bundle's graphs, and the samples by which their output runs behind their input."""
+
+    sample_rate_hz: int
+    hop: int
+    overlap_samples: int  # 0 for a network that looks ahead
+
+
+def audio_facts(bundle: Bundle) -> AudioFacts:
+    """The facts of a bundle's audio that its users need to stream it, from its manifest.
+
+    Raises:
+        ExportError: the manifest lacks one, or it is no whole number.
+    """
+    manifest = bundle.manifest
+    try:
+        rate_hz, hop = (int(manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
+        return AudioFacts(rate_hz, hop, int(manifest["latency"]["overlap_samples"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{bundle.path}: the manifest's audio or latency lacks {error}; export the bundle again"
+        ) from error
+
+
 def is_trained(bundle: Bundle) -> bool:
-    """Whether its sound means anything: `edgese export --model` exports networks before training."""
+    """True if the bundle's network was trained: `edgese export --model` exports networks before training."""
     return bool(bundle.manifest.get("trained", True))
 
 
 def choose_graph(
     bundle: Bundle, *, block: int | None = None, precision: Precision = Precision.FP32, pcs: bool = False
 ) -> Graph:
-    """The graph that enhances; for the arguments, see `Denoiser`.
+    """Graph of a bundle that enhances with these options; for the arguments, see `Denoiser`.
 
     Raises:
         ExportError: the bundle has no such graph, or no streaming form.
@@ -59,7 +85,7 @@ def choose_graph(
 
 
 def open_verified(bundle_path: Path) -> Bundle:
-    """A bundle whose sound can be trusted.
+    """Open a bundle that passed its verification.
 
     Raises:
         ExportError: no bundle there, or a damaged one.

@@ -12,7 +12,7 @@ from edgese.model.enhancer import WaveformEnhancer
 
 
 def network_facts(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS) -> dict[str, Any]:
-    """What a network is and costs: model, causal or not, audio, latency, parameters and MACs of each part.
+    """Facts of a network: model, causal or not, audio, latency, parameters and MACs of each part.
 
     Args:
         segment_hops: of a network that is not causal; its latency is the whole segment.

@@ -1,9 +1,9 @@
-"""The network as a bundle's graphs have it: their variant, their form, and that form as a program of PyTorch."""
+"""Form and variant of the network in a bundle's graphs, and that form as a program of PyTorch."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,14 +14,13 @@ from edgese.model.checkpoint import load_enhancer
 from edgese.model.enhancer import SegmentStep, StreamStep, WaveformEnhancer
 from edgese.model.product import use_half
 from export import ExportError
-from export.bundle import WEIGHTS, Bundle, Graph, TensorSpec
-from runtimes.base import TensorSpec as RuntimeSpec
+from export.bundle import WEIGHTS, Bundle, Graph
 from runtimes.pytorch import write_program as save_program
 
 
 @contextlib.contextmanager
 def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Iterator[None]:
-    """The network as a graph sees it: unrolled scan, DFT as a product, the products `half` in half precision."""
+    """Put the network in its exported form: unrolled scan, DFT as a product, the products `half` in half precision."""
     enhancer.network.use_form("export")
     enhancer.transform.form = "matmul"
     use_half(enhancer.network, half)
@@ -34,7 +33,7 @@ def exported_form(enhancer: WaveformEnhancer, half: Collection[str] = ()) -> Ite
 
 
 def step_of(enhancer: WaveformEnhancer) -> StreamStep | SegmentStep:
-    """What a graph is of: a causal network as a stream with its states, another one as a segment."""
+    """Module that a graph is exported from: a causal network as a stream with its states, another as a segment."""
     return (StreamStep if enhancer.network.causal else SegmentStep)(enhancer).eval()
 
 
@@ -44,7 +43,7 @@ def graph_states(enhancer: WaveformEnhancer) -> dict[str, Tensor]:
 
 
 class _Tupled(nn.Module):
-    """A step whose outputs are a tuple, as programs have them, also where there is but one."""
+    """Step whose outputs are a tuple, as PyTorch's programs have them, also where there is but one."""
 
     def __init__(self, step: nn.Module) -> None:
         super().__init__()
@@ -55,7 +54,7 @@ class _Tupled(nn.Module):
 
 
 def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
-    """A graph's own form as a program of PyTorch, made from the bundle's weights.
+    """Write a graph's own form as a program of PyTorch, made from the bundle's weights.
 
     Raises:
         ExportError: a precision that only the graph has.
@@ -65,18 +64,14 @@ def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[st
         found = f"found {graph.precision}, which PyTorch does not run"
         raise ExportError(f"{graph.file}: {found}; choose another runtime, or graphs in fp32 or fp16")
     enhancer = bundle_enhancer(bundle, graph.variant)
-
-    def specs(tensors: Sequence[TensorSpec]) -> list[RuntimeSpec]:
-        return [RuntimeSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors]
-
     with exported_form(enhancer, plan_of(bundle, graph.precision).half):
         step = step_of(enhancer)
         program = step if enhancer.network.causal else _Tupled(step)
-        save_program(program, specs(graph.inputs), specs(graph.outputs), path, metadata)
+        save_program(program, graph.inputs, graph.outputs, path, metadata)
 
 
 def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:
-    """The network that a bundle's graphs of this variant were made of.
+    """Network that a bundle's graphs of this variant were made from.
 
     Raises:
         CheckpointError: the bundle's weights are missing or broken.
@@ -85,5 +80,5 @@ def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:
 
 
 def with_variant(enhancer: WaveformEnhancer, variant: str) -> WaveformEnhancer:
-    """The enhancer with what the variant adds; weights are shared."""
+    """Enhancer with what the variant adds; weights are shared."""
     return WaveformEnhancer(enhancer.network, enhancer.audio, pcs=True).eval() if variant == "pcs" else enhancer

@@ -1,4 +1,4 @@
-"""A bundle's graph open in any runtime: the artefact that the runtime takes, and the metadata that it must carry."""
+"""Opening of a bundle's graph in any runtime: the artefact that it takes, the metadata that this must carry."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from edgese.graphs.artefacts import EngineFolder, Tell, open_artefact
 from export.bundle import WEIGHTS, Bundle, Graph
 from runtimes.base import Runtime
-from runtimes.registry import load_runtime, open_runtime
+from runtimes.registry import open_runtime
 
 logger = logging.getLogger(__name__)
 
-ENGINE_STREAMS = (1, 1, 256)  # least, best and most streams of an engine
+ENGINE_STREAMS = 256  # at most, in one call of an engine; engines are fastest at one
 
 
 @contextlib.contextmanager
@@ -25,11 +26,12 @@ def open_graph(
     runtime: str = "onnxruntime",
     *,
     threads: int = 1,
-    tell: Callable[[str], None] = logger.warning,
+    tell: Tell = logger.warning,
 ) -> Iterator[Runtime]:
-    """The graph in the runtime of that name; PyTorch runs the graph's own form, made anew from the bundle's weights.
+    """Open a graph in the runtime of that name; a context manager that gives the runtime.
 
-    TensorRT runs its engine, from the cache or built now.
+    PyTorch runs the graph's own form, made anew from the bundle's weights; TensorRT its engine, from the cache or built
+    now.
 
     Args:
         tell: gets one line before an engine is built.
@@ -42,11 +44,8 @@ def open_graph(
     """
     wanted = wanted_metadata(bundle, graph)
     if runtime != "pytorch":
-        artefact = bundle.path / graph.file
-        if runtime == "tensorrt":
-            load_runtime(runtime)  # tells what is missing before anything is built
-            artefact = engine_of(bundle, graph, tell)
-        with open_runtime(runtime, artefact, threads=threads, metadata=wanted) as opened:
+        engines = engine_folder(bundle)
+        with open_artefact(bundle, graph, runtime, engines, metadata=wanted, threads=threads, tell=tell) as opened:
             yield opened
         return
     from edgese.graphs.form import write_program
@@ -59,27 +58,18 @@ def open_graph(
 
 
 def engine_cache() -> Path:
-    """Where engines are kept: they are worth nothing on another machine, so nowhere near the bundle."""
+    """Folder that keeps TensorRT's engines in this user's cache: they fit this machine only, so not beside a bundle."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "edgese" / "engines"
 
 
-def engine_of(bundle: Bundle, graph: Graph, tell: Callable[[str], None]) -> Path:
-    """The engine of a graph for the GPU here, from the cache or built now.
-
-    Raises:
-        ExportError: it cannot be built, or the cache holds a damaged one.
-    """
-    from export.engine import BuildOptions
-    from export.engine_cache import cached_engine
-
-    options = BuildOptions({"streams": ENGINE_STREAMS}, timing_cache=engine_cache() / "timings")
-    folder = engine_cache() / bundle.manifest["name"]
-    return cached_engine(bundle.path / graph.file, folder, options, tell, precision=graph.precision)
+def engine_folder(bundle: Bundle) -> EngineFolder:
+    """Folder of one bundle's engines in this user's cache."""
+    return EngineFolder(engine_cache() / bundle.manifest["name"], ENGINE_STREAMS)
 
 
 def wanted_metadata(bundle: Bundle, graph: Graph) -> dict[str, str]:
-    """What a graph of this bundle carries, by the manifest."""
+    """Metadata that a graph of this bundle must carry, by the manifest."""
     plan = bundle.manifest.get("precisions", {}).get(graph.precision, {})
     return graph_metadata(
         bundle.manifest["name"], bundle.manifest["files"].get(WEIGHTS), graph, plan.get("calibration")
@@ -87,7 +77,7 @@ def wanted_metadata(bundle: Bundle, graph: Graph) -> dict[str, str]:
 
 
 def graph_metadata(name: str, weights: str | None, graph: Graph, calibration: str | None) -> dict[str, str]:
-    """What a graph carries so that no other is taken for it.
+    """Metadata of a graph, by which no other is taken for it.
 
     Args:
         name: the bundle's.

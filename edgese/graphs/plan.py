@@ -1,4 +1,4 @@
-"""Which products of a network a graph takes coarsely, as a bundle's manifest keeps it."""
+"""Plan of a precision: the products of a network in half precision and in INT8, as a bundle's manifest keeps it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from export.bundle import Bundle
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which products are taken in half precision, which in INT8; by the paths of their modules in the network."""
+    """Products in half precision and products in INT8, by the paths of their modules in the network."""
 
     half: tuple[str, ...] = ()
-    ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)  # of what an INT8 product's weights meet
+    ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)  # of each INT8 product's activations
     calibration: str | None = None  # digest of the batches that the ranges come from
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the manifest: how it was found
 
@@ -33,7 +33,7 @@ class Plan:
 
 
 def plan_of(bundle: Bundle, precision: str) -> Plan:
-    """How a bundle's graphs of this precision were made, as its manifest says.
+    """Plan by which a bundle's graphs of this precision were made, from its manifest.
 
     Raises:
         ExportError: the manifest does not say it.

@@ -1,4 +1,4 @@
-"""How coarsely the products of a network are taken in a graph; all that is not a product stays float32.
+"""Precision of a graph's matrix products; all that is not a product stays float32.
 
 fp32      nothing is rounded
 fp16      every product in half precision
@@ -12,7 +12,7 @@ import enum
 
 
 class Precision(str, enum.Enum):
-    """What a graph's `precision` may be."""
+    """Precision of a graph, as its manifest and commands name it."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -21,5 +21,5 @@ class Precision(str, enum.Enum):
 
     @property
     def quantized(self) -> bool:
-        """Whether it needs ranges of activations, and so a calibration."""
+        """True if it needs ranges of activations, and so a calibration."""
         return self in (Precision.INT8, Precision.INT8_CPU)

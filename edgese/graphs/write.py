@@ -1,4 +1,4 @@
-"""The graphs of a network: what each takes and gives, and its ONNX file in any precision."""
+"""Writing of a network's graphs: their inputs and outputs, and their ONNX files in any precision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from calib.quantize import ASYMMETRIC, SYMMETRIC, Candidate, candidates, write_quantized
+from calib.qdq import ASYMMETRIC, SYMMETRIC, Candidate, candidates, write_quantized
 from calib.ranges import Range
 from edgese.graphs.form import exported_form, graph_states, step_of
 from edgese.graphs.plan import Plan
@@ -15,9 +15,10 @@ from edgese.graphs.precision import Precision
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import products
 from export import ExportError
-from export.bundle import Graph, TensorSpec
+from export.bundle import Graph
 from export.graph import write_onnx
 from export.inspection import Anatomy, read_anatomy
+from runtimes.base import TensorSpec
 
 SCHEMES = {Precision.INT8: SYMMETRIC, Precision.INT8_CPU: ASYMMETRIC}
 
@@ -25,9 +26,9 @@ _NETWORK = "enhancer.network."  # where a graph's modules have what a network ca
 
 
 def graph_of(enhancer: WaveformEnhancer, block: int, precision: str = "fp32", variant: str = "") -> Graph:
-    """What a graph of `block` hops takes and gives; the file is yet to be written.
+    """Description of a graph of `block` hops: file name, inputs, outputs and states. The file is not written.
 
-    That of a network that is not causal takes a segment of so many hops, and has no states.
+    The graph of a network that is not causal takes a segment of so many hops, and has no states.
     """
     states, kind = graph_states(enhancer), "block" if enhancer.network.causal else "segment"
     successors = {state: f"{state}_next" for state in states}
@@ -97,13 +98,13 @@ def quantize_graph(
 
 
 def quantizable(onnx_path: Path, enhancer: WaveformEnhancer) -> dict[str, Candidate]:
-    """The products of a graph that are float32 yet and that INT8 can take, by the paths of their modules."""
+    """Products of a graph that are still float32 and that INT8 can take, by the paths of their modules."""
     product = product_nodes(read_anatomy(onnx_path), enhancer)
     return {product[found.node]: found for found in candidates(onnx_path) if found.node in product}
 
 
 def product_nodes(anatomy: Anatomy, enhancer: WaveformEnhancer) -> dict[str, str]:
-    """Node -> the network's product that it is; those of the DFT and of the scan are none."""
+    """Map from a graph's MatMul nodes to the network's products; those of the DFT and of the scan are none."""
     known = products(enhancer.network)
     modules = {node.name: node.module.removeprefix(_NETWORK) for node in anatomy.nodes if node.operator == "MatMul"}
     return {node: module for node, module in modules.items() if module in known}

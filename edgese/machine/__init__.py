@@ -1,1 +1,1 @@
-"""The machine that code runs on: its processor, clocks, power and processes."""
+"""Machine that code runs on: its processor, clocks, power and processes."""

@@ -1,6 +1,6 @@
-"""Where a measurement is made: CPU, board, clocks, load and versions; and the cores that it may run on. Linux.
+"""Description of this machine for a measurement: CPU, board, clocks, load, versions; cores to run on. Linux.
 
-A number of speed means nothing without this. What the system does not tell is said to be unknown, never guessed.
+A number of speed means nothing without this. What the system does not say is given as unknown, never guessed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd"
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What the numbers of a measurement belong to."""
+    """Machine and software that the numbers of a measurement belong to."""
 
     cpu: str
     board: str | None  # a Jetson, by the name that its device tree gives; None on any other machine
@@ -58,10 +58,10 @@ class Machine:
 
 
 def describe(core: int | None = None, root: Path = _ROOT) -> Machine:
-    """This machine, as it is now.
+    """Description of this machine, as it is now.
 
     Args:
-        core: whose clock's governor is told; None: the first one that this process may use.
+        core: whose clock's governor is read; None: the first one that this process may use.
         root: what stands for `/`.
     """
     cores = allowed_cores()
@@ -88,13 +88,13 @@ def describe(core: int | None = None, root: Path = _ROOT) -> Machine:
 
 
 def allowed_cores() -> tuple[int, ...]:
-    """The cores that this process may use, in ascending order."""
+    """Cores that this process may use, in ascending order."""
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
 @contextlib.contextmanager
 def pinned(cores: Collection[int]) -> Iterator[None]:
-    """This process on `cores` only, with the threads that it has and those that they start; afterwards as before."""
+    """Keep this process on `cores` only, its threads and those that they start included; afterwards as before."""
     threads = [int(task.name) for task in Path("/proc/self/task").iterdir()]
     before: dict[int, set[int]] = {}
     try:
@@ -110,7 +110,7 @@ def pinned(cores: Collection[int]) -> Iterator[None]:
 
 
 def memory_mb(field: str) -> float | None:
-    """Memory of this process in 1e6 bytes by its name in /proc/self/status; None where the system does not tell.
+    """Memory of this process in 1e6 bytes by its name in /proc/self/status; None where the system does not say.
 
     `VmRSS` is what is resident now, `VmHWM` the most that was since the process began its program; `ru_maxrss` would
     start at what the parent had.
@@ -122,13 +122,13 @@ def memory_mb(field: str) -> float | None:
 
 
 def _release(root: Path) -> str:
-    """`# R36 (release), REVISION: 4.3, GCID: ...` is R36.4.3."""
+    """Release of a Jetson's system: `# R36 (release), REVISION: 4.3, GCID: ...` is R36.4.3."""
     found = re.search(r"# (R\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release")[0] or "")
     return f"{found[1]}.{found[2]}" if found else f"release {UNKNOWN}"
 
 
 def _power_mode(root: Path) -> str:
-    """The mode's number as nvpmodel keeps it (`pmode:0002`), by its name in the table of modes."""
+    """Name of a Jetson's power mode from nvpmodel's table, by the number that it keeps (`pmode:0002`)."""
     found = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status")[0] or "")
     if not found:
         return UNKNOWN
@@ -145,7 +145,7 @@ def _version(library: str) -> str:
 
 
 def _cpu_field(root: Path, *names: str) -> str:
-    """The first line of /proc/cpuinfo with one of these names, or nothing."""
+    """Value of the first line of /proc/cpuinfo with one of these names; "" if there is none."""
     for line in (read_text(root / "proc/cpuinfo")[0] or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in names:
@@ -157,6 +157,6 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of all that a bundle is made with."""
+    """Versions of the tools that a bundle is made with."""
     versions = {tool: importlib.metadata.version(tool) for tool in _TOOLS}
     return {"edgese": __version__, "python": platform.python_version()} | versions

@@ -1,11 +1,11 @@
-"""A Jetson as it is now: what it is, its software, clocks, temperatures and throttling. Files only, no commands.
+"""State of a Jetson: model, software, clocks, temperatures and throttling. Files only, no commands.
 
-    board = read_board()                       # does not change while a measurement runs
+    board = read_jetson()                       # does not change while a measurement runs
     before = read_state()
     ...
     throttled(before, read_state())
 
-What a board does not tell is None, and `missing` says why: no file, or what was found in it; nothing is guessed. All
+What a board does not report is None, and `missing` says why: no file, or what was found in it; nothing is guessed. All
 readers take what stands for `/`; numbers of hwmon, zones and devices change from start to start, so all are found by
 name. Where things lie, and where that was read:
 
@@ -45,13 +45,13 @@ _OFF_MC = -256_000  # what a sensor of a part without power gives
 _TENSORRT = ("tensorrt", "libnvinfer10", "libnvinfer11", "libnvinfer8")
 
 
-class BoardError(EdgeseError):
-    """A board that is none, or power that cannot be measured on it."""
+class JetsonError(EdgeseError):
+    """Error where this machine is no Jetson, or its power cannot be measured."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Board:
-    """What does not change while a measurement runs."""
+class Jetson:
+    """Facts of a Jetson that do not change while a measurement runs."""
 
     machine: Machine
     model: str
@@ -77,13 +77,13 @@ class Clock:
 
     @property
     def locked(self) -> bool | None:
-        """Whether it cannot move, which is what jetson_clocks does; None where its bounds are not known."""
+        """True if the clock cannot move, which is what jetson_clocks does; None where its bounds are not known."""
         return None if None in (self.lowest_mhz, self.highest_mhz) else self.lowest_mhz == self.highest_mhz
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What changes while a measurement runs."""
+    """State of a Jetson that changes while a measurement runs: clocks, temperatures, throttling."""
 
     power_mode: str | None
     clocks: Mapping[str, Clock]  # cpu policies, GPU
@@ -94,7 +94,7 @@ class State:
 
     @property
     def jetson_clocks(self) -> bool | None:
-        """Whether all clocks of CPU and GPU are locked; None where one is not known."""
+        """True if all clocks of CPU and GPU are locked; None where one is not known."""
         locked = [clock.locked for clock in self.clocks.values()]
         parts = {name.split()[0] for name in self.clocks}
         return all(locked) if parts == {_CPU, _GPU} and None not in locked else None
@@ -104,15 +104,15 @@ class State:
         return dataclasses.asdict(self) | {"jetson_clocks": self.jetson_clocks}
 
 
-def read_board(root: Path = _ROOT) -> Board:
-    """What this board is.
+def read_jetson(root: Path = _ROOT) -> Jetson:
+    """Facts of this board: model, release, JetPack, TensorRT, CUDA.
 
     Raises:
-        BoardError: this machine is no Jetson.
+        JetsonError: this machine is no Jetson.
     """
     machine = describe(root=root)
     if machine.board is None:
-        raise BoardError(f"{root}: found {machine.cpu}, {machine.system}, wanted a Jetson: run this on the board")
+        raise JetsonError(f"{root}: found {machine.cpu}, {machine.system}, wanted a Jetson: run this on the board")
     missing: dict[str, str] = {}
     packages = _packages(root, missing)
     jetpack = packages.get("nvidia-jetpack")
@@ -122,11 +122,11 @@ def read_board(root: Path = _ROOT) -> Board:
         _note(missing, "tensorrt", tensorrt, f"none of the packages {', '.join(_TENSORRT)} is installed")
     l4t = None if UNKNOWN in (machine.release or UNKNOWN) else machine.release
     _note(missing, "l4t", l4t, f"{root / _RELEASE}: not there, or without release and revision")
-    return Board(machine, machine.board, l4t, jetpack, tensorrt, _cuda(root, missing), missing)
+    return Jetson(machine, machine.board, l4t, jetpack, tensorrt, _cuda(root, missing), missing)
 
 
 def read_state(root: Path = _ROOT) -> State:
-    """How this board is at this moment."""
+    """State of this board at this moment."""
     missing: dict[str, str] = {}
     machine = describe(root=root)
     mode = None if machine.power_mode in (None, UNKNOWN) else machine.power_mode
@@ -142,7 +142,7 @@ def read_state(root: Path = _ROOT) -> State:
 
 
 def throttled(before: State, after: State) -> list[str]:
-    """What held this board back between two moments, a line each; nothing where nothing is known to have.
+    """Throttling and other events that held this board back between two states, a line each; empty if none is known.
 
     A part that was throttled and recovered in between shows only where its events are counted.
     """
@@ -162,7 +162,7 @@ def throttled(before: State, after: State) -> list[str]:
 
 
 def _packages(root: Path, missing: dict[str, str]) -> dict[str, str]:
-    """Installed packages and their versions, as dpkg keeps them: paragraphs of `Field: value`."""
+    """Versions of the installed packages by name, from dpkg's list: paragraphs of `Field: value`."""
     path = root / "var/lib/dpkg/status"
     text, reason = read_text(path)
     found: dict[str, str] = {}
@@ -211,7 +211,7 @@ def _gpu_clocks(root: Path, missing: dict[str, str]) -> dict[str, Clock]:
 
 
 def _clock(folder: Path, names: Sequence[str], per_mhz: float, missing: dict[str, str]) -> Clock:
-    """Governor, then current, lowest and highest frequency."""
+    """Clock read from a folder's files: governor, then current, lowest and highest frequency."""
     governor, reason = read_text(folder / names[0])
     _note(missing, f"{folder.name} {names[0]}", governor, reason)
     values: list[float | None] = []

@@ -1,4 +1,4 @@
-"""Power of a Jetson from its raw rails, integrated over time; idle power told apart.
+"""Power of a Jetson from its raw rails, integrated over time, and its energy above idle.
 
     with PowerSampler(find_rails()) as idle: time.sleep(10)
     with PowerSampler(find_rails()) as load: ...
@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgese.machine.jetson import BoardError
+from edgese.machine.jetson import JetsonError
 from edgese.machine.sysfs import numbered, read_integer, read_text
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ _ROOT = Path("/")
 _INPUTS = ("VDD_IN", "VIN")  # rails that feed all others: Orin Nano and NX, Thor
 _CHANNELS = (1, 2, 3)
 _UNUSED = "NC"  # a channel that measures nothing: not connected
-_POWER_CHIPS = ("ina238", "ina226")  # that tell power themselves
+_POWER_CHIPS = ("ina238", "ina226")  # that give power themselves
 
 
 @dataclasses.dataclass(frozen=True)
 class Rail:
-    """One supply that is measured, and the files that tell its power."""
+    """One supply that is measured, and the files from which its power is read."""
 
     name: str
     chip: str  # ina3221, ina238
@@ -51,25 +51,25 @@ class Rail:
     scale: float  # of that product, to watts
 
     def watts(self) -> float:
-        """Its power now.
+        """Power of the rail now, watts.
 
         Raises:
-            BoardError: a file that cannot be read or holds no number.
+            JetsonError: a file that cannot be read or holds no number.
         """
         power = self.scale
         for path in self.factors:
             value, reason = read_integer(path)
             if value is None:
-                raise BoardError(f"{self.name}: {reason}; its power is not known")
+                raise JetsonError(f"{self.name}: {reason}; its power is not known")
             power *= value
         return power
 
 
 def find_rails(root: Path = _ROOT) -> tuple[Rail, ...]:
-    """All rails that are measured, by name.
+    """Rails of this board that are measured, in the order of their names.
 
     Raises:
-        BoardError: there is none, two have one name, or one cannot be read.
+        JetsonError: there is none, two have one name, or one cannot be read.
     """
     rails: list[Rail] = []
     for chip in numbered(root / "sys/class/hwmon", "hwmon"):
@@ -85,9 +85,9 @@ def find_rails(root: Path = _ROOT) -> tuple[Rail, ...]:
             rails.append(Rail(label, name, (chip / "power1_input",), 1e-6))  # uW
     names = [rail.name for rail in rails]
     if not rails:
-        raise BoardError(f"{root / 'sys/class/hwmon'}: no power monitor (ina3221, ina238); power is not known here")
+        raise JetsonError(f"{root / 'sys/class/hwmon'}: no power monitor (ina3221, ina238); power is not known here")
     if len(set(names)) < len(names):
-        raise BoardError(
+        raise JetsonError(
             f"{root / 'sys/class/hwmon'}: rails of one name among {', '.join(names)}; their sum is not known"
         )
     for rail in rails:
@@ -97,7 +97,7 @@ def find_rails(root: Path = _ROOT) -> tuple[Rail, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Power at moments of one clock."""
+    """Power of each rail at moments of one clock."""
 
     times_s: tuple[float, ...]  # ascending
     watts: Mapping[str, tuple[float, ...]]  # rail -> one value each moment
@@ -105,17 +105,17 @@ class Trace:
 
     def __post_init__(self) -> None:
         if len(self.times_s) < 2:
-            raise BoardError(f"power: found {len(self.times_s)} samples, wanted at least 2; measure for longer")
+            raise JetsonError(f"power: found {len(self.times_s)} samples, wanted at least 2; measure for longer")
         gaps = [later - earlier for earlier, later in itertools.pairwise(self.times_s)]
         if min(gaps) <= 0:
-            raise BoardError("power: its samples are not in the order of time")
+            raise JetsonError("power: its samples are not in the order of time")
         if max(gaps) > LARGEST_GAP_S:
-            raise BoardError(
+            raise JetsonError(
                 f"power: {max(gaps):.2f} s without a sample ({self.lost} could not be read), wanted no more than "
                 f"{LARGEST_GAP_S:g} s: what was drawn in between is not known; stop what else runs"
             )
         if not self.watts or any(len(values) != len(self.times_s) for values in self.watts.values()):
-            raise BoardError("power: rails and moments are not of one number")
+            raise JetsonError("power: rails and moments are not of one number")
 
     @property
     def duration_s(self) -> float:
@@ -123,7 +123,7 @@ class Trace:
 
     @property
     def total(self) -> tuple[str, tuple[float, ...]]:
-        """What the whole board draws, and of which rails that is the power.
+        """Name and power of the rails that stand for the whole board, watts at each moment.
 
         The rail that feeds all others where it is measured; else the sum of all, which leaves out what none of them
         feeds.
@@ -141,17 +141,17 @@ class Trace:
 
     @property
     def mean_w(self) -> float:
-        """Over time, not over samples."""
+        """Mean power of the whole board over time (not over samples), watts."""
         return self.joules / self.duration_s
 
     def rail_joules(self) -> dict[str, float]:
-        """Energy of each rail."""
+        """Energy of each rail, joules."""
         return {name: _integral(self.times_s, values) for name, values in self.watts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-    """What a measurement took, beside the same board idle."""
+    """Energy of a measurement, beside the power of the same board when idle."""
 
     rails: str  # whose power is meant
     joules: float
@@ -161,7 +161,7 @@ class Energy:
 
     @property
     def net_joules(self) -> float:
-        """Above idle; negative where the difference is lost in what the board draws anyhow."""
+        """Energy above idle; negative where the difference is lost in what the board draws anyhow."""
         return self.joules - self.idle_w * self.duration_s
 
     @property
@@ -175,24 +175,24 @@ class Energy:
 
 
 def energy_of(trace: Trace, *, idle: Trace, audio_s: float) -> Energy:
-    """Energy of a measurement that made so many seconds of audio, idle power told apart.
+    """Energy of a measurement that made `audio_s` seconds of audio, with the idle power that is to be subtracted.
 
     Raises:
-        BoardError: the two traces are of other rails, or no audio was made.
+        JetsonError: the two traces are of other rails, or no audio was made.
     """
     rails, idle_rails = trace.total[0], idle.total[0]
     if rails != idle_rails:
-        raise BoardError(f"power: found {rails} under load and {idle_rails} idle, wanted the same rails")
+        raise JetsonError(f"power: found {rails} under load and {idle_rails} idle, wanted the same rails")
     if not audio_s > 0:
-        raise BoardError(f"power: found {audio_s:g} s of audio, wanted more than none")
+        raise JetsonError(f"power: found {audio_s:g} s of audio, wanted more than none")
     return Energy(rails, trace.joules, trace.duration_s, idle.mean_w, audio_s)
 
 
 class PowerSampler:
-    """A thread that samples all rails as long as the block lasts, its begin and end included.
+    """Sampler of all rails in a thread, as long as the `with` block lasts, its begin and end included.
 
     Raises:
-        BoardError: at the begin or at the end of the block a rail cannot be read.
+        JetsonError: at the begin or at the end of the block a rail cannot be read.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class PowerSampler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < period_s <= LARGEST_GAP_S:
-            raise BoardError(f"period_s: found {period_s:g}, wanted more than 0 and at most {LARGEST_GAP_S:g}")
+            raise JetsonError(f"period_s: found {period_s:g}, wanted more than 0 and at most {LARGEST_GAP_S:g}")
         self._rails = tuple(rails)
         self._period_s = period_s
         self._clock = clock
@@ -225,10 +225,10 @@ class PowerSampler:
             self._sample()
 
     def trace(self) -> Trace:
-        """All samples so far.
+        """Trace of all samples so far.
 
         Raises:
-            BoardError: too few, or too far apart for energy to be known.
+            JetsonError: too few, or too far apart for energy to be known.
         """
         watts = {name: tuple(values) for name, values in self._watts.items()}
         return Trace(tuple(self._times_s), watts, self._lost)
@@ -244,11 +244,11 @@ class PowerSampler:
         while not self._end.wait(self._period_s):
             try:
                 self._sample()
-            except BoardError:  # I2C is busy at times; where it is for long, the gap is an error
+            except JetsonError:  # I2C is busy at times; where it is for long, the gap is an error
                 self._lost += 1
 
 
 def _integral(times_s: Sequence[float], values: Sequence[float]) -> float:
-    """The area under straight lines from point to point."""
+    """Area under straight lines from point to point."""
     points = zip(times_s, values, strict=True)
     return sum((t1 - t0) * (v0 + v1) / 2 for (t0, v0), (t1, v1) in itertools.pairwise(points))

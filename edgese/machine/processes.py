@@ -1,4 +1,4 @@
-"""Work in several processes, one of which may die; work that ends tidily on a signal."""
+"""Running work in several processes, any of which may die; an event for ending tidily on a signal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 def in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], jobs: int | None, killed: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    """`work(item)` of each item, in their order, on several cores; `killed(item)` where it ends its process.
+    """Results `work(item)` of each item, in their order, on several cores; `killed(item)` where it ends its process.
 
     Args:
         jobs: processes; None: one for each core.
@@ -57,7 +57,7 @@ def _pool(n_workers: int) -> ProcessPoolExecutor:
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that work ends tidily; a second signal acts as it always does.
+    """Event that Ctrl-C and SIGTERM set, so that work ends tidily; a second signal acts as it always does.
 
     For the main thread only, which alone may set handlers.
     """

@@ -1,4 +1,4 @@
-"""Files in which a kernel or an installation tells one thing each: read, or the reason why not."""
+"""Readers of files that hold one value each, as a kernel's do: the value, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SHOWN = 40  # characters of what was found where something else was wanted
 
 
 def read_text(path: Path) -> tuple[str | None, str]:
-    """What a file holds, without the white space and zero bytes around it; or None and why there is nothing."""
+    """Text of a file, without white space and zero bytes around it; or None and the reason why there is none."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
     except (OSError, TypeError) as error:  # TypeError: what Python's buffered reader makes of EAGAIN
@@ -18,7 +18,7 @@ def read_text(path: Path) -> tuple[str | None, str]:
 
 
 def read_integer(path: Path) -> tuple[int | None, str]:
-    """The number that a file holds and nothing else; or None and why there is none."""
+    """Integer that a file holds and nothing else; or None and the reason why there is none."""
     text, reason = read_text(path)
     if text is None:
         return None, reason
@@ -29,6 +29,6 @@ def read_integer(path: Path) -> tuple[int | None, str]:
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
-    """`prefix0`, `prefix1`, ..., `prefix10` in that order."""
+    """Paths `prefix0`, `prefix1`, ..., `prefix10` of a folder, in the order of their numbers."""
     found = [path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)))

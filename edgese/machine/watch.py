@@ -1,11 +1,11 @@
-"""What a Jetson tells around a measurement: what it is, its state before and after, and the energy that calls take.
+"""Watch on a Jetson during a measurement: its facts, its state before and after, and the energy of calls.
 
     watched = watch(Path("/"), idle_s=5.0)     # idle power is sampled now, before anything runs
     ...
     watched.energy(calls, audio_s=5.0)
     watched.entry()                            # reads the state once more
 
-What a board does not tell is said to be missing, with the reason; nothing is guessed.
+What a board does not report is listed as missing, with the reason; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgese.machine.jetson import Board, BoardError, State, read_board, read_state, throttled
+from edgese.machine.jetson import Jetson, JetsonError, State, read_jetson, read_state, throttled
 from edgese.machine.power import Energy, PowerSampler, Rail, Trace, energy_of, find_rails
 
 NOTHING: Mapping[str, Any] = {"board": None, "before": None, "after": None, "throttled": None, "idle": None}
@@ -24,23 +24,23 @@ NOTHING: Mapping[str, Any] = {"board": None, "before": None, "after": None, "thr
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A board whose measurement has begun."""
+    """Jetson on which a measurement has begun: its facts, its first state, its idle power."""
 
     root: Path
-    board: Board
+    board: Jetson
     before: State
     rails: tuple[Rail, ...]
     idle: Trace | None
     powerless: str  # why power is not known here; "" where it is
 
     def energy(self, work: Callable[[], object], audio_s: float) -> Energy:
-        """What it takes to do some work that makes so many seconds of audio, idle power told apart.
+        """Energy of `work`, which makes `audio_s` seconds of audio, with the idle power that is to be subtracted.
 
         Raises:
-            BoardError: power is not known here, or was not while the work was done.
+            JetsonError: power is not known here, or was not while the work was done.
         """
         if self.idle is None:
-            raise BoardError(self.powerless)
+            raise JetsonError(self.powerless)
         with PowerSampler(self.rails) as sampler:
             work()
         return energy_of(sampler.trace(), idle=self.idle, audio_s=audio_s)
@@ -62,16 +62,16 @@ class Watched:
 
 
 def watch(root: Path, idle_s: float) -> Watched:
-    """Begin: read what the board is and how it is, then what it draws while nothing runs.
+    """Begin a watch: read the board's facts and state, then sample its idle power.
 
     Args:
         root: what stands for `/`.
         idle_s: so long idle power is sampled.
 
     Raises:
-        BoardError: this machine is no Jetson.
+        JetsonError: this machine is no Jetson.
     """
-    board, before = read_board(root), read_state(root)
+    board, before = read_jetson(root), read_state(root)
     rails: Sequence[Rail] = ()
     idle, reason = None, ""
     try:
@@ -79,7 +79,7 @@ def watch(root: Path, idle_s: float) -> Watched:
         with PowerSampler(rails) as sampler:
             time.sleep(idle_s)
         idle = sampler.trace()
-    except BoardError as error:
+    except JetsonError as error:
         reason = str(error)
     return Watched(root, board, before, tuple(rails), idle, reason)
 

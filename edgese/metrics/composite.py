@@ -1,4 +1,4 @@
-"""CSIG, CBAK and COVL: what listeners would say, from 1 to 5, of signal distortion, background and overall quality.
+"""CSIG, CBAK and COVL: predicted ratings, 1 to 5, of signal distortion, background and overall quality.
 
 Regressions on three distances and PESQ, by Hu & Loizou (2008), "Evaluation of objective quality measures for speech
 enhancement", IEEE TASLP 16(1). Coefficients and details are those of the authors' program `composite.m` (Loizou,
@@ -53,7 +53,7 @@ class Ratings(NamedTuple):
 
 
 def composite(clean: Wave, enhanced: Wave, pesq: float) -> Ratings:
-    """The ratings of one recording whose PESQ is known.
+    """Ratings of one recording whose PESQ is known.
 
     Raises:
         EdgeseError: shorter than two frames, or the clean recording is silent.
@@ -67,7 +67,7 @@ def composite(clean: Wave, enhanced: Wave, pesq: float) -> Ratings:
 
 
 def ratings(*, pesq: float, llr: float, wss: float, snr_db: float) -> Ratings:
-    """Hu & Loizou's regressions, as in `composite.m`."""
+    """Ratings by Hu & Loizou's regressions, as in `composite.m`."""
     csig = 3.093 - 1.029 * llr + 0.603 * pesq - 0.009 * wss
     cbak = 1.634 + 0.478 * pesq - 0.007 * wss + 0.063 * snr_db
     covl = 1.594 + 0.805 * pesq - 0.512 * llr - 0.007 * wss
@@ -83,16 +83,16 @@ def segmental_snr(clean: Wave, enhanced: Wave) -> float:
 
 
 def log_likelihood_ratio(clean: Wave, enhanced: Wave) -> float:
-    """LLR: how much worse the enhanced recording's linear prediction fits the clean one than its own; 0 is best.
+    """LLR: misfit of the enhanced recording's linear prediction to the clean one, against its own; 0 is best.
 
     Quackenbush, Barnwell & Clements (1988), eq. 2.18: log(a_e' R a_e / a_c' R a_c), R the clean autocorrelation.
     Frames in which the clean recording is digitally silent have no envelope and are left out.
     """
     lags, enhanced_lags = _autocorrelation(_frames(clean)), _autocorrelation(_frames(enhanced))
-    heard = lags[:, 0] > 0
-    if not heard.any():
+    loud = lags[:, 0] > 0
+    if not loud.any():
         raise EdgeseError("LLR cannot score this pair (the clean recording is silent)")
-    lags, enhanced_lags = lags[heard], enhanced_lags[heard]
+    lags, enhanced_lags = lags[loud], enhanced_lags[loud]
     own, other = (_prediction_error(lags, _predictor(of)) for of in (lags, enhanced_lags))
     return _mean_of_best(np.log(other / own))
 
@@ -106,7 +106,7 @@ def weighted_spectral_slope(clean: Wave, enhanced: Wave) -> float:
 
 
 def _frames(wave: Wave) -> Frames:
-    """(n, 480) windowed; like `composite.m`, without the last frame where it would end with the recording."""
+    """Windowed frames, (n, 480); like `composite.m`, without the last one where it would end with the recording."""
     n_frames = (len(wave) - len(_WINDOW)) // _HOP
     if n_frames < 1:
         raise EdgeseError(f"found {len(wave)} samples, wanted at least {len(_WINDOW) + _HOP} to rate them")
@@ -120,7 +120,7 @@ def _mean_of_best(distances: Frames) -> float:
 
 
 def _autocorrelation(frames: Frames) -> Frames:
-    """(n, P + 1) lags 0 to P."""
+    """Autocorrelation of each frame at lags 0 to P, (n, P + 1)."""
     size = frames.shape[1]
     return np.stack(
         [np.einsum("ns,ns->n", frames[:, : size - lag], frames[:, lag:]) for lag in range(_ORDER + 1)], axis=1
@@ -128,17 +128,17 @@ def _autocorrelation(frames: Frames) -> Frames:
 
 
 def _predictor(lags: Frames) -> Frames:
-    """(n, P + 1) coefficients 1, -a_1, ... of the prediction error filter; of a silent frame: 1, 0, ..."""
+    """Coefficients 1, -a_1, ... of the prediction error filter, (n, P + 1); of a silent frame: 1, 0, ..."""
     filters = np.zeros_like(lags)
     filters[:, 0] = 1
-    heard = lags[:, 0] > 0
-    normal = _toeplitz(lags[heard, :_ORDER])
-    filters[heard, 1:] = -np.linalg.solve(normal, lags[heard, 1:, None])[..., 0]
+    loud = lags[:, 0] > 0
+    normal = _toeplitz(lags[loud, :_ORDER])
+    filters[loud, 1:] = -np.linalg.solve(normal, lags[loud, 1:, None])[..., 0]
     return filters
 
 
 def _prediction_error(lags: Frames, filters: Frames) -> Frames:
-    """(n,) energy that is left of frames of this autocorrelation behind these filters."""
+    """Energy that these filters leave of frames with this autocorrelation, (n,)."""
     return np.asarray(np.einsum("ni,nij,nj->n", filters, _toeplitz(lags), filters))
 
 
@@ -148,13 +148,13 @@ def _toeplitz(lags: Frames) -> Frames:
 
 
 def _band_levels(frames: Frames) -> Frames:
-    """(n, K) energy in critical bands, dB, at least -100."""
+    """Energy in critical bands, (n, K) dB, at least -100."""
     power = np.abs(np.fft.rfft(frames, _N_FFT)[:, :-1]) ** 2
     return np.asarray(10 * np.log10(np.maximum(power @ _band_filters().T, 1e-10)))
 
 
 def _band_filters() -> Frames:
-    """(K, n_fft / 2) Gaussian filters of equal area, cut off at -30 dB."""
+    """Gaussian filters of equal area, (K, n_fft / 2), cut off at -30 dB."""
     bins_per_hz = _N_FFT / SAMPLE_RATE_HZ
     centres = np.floor(np.array(_CENTRES_HZ) * bins_per_hz)[:, None]
     widths = np.array(_WIDTHS_HZ)[:, None]
@@ -163,7 +163,7 @@ def _band_filters() -> Frames:
 
 
 def _slope_weights(levels: Frames) -> Frames:
-    """(n, K - 1) Klatt's weights: large near the largest level of the frame and near a local peak."""
+    """Klatt's weights, (n, K - 1): large near the largest level of the frame and near a local peak."""
     slopes, lower = np.diff(levels, axis=1), levels[:, :-1]
     bands = np.arange(slopes.shape[1])
     rising = slopes > 0

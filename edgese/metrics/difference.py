@@ -1,7 +1,7 @@
-"""How far arrays are from what they should be: tensors by difference and direction, waveforms by what remains.
+"""Differences between arrays, for all verdicts: SNR, largest difference, angle, and the limits that are broken.
 
-Absence of a difference is not assumed: other shapes raise; NaN and Inf are counted and make every figure NaN, so that
-no comparison with a limit holds.
+Absence of a difference is not assumed: other shapes raise or are infinitely far; NaN and Inf are counted and make every
+figure NaN, so that no comparison with a limit holds. NumPy alone is needed: boards measure with it too.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.errors import EdgeseError, VerificationError
-from edgese.metrics.scores import log_spectral_distance, si_sdr, snr_db
+from edgese.errors import VerificationError
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorError:
-    """One tensor against the one that was wanted."""
+    """Difference of one tensor from the one that was wanted."""
 
     tensor: str
     max_abs: float
@@ -31,17 +30,43 @@ class TensorError:
 
 
 @dataclasses.dataclass(frozen=True)
-class WaveError:
-    """One waveform against the one that was wanted."""
+class Agreement:
+    """Agreement of a wave with the one that was wanted, and the limits that it breaks; NaN: not comparable."""
 
-    max_abs: float
     snr_db: float  # infinite where they are equal
-    si_sdr_db: float
-    lsd_db: float  # log-spectral distance, see metrics.py
+    max_abs: float  # largest difference of a sample
+    failures: tuple[str, ...]
+
+
+def snr_db(reference: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+    """Energy of `reference` over that of the difference, in dB; infinite where they are equal."""
+    difference = reference.astype(np.float64) - other.astype(np.float64)
+    energy = float(np.sum(difference**2))
+    return float("inf") if energy == 0 else float(10 * np.log10(np.sum(reference.astype(np.float64) ** 2) / energy))
+
+
+def largest_value(array: NDArray[Any]) -> float:
+    """Largest finite value, without its sign."""
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def largest_difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    """Largest difference; infinite for another shape, and where one is not finite and the other is not the same."""
+    if wanted.shape != found.shape:
+        return math.inf
+    with np.errstate(invalid="ignore"):
+        difference = np.where(wanted == found, 0.0, np.abs(found - wanted))
+    most = float(difference.max(initial=0.0))
+    return math.inf if math.isnan(most) else most
+
+
+def relative_difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    """Largest difference over the largest value that was wanted, or over 1 where nothing but zeros was."""
+    return largest_difference(wanted, found) / (largest_value(wanted) or 1.0)
 
 
 def tensor_error(tensor: str, wanted: NDArray[Any], found: NDArray[Any]) -> TensorError:
-    """Compares in float64.
+    """Difference of one tensor from the one that was wanted, taken in float64.
 
     Raises:
         VerificationError: other shapes, or nothing to compare.
@@ -65,17 +90,25 @@ def tensor_error(tensor: str, wanted: NDArray[Any], found: NDArray[Any]) -> Tens
     )
 
 
-def wave_error(wanted: Wave, found: Wave) -> WaveError:
-    """Compares waveforms of one length at 16 kHz.
+def agreement(wanted: Wave, found: Wave, *, least_snr_db: float, most_abs: float | None) -> Agreement:
+    """Agreement of a wave with the one that was wanted; what is missing, silent or not finite is a failure.
 
-    Raises:
-        VerificationError: other lengths, or the wanted one is silent or shorter than 32 ms.
+    Args:
+        wanted: (n_samples,), not silent.
+        least_snr_db: limit of the SNR.
+        most_abs: limit of a sample's difference; None: any.
     """
-    error = tensor_error("waveform", wanted, found)
-    if error.n_bad:
-        return WaveError(math.nan, math.nan, math.nan, math.nan)
-    try:
-        distance_db = log_spectral_distance(wanted, found)
-    except EdgeseError as reason:
-        raise VerificationError(f"waveform: nothing to compare with: {reason}") from reason
-    return WaveError(error.max_abs, snr_db(wanted, found), si_sdr(wanted, found), distance_db)
+    if found.shape != wanted.shape or not len(wanted):
+        least = "" if len(wanted) else " and at least one sample"
+        return Agreement(math.nan, math.nan, (f"found shape {found.shape}, wanted {wanted.shape}{least}",))
+    if not np.isfinite(found).all():
+        return Agreement(math.nan, math.nan, ("NaN or Inf",))
+    if not wanted.any():
+        return Agreement(math.nan, math.nan, ("PyTorch's is silent, nothing was compared",))
+    ratio_db, max_abs = snr_db(wanted, found), largest_difference(wanted, found)
+    failures = []
+    if most_abs is not None and not max_abs <= most_abs:
+        failures.append(f"differs by up to {max_abs:.2g}, limit {most_abs:.0e}")
+    if not ratio_db >= least_snr_db:
+        failures.append(f"SNR {ratio_db:.1f} dB, limit {least_snr_db:.0f} dB")
+    return Agreement(ratio_db, max_abs, tuple(failures))

@@ -1,4 +1,4 @@
-"""Clean and noisy recordings to judge a graph by."""
+"""Pairs of clean and noisy recordings of one name: finding them in a folder, reading them for a verification."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Recording:
     sha256: str  # of the noisy file
 
 
-def recordings(data: Path | None, n_files: int = N_FILES, rate_hz: int = 16_000) -> list[Recording]:
-    """Pairs to verify with: the shipped sample, or so many of `data`/clean and `data`/noisy, evenly spread by name.
+def read_recordings(data: Path | None, n_files: int = N_FILES, rate_hz: int = 16_000) -> list[Recording]:
+    """Pairs to verify with: the shipped sample, or `n_files` of `data`/clean and `data`/noisy, evenly spread by name.
 
     Raises:
         AudioError: no pairs there, or files that cannot be read.
@@ -50,7 +50,7 @@ def recordings(data: Path | None, n_files: int = N_FILES, rate_hz: int = 16_000)
 
 
 def pair_files(data: Path) -> dict[str, tuple[Path, Path]]:
-    """Name -> clean and noisy file, of the files that both `data`/clean and `data`/noisy hold.
+    """Clean and noisy file by name, of the names that both `data`/clean and `data`/noisy hold.
 
     Raises:
         AudioError: no pairs there, or two files of one name.

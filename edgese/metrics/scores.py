@@ -1,4 +1,4 @@
-"""What an enhanced recording is worth: listening quality, intelligibility and distance against the clean one.
+"""Scores of an enhanced recording against the clean one: listening quality, intelligibility and distance.
 
 PESQ: ITU-T P.862.2 (wideband) and P.862.1 (narrowband), package `pesq`. STOI: Taal et al. 2011, extended: Jensen &
 Taal 2016, package `pystoi`. SI-SDR: Le Roux et al. 2019, eq. 6. CSIG, CBAK, COVL: Hu & Loizou 2008, see composite.py.
@@ -20,15 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.errors import EdgeseError, install_command
+from edgese.errors import EdgeseError, VerificationError, install_command
 from edgese.metrics.composite import composite
+from edgese.metrics.difference import snr_db, tensor_error
 
 SAMPLE_RATE_HZ = 16_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a metric is written, and what exactly it is."""
+    """Title, definition and number format of a metric."""
 
     title: str
     definition: str
@@ -58,7 +59,7 @@ _LSD_RANGE_DB = 50.0
 
 
 def packages() -> dict[str, str]:
-    """Version of each package that scores, by its name.
+    """Versions of the packages that compute scores, by name.
 
     Raises:
         EdgeseError: one is missing.
@@ -97,7 +98,7 @@ def stoi(clean: Wave, enhanced: Wave) -> float:
 
 
 def estoi(clean: Wave, enhanced: Wave) -> float:
-    """Extended STOI, 0 to 1, which hears modulated noise, too; repeatable.
+    """Extended STOI, 0 to 1, which is sensitive to modulated noise, too; repeatable.
 
     Raises:
         EdgeseError: as `stoi`.
@@ -113,13 +114,6 @@ def si_sdr(clean: Wave, enhanced: Wave) -> float:
     projected = target * (estimate @ target) / (target @ target + 1e-12)
     rest = estimate - projected
     return float(10 * np.log10((projected @ projected + 1e-12) / (rest @ rest + 1e-12)))
-
-
-def snr_db(reference: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Energy of `reference` over that of the difference, in dB; infinite where they are equal."""
-    difference = reference.astype(np.float64) - other.astype(np.float64)
-    energy = float(np.sum(difference**2))
-    return float("inf") if energy == 0 else float(10 * np.log10(np.sum(reference.astype(np.float64) ** 2) / energy))
 
 
 def log_spectral_distance(clean: Wave, enhanced: Wave) -> float:
@@ -140,7 +134,7 @@ def log_spectral_distance(clean: Wave, enhanced: Wave) -> float:
 
 
 def all_scores(clean: Wave, enhanced: Wave) -> dict[str, float]:
-    """Every metric by its name in `NAMES`.
+    """Scores of all metrics by their names in `NAMES`.
 
     Raises:
         EdgeseError: one of them cannot be computed.
@@ -196,7 +190,7 @@ def _stoi(clean: Wave, enhanced: Wave, *, extended: bool) -> float:
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    """pystoi adds noise of rounding size from NumPy's global generator, and by it digital silence is correlated."""
+    """Seed NumPy's global generator meanwhile: pystoi adds noise of rounding size, which decides in digital silence."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:
@@ -206,7 +200,7 @@ def _seeded() -> Iterator[None]:
 
 
 def _power_spectra(wave: Wave) -> NDArray[np.float64]:
-    """(n_frames, n_bins) of frames of 32 ms, 8 ms apart, under a Hann window."""
+    """Power spectra of frames of 32 ms, 8 ms apart, under a Hann window, (n_frames, n_bins)."""
     if len(wave) < _LSD_FRAME:
         raise EdgeseError(f"LSD cannot score this pair (found {len(wave)} samples, wanted at least {_LSD_FRAME})")
     frames = np.lib.stride_tricks.sliding_window_view(wave.astype(np.float64), _LSD_FRAME)[::_LSD_HOP]
@@ -218,3 +212,29 @@ def _package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise EdgeseError(f"{name} is missing: {install_command('metrics')}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class WaveError:
+    """Difference of one waveform from the one that was wanted."""
+
+    max_abs: float
+    snr_db: float  # infinite where they are equal
+    si_sdr_db: float
+    lsd_db: float  # log-spectral distance
+
+
+def wave_error(wanted: Wave, found: Wave) -> WaveError:
+    """Difference of a waveform from the one that was wanted, both of one length at 16 kHz.
+
+    Raises:
+        VerificationError: other lengths, or the wanted one is silent or shorter than 32 ms.
+    """
+    error = tensor_error("waveform", wanted, found)
+    if error.n_bad:
+        return WaveError(math.nan, math.nan, math.nan, math.nan)
+    try:
+        distance_db = log_spectral_distance(wanted, found)
+    except EdgeseError as reason:
+        raise VerificationError(f"waveform: nothing to compare with: {reason}") from reason
+    return WaveError(error.max_abs, snr_db(wanted, found), si_sdr(wanted, found), distance_db)

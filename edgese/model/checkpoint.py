@@ -1,4 +1,4 @@
-"""Checkpoints: one file that holds everything a run needs to go on, written whole or not at all; weights to ship."""
+"""Checkpoints, each one file with all that a run needs to go on, written whole or not at all; weights to ship."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from edgese.networks import ModelConfig
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Tensors, numbers, strings and containers of them; the file appears under its name only when it is complete."""
+    """Write tensors, numbers, strings and containers of them; the file appears under its name when it is complete."""
     partial = path.with_suffix(path.suffix + ".tmp")
     torch.save(content, partial)
     partial.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given.
+    """Content of a checkpoint that `save_checkpoint` wrote.
 
     Raises:
         CheckpointError: the file is missing, unreadable or holds anything but plain data.
@@ -41,7 +41,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, enhancer: WaveformEnhancer, weights: dict[str, Tensor]) -> None:
-    """Weights as safetensors with both configs inside the file."""
+    """Write weights as safetensors, with both configs in the file's metadata."""
     settings = {"audio": to_dict(enhancer.audio), "model": to_dict(enhancer.network.config)}
     partial = path.with_suffix(path.suffix + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
@@ -50,7 +50,7 @@ def save_weights(path: Path, enhancer: WaveformEnhancer, weights: dict[str, Tens
 
 
 def load_enhancer(path: Path) -> WaveformEnhancer:
-    """An enhancer with the weights of a `.safetensors` file or of a training checkpoint (`.pt`, its averaged weights).
+    """Enhancer with the weights of a `.safetensors` file or of a training checkpoint (`.pt`, its averaged weights).
 
     Raises:
         CheckpointError: the file is missing, broken, or its weights do not fit the config it holds.

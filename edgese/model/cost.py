@@ -1,4 +1,4 @@
-"""What a network costs, part by part: parameters, and multiply-accumulates for one frame."""
+"""Cost of a network, part by part: parameters, and multiply-accumulates for one frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgese.model.enhancer import StreamStep, WaveformEnhancer
 from edgese.model.product import products
 
-SEGMENT_HOPS = 512  # 4.096 s: what a network that is not causal hears at once (edgese/graphs/segments.py says why)
+SEGMENT_HOPS = 512  # 4.096 s: what a network that is not causal takes at once (edgese/graphs/segments.py says why)
 TRANSFORM = "STFT and inverse"
 
 _NETWORK = "StreamStep.enhancer.network."
@@ -30,7 +30,7 @@ def macs_per_frame(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS)
     """Multiply-accumulates of one frame in the exported form, by part.
 
     Args:
-        segment_hops: frames that a network which is not causal hears at once, each of which may look at all others:
+        segment_hops: frames that a network which is not causal takes at once, each of which may look at all others:
             the mean of one.
 
     Matrix products as PyTorch's FlopCounterMode sees them (padding of narrow bands included, as it is computed), and
@@ -50,7 +50,7 @@ def macs_per_frame(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS)
 
 
 def _part(enhancer: WaveformEnhancer, module: str) -> str:
-    """What tables call the part of the network that a submodule or parameter belongs to."""
+    """Name, in tables, of the part of the network that a submodule or parameter belongs to."""
     top = module.partition(".")[0]
     return enhancer.network.parts.get(top, top)
 
@@ -68,7 +68,7 @@ def product_macs(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS) -
 
 
 def _macs_by_module(enhancer: WaveformEnhancer, segment_hops: int) -> dict[str, int]:
-    """Matrix products of one frame inside each module of the network, by its path; under "", all there are."""
+    """Multiply-accumulates of one frame's matrix products in each module, by its path; under "", in all of them."""
     hops = 1 if enhancer.network.causal else segment_hops
     with FlopCounterMode(display=False) as counter:
         StreamStep(enhancer)(torch.zeros(1, hops * enhancer.audio.hop), *enhancer.initial_state().values())

@@ -1,4 +1,4 @@
-"""Waveform in, waveform out: analysis, network and synthesis as one causal module with explicit states.
+"""Enhancer of waveforms: analysis, network and synthesis as one module with explicit states.
 
 The same module is trained on, run over whole files, streamed hop by hop, and exported; it gives the same samples in
 all four. The transform has two forms that a test holds together: `torch.fft` where PyTorch runs it, and products with
@@ -80,7 +80,7 @@ class Transform(nn.Module):
 
 
 class WaveformEnhancer(nn.Module):
-    """A network between analysis and synthesis; with `pcs`, perceptual contrast stretching comes after it."""
+    """Network between analysis and synthesis; with `pcs`, perceptual contrast stretching comes after it."""
 
     def __init__(self, network: Network, audio: AudioConfig, *, pcs: bool = False) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class WaveformEnhancer(nn.Module):
         return overlap | network
 
     def forward(self, wave: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Enhanced samples for as many new ones, n_fft - hop behind them.
+        """Enhanced samples, as many as there are new ones and n_fft - hop behind them.
 
         Args:
             wave: (B, T * hop) float32 in [-1, 1].
@@ -115,9 +115,9 @@ class WaveformEnhancer(nn.Module):
 
     @torch.no_grad()
     def enhance(self, wave: Tensor, block: int = 64) -> Tensor:
-        """Whole waveforms, (B, n_samples), in time with the input and equally long.
+        """Enhanced whole waveforms, (B, n_samples), aligned with the input and equally long.
 
-        `block` hops at a time; a network that is not causal hears all at once.
+        `block` hops at a time; a network that is not causal takes all at once.
         """
         n_samples = wave.shape[1]
         whole = -(-(n_samples + self.audio.overlap) // self.audio.hop)
@@ -131,7 +131,7 @@ class WaveformEnhancer(nn.Module):
 
 
 class StreamStep(nn.Module):
-    """The exported form of an enhancer: positional tensors in the order of `inputs`, static graph, DFT as a product."""
+    """Streaming step of an enhancer for export: wave and states as positional tensors, in the order of the states."""
 
     def __init__(self, enhancer: WaveformEnhancer) -> None:
         super().__init__()
@@ -144,14 +144,14 @@ class StreamStep(nn.Module):
 
 
 class SegmentStep(nn.Module):
-    """The exported form of a network that is not causal: a segment in, the same segment enhanced, in time with it."""
+    """Exported form of a network that is not causal: a segment in, the same segment enhanced, aligned with it."""
 
     def __init__(self, enhancer: WaveformEnhancer) -> None:
         super().__init__()
         self.enhancer = enhancer
 
     def forward(self, wave: Tensor) -> Tensor:
-        """(B, T * hop) -> the same shape."""
+        """Enhanced segment: (B, T * hop) -> the same shape."""
         overlap = self.enhancer.audio.overlap
         nothing = wave[:, :overlap] * 0  # not zeros_like: a graph would have to compute its shape in every call
         states = {"analysis": nothing, "synthesis": nothing}

@@ -1,4 +1,4 @@
-"""MBS-Net: band split, Mamba over time, fusion across bands, magnitude and phase heads. Causal and frame-wise.
+"""MBS-Net network: band split, Mamba over time, fusion across bands, magnitude and phase heads. Causal.
 
     X (B, T, F, 2) -> band split -> L x Mamba block (weights shared by the bands) -> cross-band fusion
       -> magnitude head and decoder: mask; phase head and decoder: rotation as a unit vector -> mask * rotation * X
@@ -29,7 +29,7 @@ _SCANS: dict[Form, ScanForm] = {"train": "chunked", "export": "unrolled", "exact
 
 
 class MbsNet(Network):
-    """The default network of edgese."""
+    """MBS-Net, the default network of edgese."""
 
     parts = {  # noqa: RUF012 - a constant
         "split": "band split",
@@ -67,7 +67,7 @@ class MbsNet(Network):
         return {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
 
     def use_scan(self, form: ScanForm) -> MbsNet:
-        """Chooses the form of the selective scan: chunked to train, unrolled to export."""
+        """Choose the form of the selective scan: chunked to train, unrolled to export."""
         for block in self.blocks:
             block.scan_form = form  # type: ignore[assignment]
         return self
@@ -76,7 +76,7 @@ class MbsNet(Network):
         self.use_scan(_SCANS[form])
 
     def uncounted_macs(self) -> dict[str, int]:
-        """Of the scan and the convolution, by their definition."""
+        """Multiply-accumulates a frame of the scans and the convolutions, by their definition."""
         config = self.config
         # per band and channel: decay * h and b * x for each state (c . h is a product); the taps
         elementwise = config.n_bands * config.inner * (2 * config.states + config.conv_width)
@@ -93,7 +93,7 @@ class MbsNet(Network):
         return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-2).transpose(-1, -2), state
 
     def estimate(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What is done to each bin, and the next state.
+        """Mask and phase rotation of each bin, and the next state.
 
         Returns:
             (B, T, F, 1) mask in [0, 2] on the compressed magnitude, (B, T, F, 2) rotation as unit vectors, state.

@@ -1,4 +1,4 @@
-"""The network that MBS-Net came from: two branches, bidirectional in time, Mamba across bands. Not causal; to compare.
+"""Network that MBS-Net came from, to compare: two branches, bidirectional in time, Mamba across bands. Not causal.
 
     X (B, T, F, 2) -> band split -> magnitude branch -> head and decoder: mask in [0, 1]
                                  -> phase branch     -> head and decoder: offset in [-pi, pi]
@@ -12,7 +12,7 @@ parameters, and this 7.34 M. Where it differs, or that code is silent:
 
 - A layer adds what it has joined to its input, as SEMamba's do (Chao et al. 2024); there it goes through a norm.
 - Nothing is normalised over time or over a band's input (there: GroupNorm over both, in split and decoders): what
-  comes out would depend on how a recording was cut, and the level, which tells speech from noise, would be erased. A
+  comes out would depend on how a recording was cut, and the level, by which speech differs from noise, would be lost. A
   norm over the channels of each frame ends a branch.
 - The split sees compressed real and imaginary part and the logarithm of the magnitude, as MBS-Net does, and the mask is
   one of the compressed magnitude. An untrained network masks by 0.88 and turns nothing.
@@ -43,7 +43,7 @@ UNTRAINED_MASK = 2.0  # bias before the sigmoid: 0.88 of the compressed magnitud
 
 
 class BidirectionalLayer(nn.Module):
-    """One layer of both branches: each a forward and a backward Mamba block whose results a linear layer joins."""
+    """Layer of both branches: each a forward and a backward Mamba block whose results a linear layer joins."""
 
     def __init__(self, config: OriginalConfig) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class BidirectionalLayer(nn.Module):
         self.scan_form: ScanForm = "full"
 
     def forward(self, magnitude: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each branch (B, K, T, D) -> the same shape; the third axis is scanned, whatever it is."""
+        """Outputs of both branches: (B, K, T, D) each -> the same shapes; the third axis is scanned, whatever it is."""
         inputs = (magnitude, magnitude.flip(2), phase, phase.flip(2))
         sequences = magnitude.shape[:2]
         nothing = magnitude.new_zeros(*sequences, self.conv_width - 1, self.inner)
@@ -86,13 +86,13 @@ class Head(nn.Module):
         self.first, self.last = Linear(channels, hidden), Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, K, T, D) -> the same shape."""
+        """Output of the head: (B, K, T, D) -> the same shape."""
         y: Tensor = self.last(torch.tanh(self.first(self.norm(x))))
         return y
 
 
 class MbsNetOriginal(Network):
-    """The bidirectional MBS-Net; hears a segment as a whole."""
+    """Bidirectional MBS-Net; takes a segment as a whole."""
 
     causal = False
     parts = {  # noqa: RUF012 - a constant
@@ -119,7 +119,7 @@ class MbsNetOriginal(Network):
         self.use_form("train")
 
     def use_scan(self, form: ScanForm) -> MbsNetOriginal:
-        """Chooses the form of the selective scan."""
+        """Choose the form of the selective scan."""
         for layer in (*self.layers, self.across):
             layer.scan_form = form
         return self
@@ -133,7 +133,7 @@ class MbsNetOriginal(Network):
         self.use_scan(forms[form])
 
     def uncounted_macs(self) -> dict[str, int]:
-        """Of the scans and the convolutions, by their definition: decay * h and b * x for each state; the taps."""
+        """Multiply-accumulates a frame of scans and convolutions: decay * h and b * x for each state; the taps."""
         config = self.config
         layer = 4 * config.n_bands * config.inner * (2 * config.states + config.conv_width)
         return {"layers": config.layers * layer, "across": layer}
@@ -147,7 +147,7 @@ class MbsNetOriginal(Network):
         return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-2).transpose(-1, -2), {}
 
     def estimate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is done to each bin of (B, T, F, 2).
+        """Mask and phase offset of each bin of a spectrum (B, T, F, 2).
 
         Returns:
             (B, T, F, 1) mask in [0, 1] on the compressed magnitude, (B, T, F, 1) offset of the phase in [-pi, pi].

@@ -23,7 +23,7 @@ def window(config: AudioConfig) -> FloatArray:
 
 
 def synthesis_scale(config: AudioConfig) -> float:
-    """What overlap-added frames, windowed twice, must be multiplied by to have unit gain."""
+    """Factor that gives overlap-added frames, windowed twice, unit gain."""
     return 2.0 * config.hop / config.n_fft
 
 
@@ -44,7 +44,7 @@ def stft(wave: NDArray[np.floating], config: AudioConfig) -> NDArray[np.complexf
 
 
 def istft(spectrum: NDArray[np.complexfloating], config: AudioConfig) -> NDArray[np.floating]:
-    """Waveform of a spectrum, in time with the waveform that `stft` was given.
+    """Waveform of a spectrum, aligned with the waveform that `stft` was given.
 
     Args:
         spectrum: (T, F) complex.

@@ -1,1 +1,1 @@
-"""`edgese calibrate` and the search for what INT8 can take."""
+"""Calibration (`edgese calibrate`) and the search for the products that INT8 can take."""

@@ -1,13 +1,13 @@
-"""Calibration: what a network hears and remembers in a real stream, drawn from training data, and the ranges it spans.
+"""Calibration: inputs and states of a network in real streams, drawn from training data, and their ranges.
 
     batches, provenance = draw_batches(enhancer, folder, Drawing(), cache)
     digest = write_calibration(Path("calibration.npz"), batches, provenance)
     spans = compare_ranges(enhancer, batches)
 
-Each row of a batch is a stream of its own: training examples brought to a level drawn for the row, heard from zero
-states for 1 to 8 s, then the states at that moment and the next `block` hops of sound. Streams are begun anew for every
-batch: so many examples, SNRs and levels are met as there are rows, none of them is heard twice, and no row depends on
-another. Zero states instead would calibrate for the first 128 ms of a stream only.
+Each row of a batch is a stream of its own: training examples brought to a level drawn for the row, run from zero states
+for 1 to 8 s, then the states at that moment and the next `block` hops of sound. Streams are begun anew for every batch:
+so many examples, SNRs and levels are met as there are rows, none of them is used twice, and no row depends on another.
+Zero states instead would calibrate for the first 128 ms of a stream only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgese.config import DataConfig, TrainConfig
 from edgese.errors import ConfigError
 from edgese.graphs.plan import Plan
 from edgese.graphs.write import graph_of, quantizable, write_graph
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.model.checkpoint import save_weights
 from edgese.model.enhancer import WaveformEnhancer
 
@@ -54,7 +54,7 @@ _KIND = "calibration of a waveform enhancer"
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """What is drawn. Levels are of peaks: at the root mean square of -3 dBFS any speech would be clipped."""
+    """Settings of a drawing. Levels are of peaks: at the root mean square of -3 dBFS any speech would be clipped."""
 
     n_streams: int = 8  # of a batch
     n_batches: int = 16
@@ -79,7 +79,7 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """What one product's input spans over all batches, and what of that each method would keep."""
+    """Values of one product's input over all batches: lowest, highest, histogram, and the range of each method."""
 
     product: str  # path of the module in the network
     tensor: str  # its input in the graph; products may share it
@@ -95,7 +95,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """What is known of one stream."""
+    """Facts of one stream: its warm-up, level and examples."""
 
     warm_up: int  # hops
     peak_dbfs: float
@@ -111,15 +111,15 @@ def draw_batches(
     on_progress: Progress | None = None,
     on_decoding: Progress | None = None,
 ) -> tuple[list[Batch], dict[str, Any]]:
-    """Batches of a float32 streaming run over the training split of a data folder, and what is known of them.
+    """Batches of a float32 streaming run over the training split of a data folder, and their provenance.
 
     Equal arguments give equal batches on one machine with one number of threads.
 
     Args:
         data: a folder as `edgese.train.data.open_data` takes it.
         cache: where decoded recordings are kept.
-        on_progress: told the streams heard so far, and all.
-        on_decoding: told the recordings decoded so far, and all, where the cache does not hold them yet.
+        on_progress: called with the streams run so far, and all.
+        on_decoding: called with the recordings decoded so far, and all, where the cache does not hold them yet.
 
     Returns:
         Batches of exactly the inputs of a graph of `block` hops, float32: "wave" (n_streams, block * hop) in [-1, 1]
@@ -161,7 +161,7 @@ def draw_batches(
 
 
 def require_target(path: Path, *, replace: bool) -> None:
-    """Says before minutes of work what would be said after them.
+    """Check before minutes of work that a calibration can be written to `path`.
 
     Raises:
         CalibrationError: the file has another suffix, exists and must not be replaced, or its folder is missing.
@@ -179,7 +179,7 @@ def require_target(path: Path, *, replace: bool) -> None:
 def write_calibration(
     path: Path, batches: Sequence[Batch], provenance: Mapping[str, Any], *, replace: bool = False
 ) -> str:
-    """Store what `draw_batches` gave; hands back the digest of the batches.
+    """Store what `draw_batches` gave; returns the digest of the batches.
 
     Raises:
         CalibrationError: as `require_target`, or the file cannot be written.
@@ -189,7 +189,7 @@ def write_calibration(
 
 
 def read_calibration(path: Path, enhancer: WaveformEnhancer) -> Batches:
-    """What was stored, checked against the network: states are of one network and one set of weights only.
+    """Stored batches, checked against the network: states are of one network and one set of weights only.
 
     Raises:
         CalibrationError: the file is missing, damaged, no calibration, or one of another network.
@@ -217,7 +217,7 @@ def read_calibration(path: Path, enhancer: WaveformEnhancer) -> Batches:
 
 
 def weights_digest(enhancer: WaveformEnhancer) -> str:
-    """SHA-256 of the weights file as a bundle has it, whatever file they came from."""
+    """SHA-256 of a network's weights file as a bundle has it, whatever file they came from."""
     with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
         path = Path(folder) / "model.safetensors"
         save_weights(path, enhancer, enhancer.state_dict())
@@ -227,10 +227,10 @@ def weights_digest(enhancer: WaveformEnhancer) -> str:
 def compare_ranges(
     enhancer: WaveformEnhancer, batches: Sequence[Batch], on_progress: Progress | None = None
 ) -> tuple[Span, ...]:
-    """What the input of each product that INT8 can take spans over the batches, in the graph's order.
+    """Values and ranges of the input of each product that INT8 can take, over the batches, in the graph's order.
 
     Args:
-        on_progress: told the passes over all batches that are done, and all.
+        on_progress: called with the passes over all batches that are done, and all.
 
     Raises:
         CalibrationError: the batches are not of this network, or a product's input is always zero.
@@ -277,7 +277,7 @@ def _require_size(enhancer: WaveformEnhancer, drawing: Drawing) -> None:
 def _draw_row(
     examples: Examples, rng: np.random.Generator, warm_up: int, drawing: Drawing, hop: int
 ) -> tuple[Wave, _Row]:
-    """A stream's sound, ((warm_up + block) * hop,): examples of one level one after another, mostly a single one."""
+    """Sound of a stream, ((warm_up + block) * hop,): examples of one level in turn, mostly a single one; its facts."""
     n_samples = (warm_up + drawing.block) * hop
     peak_dbfs = float(rng.uniform(*drawing.peak_dbfs))
     pieces: list[Wave] = []
@@ -285,8 +285,8 @@ def _draw_row(
     while sum(map(len, pieces)) < n_samples:
         noisy, clean = examples(int(rng.integers(2**31)))
         # a recording shorter than an example has been filled up with zeros, which no stream holds: the next one follows
-        heard = len(np.trim_zeros(noisy, "b")) or len(noisy)
-        noisy, clean = noisy[:heard], clean[:heard]
+        filled = len(np.trim_zeros(noisy, "b")) or len(noisy)
+        noisy, clean = noisy[:filled], clean[:filled]
         peak = float(np.abs(noisy).max())
         pieces.append(noisy * np.float32(10 ** (peak_dbfs / 20) / (peak or 1.0)))
         if peak == 0:
@@ -299,7 +299,7 @@ def _draw_row(
 
 @torch.no_grad()
 def _stream(enhancer: WaveformEnhancer, waves: Sequence[Wave], warm_ups: Sequence[int]) -> Batch:
-    """One batch: all streams from zero states on, each left when its warm-up, in hops, is over."""
+    """Batch of all streams, run from zero states on; each one's states are kept when its warm-up (hops) is over."""
     hop = enhancer.audio.hop
     order = sorted(range(len(waves)), key=lambda row: warm_ups[row])
     sound = np.zeros((len(waves), max(warm_ups) * hop), np.float32)

@@ -1,4 +1,4 @@
-"""A graph streamed over recordings and heard by PESQ, in a process of its own."""
+"""Streaming of a graph over recordings and its PESQ, in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from runtimes.registry import open_runtime
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A graph's file, what it takes and gives, by how much its output runs behind, and what it is to enhance."""
+class ScoringTask:
+    """Task of scoring one graph: its file, inputs and outputs, the delay of its output (samples), and recordings."""
 
     path: Path
     graph: Graph
@@ -27,15 +27,15 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
-    """What a graph made of a recording, in time with it, and its PESQ-WB against the clean one."""
+class Scored:
+    """Output of a graph for one recording, aligned with it, and its PESQ-WB against the clean one."""
 
     wave: NDArray[np.float32]
     pesq: float
 
 
-def hear(task: Task) -> tuple[Heard, ...]:
-    """What the graph makes of each recording, in ONNX Runtime.
+def score_graph(task: ScoringTask) -> tuple[Scored, ...]:
+    """Output and PESQ-WB of a graph for each recording, in ONNX Runtime.
 
     Raises:
         EdgeseError: a recording that PESQ cannot score.
@@ -43,9 +43,9 @@ def hear(task: Task) -> tuple[Heard, ...]:
     """
     with open_runtime("onnxruntime", task.path) as opened:
         waves = [aligned(opened, task.graph, recording.noisy, task.overlap) for recording in task.recordings]
-    return tuple(Heard(wave, pesq_wb(r.clean, wave)) for wave, r in zip(waves, task.recordings, strict=True))
+    return tuple(Scored(wave, pesq_wb(r.clean, wave)) for wave, r in zip(waves, task.recordings, strict=True))
 
 
-def died(task: Task) -> tuple[Heard, ...]:
-    """For `in_processes`: what to do where one ended its process."""
-    raise VerificationError(f"{task.path.name}: the process that heard it died (no memory left, or PESQ's C program)")
+def died(task: ScoringTask) -> tuple[Scored, ...]:
+    """Raise for a task that ended its process, for `in_processes`."""
+    raise VerificationError(f"{task.path.name}: the process that scored it died (no memory left, or PESQ's C program)")

@@ -1,6 +1,6 @@
-"""Which products of a network INT8 can take: what each costs alone, and the largest set inside a budget of PESQ.
+"""Search for the products of a network that INT8 can take: the cost of each, the largest set in a PESQ budget.
 
-    found = quantize(enhancer, read_batches(path), recordings(data), budget=0.02)
+    found = search_int8(enhancer, read_batches(path), read_recordings(data), budget=0.02)
     found.plan, found.costs, found.steps
 
 Every number comes from the graph itself: Q/DQ nodes around a product, streamed in ONNX Runtime over whole recordings
@@ -28,12 +28,12 @@ from edgese.graphs.plan import Plan
 from edgese.graphs.precision import Precision
 from edgese.graphs.write import SCHEMES, graph_of, quantizable, quantize_graph, write_graph
 from edgese.machine.processes import in_processes
+from edgese.metrics.difference import snr_db
 from edgese.metrics.pairs import Recording
-from edgese.metrics.scores import snr_db
 from edgese.model.cost import product_macs
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import products
-from edgese.quantize.scoring import Heard, Task, died, hear
+from edgese.quantize.scoring import Scored, ScoringTask, died, score_graph
 from edgese.verify.limits import LIMITS
 
 BUDGET = 0.02  # of PESQ-WB; the limit is 0.05: other recordings lose other amounts
@@ -43,7 +43,7 @@ BEST = "best"  # of all methods, for each tensor
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What INT8 costs in one product, or in a set of them."""
+    """Cost of INT8 in one product, or in a set of them."""
 
     products: tuple[str, ...]
     share: float  # of the multiply-accumulates of all that could be INT8
@@ -59,7 +59,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """A set inside the budget, and the way to it."""
+    """Result of a search: a plan inside the budget, the cost of each product, and the sets that were tried."""
 
     plan: Plan
     costs: tuple[Cost, ...]  # of each product alone, cheapest noise for its share first
@@ -78,7 +78,7 @@ class Quantization:
 
     @classmethod
     def of(cls, plan: Plan) -> Quantization | None:
-        """The search that a plan came from; None for one that came from none."""
+        """Search that a plan came from; None for a plan that came from none."""
         if "together" not in plan.facts:
             return None
         alone, together = (
@@ -88,7 +88,7 @@ class Quantization:
         return cls(plan, _chosen(alone, plan.facts["methods"]), together)
 
 
-def quantize(
+def search_int8(
     enhancer: WaveformEnhancer,
     calibration: Batches,
     recordings: Sequence[Recording],
@@ -98,11 +98,11 @@ def quantize(
     method: str = BEST,
     on_progress: Callable[[str], None] | None = None,
 ) -> Quantization:
-    """The largest set of products that INT8 takes within the budget.
+    """Search for the largest set of products that INT8 takes within the budget.
 
     Args:
-        calibration: inputs of this network's graphs, with the states of a streaming run (edgese.calibration).
-        recordings: what PESQ is heard on; not those of the calibration.
+        calibration: inputs of this network's graphs, with the states of a streaming run (edgese.quantize.calibration).
+        recordings: pairs to compute PESQ on; not those of the calibration.
         budget: PESQ-WB that may be lost in their mean.
         method: one of `calib.ranges.METHODS`, or "best": each tensor takes that which costs least noise.
 
@@ -161,11 +161,11 @@ def make_plans(
     method: str = BEST,
     on_progress: Callable[[str], None] | None = None,
 ) -> dict[Precision, Plan]:
-    """How each of these precisions is made of a network; those in INT8 are searched for, which takes minutes.
+    """Plans of a network for these precisions; those in INT8 are searched for, which takes minutes.
 
     Raises:
         ConfigError: INT8 without a calibration or recordings, or for a network that is not causal.
-        VerificationError, CalibrationError: as `quantize`.
+        VerificationError, CalibrationError: as `search_int8`.
     """
     plans = {}
     for precision in dict.fromkeys(precisions):
@@ -177,10 +177,10 @@ def make_plans(
                 )
             if calibration is None or not recordings:
                 raise ConfigError(
-                    f"{precision.value}: needs a calibration and recordings to hear its PESQ on: make one with "
+                    f"{precision.value}: needs a calibration and recordings to compute PESQ on: make one with "
                     "`edgese calibrate --data DIR`, give it with --calibration, and clean/ and noisy/ pairs with --data"
                 )
-            found = quantize(
+            found = search_int8(
                 *(enhancer, calibration, recordings),
                 precision=precision,
                 budget=budget,
@@ -194,7 +194,7 @@ def make_plans(
 
 
 class _Search:
-    """The float32 graph's answers, and what is needed to make and hear others."""
+    """Maker and scorer of a network's graphs with sets of products in INT8, beside the float32 graph."""
 
     def __init__(
         self,
@@ -227,34 +227,34 @@ class _Search:
         macs = product_macs(enhancer)
         self.macs = {product: macs[product] for product in self.tensors}
         tell("float32, for comparison")
-        (self.heard,) = self._hear([self.float32])
+        (self.reference,) = self._scored([self.float32])
 
     def alone(self, method: str) -> list[Cost]:
-        """What each product costs alone, with the range that this method offers."""
+        """Cost of each product alone in INT8, with the range that this method offers."""
         singles = [{product: found} for product, found in self.offered[method].items()]
         return [dataclasses.replace(cost, method=method) for cost in self.costs(singles)]
 
     def costs(self, sets: Sequence[Mapping[str, Range]]) -> list[Cost]:
-        """What each of these sets of products, with their ranges, costs in INT8, the others in float32."""
+        """Cost of each of these sets of products in INT8, with their ranges, all others in float32."""
         files = [self.folder / f"{number}.onnx" for number in range(len(sets))]
         for file, ranges in zip(files, sets, strict=True):
             quantize_graph(self.enhancer, self.float32, file, ranges, self.precision)
-        heard = self._hear(files, [list(ranges) for ranges in sets])
-        return [self._cost(list(ranges), waves) for ranges, waves in zip(sets, heard, strict=True)]
+        scored = self._scored(files, [list(ranges) for ranges in sets])
+        return [self._cost(list(ranges), waves) for ranges, waves in zip(sets, scored, strict=True)]
 
-    def _hear(self, files: Sequence[Path], sets: Sequence[Sequence[str]] = ()) -> list[tuple[Heard, ...]]:
-        """Each graph on all recordings."""
-        tasks = [Task(file, self.graph, self.enhancer.audio.overlap, tuple(self.recordings)) for file in files]
+    def _scored(self, files: Sequence[Path], sets: Sequence[Sequence[str]] = ()) -> list[tuple[Scored, ...]]:
+        """Outputs and scores of each graph on all recordings."""
+        tasks = [ScoringTask(file, self.graph, self.enhancer.audio.overlap, tuple(self.recordings)) for file in files]
         found = []
-        for heard in in_processes(hear, tasks, None, died):
-            found.append(heard)
+        for scored in in_processes(score_graph, tasks, None, died):
+            found.append(scored)
             if sets:
                 self.tell(f"INT8 in {_named(sets[len(found) - 1])} ({len(found)} of {len(sets)})")
         return found
 
-    def _cost(self, chosen: Sequence[str], heard: Sequence[Heard]) -> Cost:
-        lost = [before.pesq - after.pesq for before, after in zip(self.heard, heard, strict=True)]
-        wanted, found = (np.concatenate([one.wave for one in all_of]) for all_of in (self.heard, heard))
+    def _cost(self, chosen: Sequence[str], scored: Sequence[Scored]) -> Cost:
+        lost = [before.pesq - after.pesq for before, after in zip(self.reference, scored, strict=True)]
+        wanted, found = (np.concatenate([one.wave for one in all_of]) for all_of in (self.reference, scored))
         return Cost(
             products=tuple(chosen),
             share=sum(self.macs[product] for product in chosen) / sum(self.macs.values()),
@@ -265,7 +265,7 @@ class _Search:
 
 
 def _least_noise(alone: Sequence[Cost], tensors: Mapping[str, str]) -> dict[str, str]:
-    """Product -> method; products that read one tensor share its range, and so the method."""
+    """Method with the least noise for each product; products that read one tensor share its range, so the method."""
     noise: dict[str, dict[str, float]] = {}
     for cost in alone:
         by_method = noise.setdefault(tensors[cost.products[0]], {})
@@ -274,12 +274,12 @@ def _least_noise(alone: Sequence[Cost], tensors: Mapping[str, str]) -> dict[str,
 
 
 def _chosen(alone: Sequence[Cost], methods: Mapping[str, str]) -> tuple[Cost, ...]:
-    """Each product's cost with the method that was chosen for it, cheapest noise for its share first."""
+    """Cost of each product with the method that was chosen for it, cheapest noise for its share first."""
     return tuple(sorted((one for one in alone if one.method == methods[one.products[0]]), key=_noise_per_share))
 
 
 def _block_of(calibration: Batches, enhancer: WaveformEnhancer) -> int:
-    """Hops of a batch; what does not fit else is told when the graph is fed."""
+    """Hops of a batch; whatever else does not fit is found when the graph is fed."""
     wave = calibration.batches[0].get("wave")
     if wave is None or wave.ndim != 2 or wave.shape[1] % enhancer.audio.hop:
         found = "none" if wave is None else f"one of shape {wave.shape}"
@@ -292,5 +292,5 @@ def _named(products: Sequence[str]) -> str:
 
 
 def _noise_per_share(cost: Cost) -> float:
-    """dB; what is never used costs nothing."""
+    """Noise of a product in INT8 for its share of the arithmetic, dB; the lower, the cheaper."""
     return -cost.snr_db - 10 * math.log10(cost.share)

@@ -1,4 +1,4 @@
-"""The sound that comes with edgese: a noisy recording and the clean one under it (README.md beside this file)."""
+"""Sound that comes with edgese: a noisy recording and the clean one under it (README.md beside this file)."""
 
 from pathlib import Path
 

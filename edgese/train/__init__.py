@@ -1,1 +1,1 @@
-"""`edgese train`: data made into weights."""
+"""Training of networks: `edgese train`."""

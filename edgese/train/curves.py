@@ -9,15 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese.errors import AudioError, EdgeseError, install_command
-
-try:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-except ImportError as error:
-    raise AudioError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
-from edgese.enhance.plot import _lock
+from edgese.errors import EdgeseError
+from edgese.pictures.figure import drawing, new_figure, ticker
 
 SMOOTHING = 1 / 40  # share of a run that the training losses are averaged over: single batches scatter widely
 
@@ -25,7 +18,7 @@ SMOOTHING = 1 / 40  # share of a run that the training losses are averaged over:
 def write_learning_curves(log: Path, png: Path) -> None:
     """Write the course of a training run as a PNG: its losses, the validation's scores, the learning rate, by step.
 
-    Columns are told by their names: those of validation begin with `validation_`, those that end in `_rate`, `_norm`
+    Columns are known by their names: those of validation begin with `validation_`, those that end in `_rate`, `_norm`
     or `_per_second` are no losses, all others are terms of the training loss. Losses that spread over more than a
     factor of four have a logarithmic axis.
 
@@ -50,9 +43,8 @@ def write_learning_curves(log: Path, png: Path) -> None:
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         raise EdgeseError(f"{log}: found no curve to draw, wanted the log.csv of edgese train")
-    with _lock:
-        figure = Figure(figsize=(9, 1 + 2 * len(panels)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing:
+        figure = new_figure(9, 1 + 2 * len(panels))
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (title, names) in zip(axes, panels.items(), strict=True):
             for name in names:
@@ -60,9 +52,9 @@ def write_learning_curves(log: Path, png: Path) -> None:
             values = np.concatenate([curves[name][1] for name in names])
             if "loss" in title and 0 < 4 * values.min() < values.max():
                 axis.set_yscale("log")
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
                 axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter(NullFormatter())
+                axis.yaxis.set_minor_formatter(ticker.NullFormatter())
             axis.set_title(title, loc="left")
             axis.grid(alpha=0.3)
             if len(names) > 1 or names[0].startswith("validation_"):
@@ -75,7 +67,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values; only w
 
 
 def _read_log(log: Path) -> dict[str, Curve]:
-    """Each column that has values, in the order of the file."""
+    """Steps and values of each column that has some, by name, in the order of the file."""
     try:
         with log.open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines, restkey="", restval=""))
@@ -99,7 +91,7 @@ def _read_log(log: Path) -> dict[str, Curve]:
 
 
 def _draw_curve(axis: Any, name: str, steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    """A line; noisy ones of training smoothed, what was smoothed behind it, and validation with its best in words."""
+    """Draw a curve: training smoothed over its raw values, validation with its best value named in the legend."""
     if name.endswith("_rate"):
         axis.plot(steps, values, label=name)
     elif name.startswith("validation_"):
@@ -112,7 +104,7 @@ def _draw_curve(axis: Any, name: str, steps: NDArray[np.float64], values: NDArra
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over `SMOOTHING` of the run around each value; fewer at its ends."""
+    """Moving mean over `SMOOTHING` of the run around each value; over fewer values at its ends."""
     window = np.ones(2 * round(len(values) * SMOOTHING / 2) + 1)
     counts = np.convolve(np.ones(len(values)), window, mode="full")
     sums = np.convolve(values, window, mode="full")

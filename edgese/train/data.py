@@ -1,4 +1,4 @@
-"""Training data: what a folder holds, who speaks in it, and who is kept out of training.
+"""Training data of a folder: its layout, speakers, and the split into training and validation.
 
 Folders are known by their names, up to three levels down; whatever is named after a test, evaluation or validation set
 is passed over. Two layouts are understood:
@@ -28,7 +28,7 @@ from edgese.audio import Wave
 from edgese.audio.formats import READABLE
 from edgese.config import DataConfig
 from edgese.errors import TrainingError
-from edgese.train.decoded import Progress, Recordings
+from edgese.train.decoded import DecodedRecordings, Progress
 from edgese.train.mixing import MixedExamples, PairedExamples, validation_config
 from edgese.train.rooms import Room, make_rooms, read_rooms
 
@@ -58,7 +58,7 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DataSets:
-    """What a run trains on and is validated on; their speakers and noise recordings are disjoint."""
+    """Examples for training and for validation; their speakers and noise recordings are disjoint."""
 
     train: Examples
     validation: Examples
@@ -97,7 +97,7 @@ def open_data(
 
 @dataclasses.dataclass(frozen=True)
 class _Opening:
-    """One call of `open_data`."""
+    """Settings of one call of `open_data`, and the opening of either layout."""
 
     found: Sequence[Path]  # the folders below the one that was given
     config: DataConfig
@@ -161,8 +161,8 @@ class _Opening:
             {"layout": "mixing", **counts},
         )
 
-    def _load(self, files: Sequence[Path]) -> Recordings:
-        return Recordings(files, self.sample_rate_hz, self.cache, self.progress)
+    def _load(self, files: Sequence[Path]) -> DecodedRecordings:
+        return DecodedRecordings(files, self.sample_rate_hz, self.cache, self.progress)
 
     def _rooms(self) -> list[Room]:
         rooms: list[Room] = []
@@ -177,7 +177,7 @@ class _Opening:
         return rooms
 
     def _split(self, what: str, folder: Path, groups: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Numbers of the files for training and validation; a group, which each file names, lies in one of them."""
+        """Numbers of the files for training and for validation; all files of a group lie in one of the two."""
         counts = Counter(groups)
         n_held_out = max(1, round(self.config.validation_share * len(counts)))
         if len(counts) <= n_held_out:
@@ -208,7 +208,7 @@ def _is_named(path: Path, names: Sequence[str]) -> bool:
 
 
 def _named(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """All folders of the first name that there is, of those that lie highest."""
+    """Folders of the first of these names that is found, of those that lie highest."""
     for name in names:
         matches = [path for path in folders if _is_named(path, [name])]
         if matches:
@@ -217,7 +217,7 @@ def _named(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
 
 
 def _paired_folders(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Clean folders and the noisy ones of like names, beside them or elsewhere: clean_trainset_28spk_wav, noisy_..."""
+    """Pairs of clean and noisy folders of like names, beside each other or not: clean_trainset_28spk_wav, noisy_..."""
     by_name = {path.name: path for path in reversed(folders)}
     pairs = []
     for clean in _named(folders, CLEAN):
@@ -238,7 +238,7 @@ def _audio_files(folder: Path) -> list[Path]:
 
 
 def _speech_files(folder: Path) -> list[tuple[Path, str]]:
-    """Files and their speakers: from manifest.csv where there is one, else from folder and file names."""
+    """Speech files and their speakers: from manifest.csv where there is one, else from folder and file names."""
     manifest = folder / "manifest.csv"
     if not manifest.exists():
         return [(file, _speaker(file, folder)) for file in _audio_files(folder)]
@@ -252,7 +252,7 @@ def _speech_files(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _speaker(file: Path, folder: Path) -> str:
-    """Who speaks, as far as names tell: by the file's, by that of the nearest folder that can be a speaker's.
+    """Name of a file's speaker, as far as names show it: by the file's, or the nearest folder's that can be one.
 
     Beyond that a file of `folder` itself belongs with those that begin alike up to the first underscore; any other is
     a speaker of its own.
@@ -269,7 +269,7 @@ def _speaker(file: Path, folder: Path) -> str:
     return inner.as_posix()
 
 
-def _require_equal_lengths(noisy: Recordings, clean: Recordings) -> None:
+def _require_equal_lengths(noisy: DecodedRecordings, clean: DecodedRecordings) -> None:
     for index, (file, partner) in enumerate(zip(noisy.files, clean.files, strict=True)):
         if noisy.length(index) != clean.length(index):
             raise TrainingError(

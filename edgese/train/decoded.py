@@ -1,4 +1,4 @@
-"""Recordings decoded once, on all cores, into a memory map from which any part is read at no cost."""
+"""Cache of recordings, decoded once on all cores into a memory map from which any part is read at no cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgese.errors import AudioError, TrainingError
 Progress = Callable[[int, int], None]
 
 
-class Recordings:
+class DecodedRecordings:
     """Many recordings as one int16 memory map at the rate of the signal contract.
 
     A copy that is sent to another process opens the same map there.
@@ -32,7 +32,7 @@ class Recordings:
     def __init__(
         self, files: Sequence[Path], sample_rate_hz: int, cache: Path, progress: Progress | None = None
     ) -> None:
-        """Decodes `files` unless the cache holds them already (same paths, sizes and times).
+        """Decode `files` unless the cache holds them already (same paths, sizes and times).
 
         Raises:
             AudioError: recordings that cannot be read, or hold no sound; all of them in one message.
@@ -64,8 +64,8 @@ class Recordings:
         vars(self).update(state)
         self._open()
 
-    def subset(self, indices: Sequence[int]) -> Recordings:
-        """Some of the recordings, of the same memory map."""
+    def subset(self, indices: Sequence[int]) -> DecodedRecordings:
+        """Recordings with these indices, of the same memory map."""
         part = copy.copy(self)
         part.files = [self.files[index] for index in indices]
         part._starts, part.lengths = self._starts[list(indices)], self.lengths[list(indices)]
@@ -76,11 +76,11 @@ class Recordings:
         return int(self.lengths.sum())
 
     def length(self, index: int) -> int:
-        """Samples of one recording."""
+        """Number of samples of one recording."""
         return int(self.lengths[index])
 
     def read(self, index: int, start: int = 0, length: int | None = None) -> Wave:
-        """Samples of one recording, as many as there are from `start` on, at most `length`."""
+        """Samples of one recording from `start` on, (n,) float32 in [-1, 1), n at most `length`."""
         first = int(self._starts[index])
         last = first + self.length(index)
         first += start
@@ -99,7 +99,7 @@ def _decode(
     index_path: Path,
     progress: Progress | None,
 ) -> None:
-    """Writes samples and index, both whole or not at all; the index comes last and says that both are there."""
+    """Write samples and index, both whole or not at all; the index comes last and says that both are there."""
     bounds, broken = [0], list[AudioError]()
     partial = samples_path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -112,7 +112,7 @@ def _decode(
                 bounds.append(bounds[-1] + len(samples))
                 if progress:
                     progress(len(bounds) - 1, len(files))
-        if broken:  # all are told at once: whoever mends one mends all
+        if broken:  # all are named at once: whoever mends one mends all
             others = "".join(f"; {error}" for error in broken[1:5])
             more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
             raise AudioError(f"{broken[0]}{others}{more}") from broken[0]
@@ -126,7 +126,7 @@ def _decode(
 
 
 def _decoded(files: Sequence[Path], sample_rate_hz: int) -> Iterator[NDArray[np.int16] | AudioError]:
-    """Samples of each file, or why there are none, in order; some files are decoded ahead, one on each core.
+    """Samples of each file, or the error that it gave, in order; some files are decoded ahead, one on each core.
 
     By threads: libsndfile and soxr, where nine tenths of the time are spent, run without the interpreter's lock, and
     processes could not be started from every script.

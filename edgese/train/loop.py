@@ -1,4 +1,4 @@
-"""The training loop: seeded, resumable to the same result, stopped by NaN, logged as CSV and TensorBoard.
+"""Training loop: seeded, resumable to the same result, stopped by NaN, logged as CSV and TensorBoard.
 
 A run is a folder: config.json, log.csv, last.pt (to go on from), best.pt (lowest validation loss), and the averaged
 weights of best.pt as weights.safetensors. Under `torchrun` the processes share each batch.
@@ -48,7 +48,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands, once a step."""
+    """Progress of a run after one step."""
 
     step: int
     steps: int
@@ -60,7 +60,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run ended with."""
+    """Result of a run, or of a slice of it."""
 
     step: int
     best_validation_loss: float
@@ -69,7 +69,7 @@ class Result:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to 1 % (Loshchilov & Hutter 2017)."""
+    """Learning rate of a step: linear warm-up, then half a cosine down to 1 % (Loshchilov & Hutter 2017)."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -86,7 +86,7 @@ def train(
     stop_at_step: int | None = None,
     stop_after_s: float = math.inf,
 ) -> Result:
-    """Trains in `run` until config.steps, going on from run/last.pt where there is one.
+    """Train in the folder `run` until config.steps, going on from run/last.pt where there is one.
 
     Args:
         device: cpu, cuda, ...; under torchrun, cuda is the GPU of each process.
@@ -160,7 +160,7 @@ def _train(
 
 
 def starting_enhancer(config: TrainConfig, weights: Path) -> WaveformEnhancer:
-    """The enhancer of a file that a run with these settings can begin with.
+    """Enhancer of a weights file that a run with these settings can begin with.
 
     Raises:
         CheckpointError: not a file of weights.
@@ -180,7 +180,7 @@ def _require_device(device: str) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc reuse a step's buffers: giving them back and faulting them in again takes half of a step on a CPU."""
+    """Make glibc reuse a step's buffers: giving them back and faulting them in again takes half a step on a CPU."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
@@ -191,7 +191,7 @@ def keep_freed_memory() -> None:
 
 
 class _Trainer:
-    """Everything that changes from step to step, and how it is kept."""
+    """State that changes from step to step (weights, averages, optimizer), with its updates and checkpoints."""
 
     def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path, ranks: Ranks) -> None:
         self.config, self.enhancer, self.run, self.ranks, self.device = config, enhancer, run, ranks, ranks.device
@@ -209,7 +209,7 @@ class _Trainer:
         self.ema = {name: tensor.clone() for name, tensor in enhancer.state_dict().items()}
 
     def update(self, noisy: Tensor, clean: Tensor) -> dict[str, float]:
-        """One step; its terms, learning rate and gradient norm."""
+        """Do one step; returns its loss terms, learning rate and gradient norm."""
         config = self.config
         rate = learning_rate(self.step, config)
         for group in self.optimizer.param_groups:
@@ -252,12 +252,12 @@ class _Trainer:
             raise TrainingError(
                 f"step {self.step}: the validation loss is {loss}: start again with a lower learning_rate"
             )
-        heard = [score for score in scores if score is not None]
+        known = [score for score in scores if score is not None]
         if loss < self.best:
             self.best = loss
             save_checkpoint(self.best_path, self._content(with_optimizer=False))
             save_weights(self.run / "weights.safetensors", self.enhancer, self.ema)
-        return ({"validation_pesq_wb": float(np.mean(heard))} if heard else {}) | {
+        return ({"validation_pesq_wb": float(np.mean(known))} if known else {}) | {
             "validation_loss": loss,
             "validation_si_sdr_db": float(np.mean(ratios)),
             "validation_si_sdr_gain_db": float(np.mean(gains)),
@@ -291,7 +291,7 @@ class _Trainer:
         return content
 
     def _terms(self, enhancer: nn.Module, noisy: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """The objective over whole segments; output and target are brought in time by the known lag."""
+        """Terms of the objective over whole segments; output and target are aligned by the known lag."""
         hop, overlap = self.config.audio.hop, self.config.audio.overlap
         whole = noisy.shape[1] // hop * hop
         state = self.enhancer.initial_state(len(noisy))
@@ -303,7 +303,7 @@ class _Trainer:
 
 
 def _score(target: np.ndarray, enhanced: np.ndarray) -> float | None:
-    """PESQ-WB; the worst there is where nothing is left of the speech, None where there is none or PESQ is missing."""
+    """PESQ-WB; the scale's worst where nothing is left of the speech, None without speech or without the package."""
     if target.any() and not enhanced.any():
         return WORST_PESQ
     try:
@@ -314,7 +314,7 @@ def _score(target: np.ndarray, enhanced: np.ndarray) -> float | None:
 
 
 def _by_decay(enhancer: WaveformEnhancer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Weights, which are decayed, and what is not: biases, gains and decay rates (as Mamba's authors train it)."""
+    """Parameters with weight decay, and those without: biases, gains and decay rates (as Mamba's authors train it)."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in enhancer.named_parameters():
@@ -324,7 +324,7 @@ def _by_decay(enhancer: WaveformEnhancer) -> tuple[list[nn.Parameter], list[nn.P
 
 
 class _Numbered(Dataset[tuple[Tensor, Tensor]]):
-    """This process's share of the examples of steps first ... last - 1, for a loader with workers."""
+    """Dataset of this process's share of the examples of steps first ... last - 1, for a loader with workers."""
 
     def __init__(self, examples: Examples, batch: int, first: int, last: int, ranks: Ranks) -> None:
         self.examples, self.batch, self.first, self.last, self.ranks = examples, batch, first, last, ranks
@@ -351,7 +351,7 @@ def _batches(
 
 
 class _Log:
-    """log.csv and TensorBoard events; rows past the step a run goes on from are dropped first."""
+    """Log of a run as log.csv and TensorBoard events; rows past the step that a run goes on from are dropped."""
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / "log.csv"

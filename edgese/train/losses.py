@@ -24,7 +24,7 @@ RESOLUTIONS = (256, 512, 1024)  # samples of a window; hops are a quarter of it
 
 
 def compressed_spectrum(wave: Tensor, transform: Transform, compression: float) -> tuple[Tensor, Tensor]:
-    """(B, n_samples) -> compressed magnitude (B, T, F) and compressed complex spectrum (B, T, F, 2)."""
+    """Compressed magnitude (B, T, F) and compressed complex spectrum (B, T, F, 2) of waves (B, n_samples)."""
     whole = wave[:, : wave.shape[1] // transform.config.hop * transform.config.hop]
     spectrum, _ = transform(whole, whole.new_zeros(len(whole), transform.config.overlap))
     power = spectrum.square().sum(-1) + POWER_FLOOR
@@ -78,7 +78,7 @@ def multi_resolution_loss(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 class Objective(nn.Module):
-    """The weighted sum of all terms whose weight is not zero."""
+    """Training objective: the weighted sum of all terms whose weight is not zero."""
 
     def __init__(self, config: LossConfig, audio: AudioConfig, compression: float) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Objective(nn.Module):
         self.disturbance = PerceptualDisturbance()
 
     def forward(self, enhanced: Tensor, clean: Tensor, noisy: Tensor) -> dict[str, Tensor]:
-        """Every term that counts, unweighted, and their weighted sum under "loss".
+        """Values of the terms with a weight, unweighted, and their weighted sum under "loss".
 
         Args:
             enhanced, clean, noisy: (B, n_samples), in time with each other.
@@ -110,11 +110,11 @@ class Objective(nn.Module):
         return {"loss": total} | counted
 
     def _perceptual(self, enhanced: Tensor, clean: Tensor) -> Tensor:
-        """What raw PESQ lacks to 4.5 (see perceptual.py); a target 60 dB below the input, no speech, lacks nothing."""
+        """Distance of raw PESQ from 4.5 (perceptual.py); 0 for a target 60 dB below the input, which is no speech."""
         missing = 4.5 - raw_pesq(*self.disturbance(enhanced, clean))
         return (missing * (clean.square().mean(1) > 1e-6)).mean()
 
 
 def _wrapped(angle: Tensor) -> Tensor:
-    """The angle in [-pi, pi]."""
+    """Angle brought to [-pi, pi]."""
     return angle - 2 * math.pi * torch.round(angle / (2 * math.pi))

@@ -1,4 +1,4 @@
-"""How one training example is made: a talker, a room, noises, a level. Example i depends on seed, split and i alone.
+"""Making of training examples: a talker, a room, noises, a level. Example i depends on seed, split and i only.
 
 The target is the speech as the room and the recording chain make it sound, without the noise: a mask cannot give back
 what a room smeared or a band limit took, so both stand in the target as well. Clipping alone is on the noisy side only.
@@ -18,7 +18,7 @@ from scipy import fft, signal
 
 from edgese.audio import Wave
 from edgese.config import DataConfig
-from edgese.train.decoded import Recordings
+from edgese.train.decoded import DecodedRecordings
 from edgese.train.noises import coloured, decibels, log_uniform, spectral_envelope, stages, synthetic_noise, unit_power
 from edgese.train.rooms import Room
 
@@ -28,12 +28,12 @@ LONGEST_T60_S = 0.8  # of a room that speech is heard in; babble may fill a hall
 
 
 def numbered_generator(seed: int, split: int, index: int) -> np.random.Generator:
-    """The generator of one example; no other seed, split (0 training, 1 validation) or index shares its stream."""
+    """Random generator of one example; no other seed, split (0 training, 1 validation) or index shares its stream."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, index)))
 
 
 def validation_config(config: DataConfig) -> DataConfig:
-    """The same mixing without what test recordings are not: validation tells quality, not the mix of augmentations."""
+    """Settings without the augmentations that test recordings lack: validation is to measure quality, not the mix."""
     return dataclasses.replace(
         config,
         near_clean_probability=0.0,
@@ -46,9 +46,9 @@ def validation_config(config: DataConfig) -> DataConfig:
 
 
 class Talkers:
-    """Recordings of speech, by speaker."""
+    """Speech recordings by speaker, to draw talkers from."""
 
-    def __init__(self, recordings: Recordings, speakers: Sequence[str]) -> None:
+    def __init__(self, recordings: DecodedRecordings, speakers: Sequence[str]) -> None:
         self.recordings = recordings
         grouped: dict[str, list[int]] = defaultdict(list)
         for index, speaker in enumerate(speakers):
@@ -59,14 +59,14 @@ class Talkers:
         self._share = _root_share(seconds)
 
     def pick(self, rng: np.random.Generator, other_than: int | None = None) -> int:
-        """A speaker's number; `other_than` is left out where there is anybody else."""
+        """Number of a random speaker; not `other_than`, where there is anybody else."""
         chosen = int(rng.choice(len(self.by_speaker), p=self._share))
         if chosen == other_than and len(self.by_speaker) > 1:
             chosen = (chosen + int(rng.integers(1, len(self.by_speaker)))) % len(self.by_speaker)
         return chosen
 
     def talk(self, rng: np.random.Generator, speaker: int, length: int, *, lead_in: bool) -> Wave:
-        """One speaker talking for `length` samples: utterances one after another, with pauses between them.
+        """Speech of one speaker, (length,): utterances one after another, with pauses between them.
 
         Args:
             lead_in: start at a random place of a recording, and now and then only after some silence.
@@ -87,13 +87,13 @@ class Talkers:
 
 
 class MixedExamples:
-    """Speech of one speaker and up to three noises (recorded, babble or synthetic) at a random SNR and level."""
+    """Examples of one speaker and up to three noises (recorded, babble or synthetic) at a random SNR and level."""
 
     def __init__(
         self,
-        speech: Recordings,
+        speech: DecodedRecordings,
         speakers: Sequence[str],
-        noise: Recordings,
+        noise: DecodedRecordings,
         rooms: Sequence[Room],
         config: DataConfig,
         sample_rate_hz: int,
@@ -173,7 +173,7 @@ class MixedExamples:
         return unit_power(wave)
 
     def _babble(self, rng: np.random.Generator, speaker: int) -> Wave:
-        """3 to 12 talkers at different distances, each at a place of its own; sometimes a crowd, sometimes far away."""
+        """Babble of 3 to 12 talkers at several distances, each at its own place; sometimes a crowd, or far away."""
         spectrum = np.zeros(self.length // 2 + 1, dtype=np.complex64)
         in_rooms = bool(self.halls) and rng.random() < 0.8
         for _ in range(int(rng.integers(3, 13))):
@@ -193,10 +193,17 @@ class MixedExamples:
 
 
 class PairedExamples:
-    """Segments of recorded (noisy, clean) pairs at random places and gains; some with the noise of another pair."""
+    """Examples from recorded (noisy, clean) pairs, at random places and gains; some with the noise of another pair."""
 
     def __init__(
-        self, noisy: Recordings, clean: Recordings, config: DataConfig, sample_rate_hz: int, *, seed: int, split: int
+        self,
+        noisy: DecodedRecordings,
+        clean: DecodedRecordings,
+        config: DataConfig,
+        sample_rate_hz: int,
+        *,
+        seed: int,
+        split: int,
     ) -> None:
         self.noisy, self.clean, self.config = noisy, clean, config
         self.seed, self.split, self.length = seed, split, round(config.segment_s * sample_rate_hz)
@@ -223,8 +230,8 @@ def _root_share(amounts: Sequence[float] | NDArray[np.float64]) -> NDArray[np.fl
     return np.asarray(roots / roots.sum())
 
 
-def _noise_share(noise: Recordings) -> NDArray[np.float64]:
-    """How often each recording is drawn: the root of a folder's seconds, then of the recording's within its folder.
+def _noise_share(noise: DecodedRecordings) -> NDArray[np.float64]:
+    """Probability of each recording: by the root of its folder's seconds, then of its own within the folder.
 
     A large collection of short events would else drown the few long recordings of places.
     """
@@ -252,20 +259,20 @@ def _active_level(wave: Wave, frame: int = 320) -> float:
 
 
 def _fit(wave: Wave, length: int, *, repeat: bool = False) -> Wave:
-    """Exactly `length` samples: repeated or filled up with zeros."""
+    """Wave of exactly `length` samples: cut, repeated or filled up with zeros."""
     if repeat and 0 < len(wave) < length:
         wave = np.tile(wave, -(-length // len(wave)))
     return np.pad(wave[:length], (0, max(0, length - len(wave))))
 
 
 def _limit(noisy: Wave, clean: Wave) -> tuple[Wave, Wave]:
-    """Both scaled down together where one of them would leave [-1, 1]."""
+    """Both waves, scaled down together where one of them would leave [-1, 1]."""
     peak = max(float(np.abs(noisy).max()), float(np.abs(clean).max()), 1.0)
     return (noisy / peak).astype(np.float32), (clean / peak).astype(np.float32)
 
 
 def _faster(wave: Wave, speed: float) -> Wave:
-    """The wave `speed` times as fast and as high, as a tape would play it."""
+    """Wave `speed` times as fast and as high, as a tape would play it."""
     return np.asarray(soxr.resample(wave, speed, 1.0, quality="LQ"), dtype=np.float32)
 
 
@@ -274,20 +281,20 @@ def _convolve(wave: Wave, room: Wave) -> Wave:
 
 
 def _tilt(rng: np.random.Generator, wave: Wave) -> Wave:
-    """Another microphone: a gentle first-order slope, brighter or darker by up to about 9 dB from end to end."""
+    """Wave as by another microphone: a first-order slope, brighter or darker by up to 9 dB from end to end."""
     slope = rng.uniform(-0.5, 0.5)
     return np.asarray(signal.lfilter([1, -slope], [1], wave), dtype=np.float32)
 
 
 def _coloured_anew(rng: np.random.Generator, wave: Wave, sample_rate_hz: int) -> Wave:
-    """The same noise through another wall, microphone, distance: a smooth random spectrum on top of its own."""
+    """Noise as through another wall, microphone, distance: a smooth random spectrum on top of its own."""
     spectrum = fft.rfft(wave)
     gains = spectral_envelope(rng, len(spectrum), sample_rate_hz, rng.uniform(-3, 2), spread_db=4)
     return np.asarray(fft.irfft(spectrum * gains, len(wave)), dtype=np.float32)
 
 
 def _band_limited(rng: np.random.Generator, *waves: Wave) -> tuple[Wave, ...]:
-    """All through the same low-pass, as a codec or a lower rate leaves them: 40 to 95 % of the band."""
+    """Waves through one low-pass, as a codec or a lower rate leaves them: 40 to 95 % of the band."""
     n_bins = len(waves[0]) // 2 + 1
     edge = rng.uniform(0.4, 0.95)
     gains = np.clip((edge - np.linspace(0, 1, n_bins)) / 0.03 + 0.5, 0, 1).astype(np.float32)
@@ -295,7 +302,7 @@ def _band_limited(rng: np.random.Generator, *waves: Wave) -> tuple[Wave, ...]:
 
 
 def _clipped(rng: np.random.Generator, wave: Wave) -> Wave:
-    """The loudest 0.03 to 1 % of the samples cut off."""
+    """Wave with the loudest 0.03 to 1 % of its samples clipped."""
     share = log_uniform(rng, 3e-4, 1e-2)
     peak = np.quantile(np.abs(wave), 1 - share)
     return wave.clip(-peak, peak)

@@ -1,4 +1,4 @@
-"""Synthetic noise, for what recordings are short of: air and traffic, engines, hum, things that knock and ring.
+"""Synthetic noise of kinds that recordings are short of: air and traffic, engines, hum, things that knock and ring.
 
 Every function takes a generator, a length in samples and the sample rate, and gives (length,) float32 of unit power.
 Sound of a given kind is drawn anew each time, so that no network can learn it by heart.
@@ -20,7 +20,7 @@ LOWEST_HZ = 60.0  # spectra are flat below
 
 
 def synthetic_noise(rng: np.random.Generator, length: int, sample_rate_hz: int) -> Wave:
-    """One of the kinds below, over a bed of steady coloured noise where it would leave silence between."""
+    """Noise of one of the kinds below, over steady coloured noise where it would leave silence between."""
     kinds: tuple[Callable[..., Wave], ...] = (air, air, engine, engine, impacts, hum)
     kind = kinds[int(rng.integers(len(kinds)))]
     wave = kind(rng, length, sample_rate_hz)
@@ -44,13 +44,13 @@ def coloured(
 
 
 def air(rng: np.random.Generator, length: int, sample_rate_hz: int) -> Wave:
-    """Two coloured noises that swell and fade on their own: ventilation, wind, water, distant traffic."""
+    """Noise of air: two coloured noises that swell and fade on their own: ventilation, wind, water, distant traffic."""
     waves = [coloured(rng, length, sample_rate_hz) * swell(rng, length, sample_rate_hz) for _ in range(2)]
     return unit_power(waves[0] + waves[1] * decibels(rng.uniform(-15, 0)))
 
 
 def engine(rng: np.random.Generator, length: int, sample_rate_hz: int) -> Wave:
-    """Harmonics of a wandering low pitch and the rumble of a vehicle around them."""
+    """Noise of an engine: harmonics of a wandering low pitch and the rumble of a vehicle around them."""
     pitch_hz = log_uniform(rng, 20, 150) * (1 + rng.uniform(0, 0.15) * _wander(rng, length, sample_rate_hz))
     tone = _harmonics(rng, pitch_hz, sample_rate_hz, int(rng.integers(4, 24)), fall=rng.uniform(0.3, 2.0))
     rumble = coloured(rng, length, sample_rate_hz, tilt_db=(-10.0, -3.0))
@@ -76,7 +76,7 @@ def impacts(rng: np.random.Generator, length: int, sample_rate_hz: int) -> Wave:
 
 
 def _impact(rng: np.random.Generator, sample_rate_hz: int) -> Wave:
-    """One knock, at unit power: a few resonances, harmonic or not, and a burst of noise."""
+    """Sound of one knock, at unit power: a few resonances, harmonic or not, and a burst of noise."""
     decay_s = log_uniform(rng, 0.003, 0.3)
     seconds = np.arange(int(min(4 * decay_s, 0.6) * sample_rate_hz) + 1, dtype=np.float32) / np.float32(sample_rate_hz)
     base_hz, harmonic = log_uniform(rng, 80, 4000), rng.random() < 0.3
@@ -92,7 +92,7 @@ def _impact(rng: np.random.Generator, sample_rate_hz: int) -> Wave:
 def _harmonics(
     rng: np.random.Generator, pitch_hz: NDArray[np.float64], sample_rate_hz: int, count: int, fall: float
 ) -> Wave:
-    """A sum of `count` harmonics at most, amplitudes falling with number^-fall, below the Nyquist frequency."""
+    """Sum of at most `count` harmonics below the Nyquist frequency, amplitudes falling with number^-fall."""
     phase = (2 * np.pi * (np.cumsum(pitch_hz) / sample_rate_hz % 1)).astype(np.float32)
     wave = np.zeros(len(pitch_hz), dtype=np.float32)
     for number in range(1, max(2, min(count + 1, int(0.45 * sample_rate_hz / pitch_hz.max())))):
@@ -102,13 +102,13 @@ def _harmonics(
 
 
 def swell(rng: np.random.Generator, length: int, sample_rate_hz: int) -> Wave:
-    """(length,) gains that wander by some decibels, slowly (0.3 a second) to fast (20 a second)."""
+    """Gains, (length,), that wander by some decibels, slowly (0.3 a second) to fast (20 a second)."""
     depth_db = rng.uniform(0.5, 7)
     return _gains(depth_db * _wander(rng, length, sample_rate_hz))
 
 
 def stages(rng: np.random.Generator, length: int, sample_rate_hz: int) -> Wave:
-    """(length,) gains at most 1: a noise that comes, goes or passes by, switched in 20 ms or sliding."""
+    """Gains, (length,) at most 1, of a noise that comes, goes or passes by, switched in 20 ms or sliding."""
     n_stages = int(rng.integers(2, 5))
     levels_db = rng.uniform(-25, 0, n_stages)
     levels_db[int(rng.integers(n_stages))] = 0.0
@@ -124,7 +124,7 @@ def stages(rng: np.random.Generator, length: int, sample_rate_hz: int) -> Wave:
 def spectral_envelope(
     rng: np.random.Generator, n_bins: int, sample_rate_hz: int, tilt_db: float, spread_db: float
 ) -> Wave:
-    """(n_bins,) gains from 0 Hz to Nyquist, smooth over log frequency: control points in dB around a straight tilt."""
+    """Gains, (n_bins,) from 0 Hz to Nyquist, smooth over log frequency: control points in dB around a straight tilt."""
     octaves = _octaves(n_bins, sample_rate_hz)
     points = np.linspace(0, octaves[-1], int(rng.integers(3, 9)))
     levels_db = rng.normal(0, spread_db, len(points)) + tilt_db * points
@@ -134,7 +134,7 @@ def spectral_envelope(
 
 
 def decibels(level_db: float) -> np.float32:
-    """The amplitude of a level."""
+    """Amplitude of a level in dB."""
     amplitude: np.float32 = np.float32(math.pow(10, level_db / 20))
     return amplitude
 
@@ -144,12 +144,12 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def unit_power(wave: NDArray[np.floating]) -> Wave:
-    """The wave at a mean square of 1; silence stays silent."""
+    """Wave scaled to a mean square of 1; silence stays silent."""
     return np.asarray(wave * np.float32(1 / (np.sqrt(np.mean(np.square(wave))) + 1e-9)), dtype=np.float32)
 
 
 def _wander(rng: np.random.Generator, length: int, sample_rate_hz: int) -> NDArray[np.float64]:
-    """(length,) a random line around 0 with a spread of 1, turning 0.3 to 20 times a second."""
+    """Random line, (length,), around 0 with a spread of 1, turning 0.3 to 20 times a second."""
     turns_hz = log_uniform(rng, 0.3, 20)
     n_points = int(np.ceil(length / sample_rate_hz * turns_hz)) + 2
     places = (np.arange(n_points) - rng.random()) * sample_rate_hz / turns_hz

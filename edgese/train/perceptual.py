@@ -1,4 +1,4 @@
-"""A differentiable PESQ: what ITU-T P.862 hears as disturbance between two waveforms that are in time with each other.
+"""Differentiable PESQ: the disturbance of ITU-T P.862 between two waveforms that are aligned with each other.
 
 Follows P.862 (2001), sections 10.2.2 to 10.2.12, in the wideband form of P.862.2 (2007): level alignment, input filter,
 Bark spectra, compensation of linear filtering and gain, Zwicker loudness, disturbances, aggregation. Left out is what
@@ -47,7 +47,7 @@ class PerceptualDisturbance(nn.Module):
             n_bins, centre, width, correction, threshold = np.loadtxt(lines, delimiter=",", skiprows=1).T
         band = np.repeat(np.arange(len(n_bins)), n_bins.astype(int))  # of each bin
         to_bark = np.eye(len(n_bins))[band] * correction * _POWER_SCALE
-        to_bark[0] = 0  # no band hears a constant
+        to_bark[0] = 0  # no band takes a constant
         delays = np.exp(-2j * np.pi * np.arange(N_FFT // 2)[:, None] * np.arange(3) / N_FFT)
         response = (delays @ _INPUT_FILTER[0]) / (delays @ _INPUT_FILTER[1])
         tables = {
@@ -84,7 +84,7 @@ class PerceptualDisturbance(nn.Module):
         return _over_time(symmetric * weight), _over_time(asymmetric * weight)
 
     def _bark(self, wave: Tensor) -> Tensor:
-        """(B, n_samples) -> power in Bark bands, (B, T, K), of the wave at the standard's level."""
+        """Power in Bark bands, (B, T, K), of waves (B, n_samples) at the standard's level."""
         spectrum = torch.fft.rfft(wave.unfold(1, N_FFT, HOP) * self.window)[..., : N_FFT // 2]
         power = spectrum.real.square() + spectrum.imag.square()
         first, last = (round(edge * N_FFT / SAMPLE_RATE_HZ) for edge in _LEVEL_BAND_HZ)
@@ -94,19 +94,19 @@ class PerceptualDisturbance(nn.Module):
         return bark
 
     def _audible(self, bark: Tensor, factor: float) -> Tensor:
-        """(B, T), power of the bands above `factor` times the hearing threshold."""
+        """Power of the bands above `factor` times the hearing threshold, (B, T)."""
         return (bark * (bark > factor * self.threshold)).sum(-1) - bark[..., 0] * (
             bark[..., 0] > factor * self.threshold[0]
         )
 
     def _filter_compensation(self, degraded: Tensor, reference: Tensor) -> Tensor:
-        """(B, 1, K), by how much each band differs over the whole of speech: a linear filter disturbs little."""
+        """Factors by which each band differs over the whole of speech, (B, 1, K): a linear filter disturbs little."""
         speech = (self._audible(reference, 100) >= 1e7)[..., None]
         means = [(bark * ((bark > 100 * self.threshold) & speech)).mean(1) + 1000 for bark in (degraded, reference)]
         return (means[0] / means[1]).clamp(0.01, 100)[:, None]
 
     def _gain_compensation(self, degraded: Tensor, reference: Tensor) -> Tensor:
-        """(B, T, 1), by how much each frame's level differs, smoothed."""
+        """Factors by which each frame's level differs, smoothed, (B, T, 1)."""
         ratio = (self._audible(reference, 1) + 5e3) / (self._audible(degraded, 1) + 5e3)
         smooth = 0.8 * ratio
         for lag in range(1, 4):
@@ -114,25 +114,25 @@ class PerceptualDisturbance(nn.Module):
         return (smooth / (1 - 0.2**4)).clamp(3e-4, 5)[..., None]
 
     def _loudness(self, bark: Tensor) -> Tensor:
-        """Sone per Bark (Zwicker's law with P.862's exponents), 0 below the threshold."""
+        """Loudness in sone per Bark (Zwicker's law with P.862's exponents), 0 below the threshold."""
         above = bark.clamp_min(self.threshold) / self.threshold
         loudness = (2 * self.threshold) ** self.exponent * ((0.5 + 0.5 * above) ** self.exponent - 1)
         return _LOUDNESS_SCALE * loudness
 
     def _band_norm(self, density: Tensor, order: int) -> Tensor:
-        """(B, T), norm over bands weighted by their widths; the lowest band is left out."""
+        """Norm over bands weighted by their widths, (B, T); the lowest band is left out."""
         total = self.width[1:].sum()
         powered = ((density * self.width)[..., 1:] ** order).sum(-1) / total
         return total * (powered + 1e-12) ** (1 / order)
 
 
 def _over_time(disturbance: Tensor) -> Tensor:
-    """(B, T) -> (B,): L6 within intervals of 20 frames, half overlapping, then L2 over intervals."""
+    """Mean over time, (B, T) -> (B,): L6 within intervals of 20 frames, half overlapping, then L2 over intervals."""
     intervals = disturbance.clamp_max(45).unfold(1, 20, 10)
     within = (intervals**6).mean(-1).clamp_min(1e-12) ** (1 / 6)
     return within.square().mean(-1).sqrt()
 
 
 def raw_pesq(symmetric: Tensor, asymmetric: Tensor) -> Tensor:
-    """P.862's raw score, 4.5 for no disturbance (section 10.2.12)."""
+    """Raw score of P.862, 4.5 for no disturbance (section 10.2.12)."""
     return 4.5 - 0.1 * symmetric - 0.0309 * asymmetric

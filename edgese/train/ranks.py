@@ -1,4 +1,4 @@
-"""Training in several processes, as `torchrun` starts them: who this process is, and what it does with the others.
+"""Training in several processes, as `torchrun` starts them: rank and device of this one, sums over all of them.
 
 Without torchrun's environment there is one process and nothing happens here.
 """
@@ -18,7 +18,7 @@ from edgese.errors import TrainingError
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """One process among `size`, on its own device; the one with rank 0 logs, validates and saves."""
+    """Rank of this process among `size`, and its device; the one with rank 0 logs, validates and saves."""
 
     device: str
     rank: int = 0
@@ -29,33 +29,33 @@ class Ranks:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients that are means over all processes."""
+        """Module whose gradients are means over all processes."""
         return nn.parallel.DistributedDataParallel(module) if self.size > 1 else module
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a value over all processes."""
+        """Mean of a value over all processes."""
         if self.size > 1:
             torch.distributed.all_reduce(value)
         return value / self.size
 
     def any(self, holds: bool) -> bool:
-        """Whether it holds in any of the processes: they decide alike."""
+        """True if `holds` is true in any of the processes: they decide alike."""
         return bool(self.mean(torch.tensor(float(holds), device=self.device))) if self.size > 1 else holds
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have come here."""
         if self.size > 1:
             torch.distributed.barrier()
 
 
 def leads() -> bool:
-    """Whether this process speaks for all of them."""
+    """True if this process logs and prints for all of them: its rank is 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """This process's place among torchrun's, and its own device: "cuda" becomes the GPU of its local rank.
+    """Join torchrun's processes; gives this one's rank and device: "cuda" becomes the GPU of its local rank.
 
     Raises:
         TrainingError: PyTorch has no way for the processes to talk to each other.

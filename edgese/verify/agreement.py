@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgese.audio import Wave
 from edgese.errors import VerificationError
 from edgese.graphs.streaming import run, samples
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import agreement, relative_difference
 from edgese.verify.limits import LIMITS
 from edgese.verify.truth import Truth
 from export.bundle import Graph
@@ -76,32 +76,20 @@ def judge(
     graph: Graph, runtime: str, truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[np.float32]]
 ) -> Result:
     """The verdict on what a graph gave; anything missing, unequal in length or not finite is a failure."""
-    limits, failures = LIMITS[graph.precision], []
-    max_abs, ratio_db = math.nan, math.nan
-    if enhanced.shape != truth.enhanced.shape:
-        failures.append(f"output: found shape {enhanced.shape}, wanted {truth.enhanced.shape}")
-    elif not np.isfinite(enhanced).all():
-        failures.append("output: NaN or Inf")
-    elif not truth.enhanced.any():
-        failures.append("output: PyTorch's is silent, nothing was compared")
-    else:
-        max_abs = float(np.abs(enhanced - truth.enhanced).max())
-        ratio_db = snr_db(truth.enhanced, enhanced)
-        if limits.max_abs is not None and max_abs > limits.max_abs:
-            failures.append(f"output: differs by up to {max_abs:.2g}, limit {limits.max_abs:.0e}")
-        if ratio_db < limits.snr_db:
-            failures.append(f"output: SNR {ratio_db:.1f} dB, limit {limits.snr_db:.0f} dB")
+    limits = LIMITS[graph.precision]
+    output = agreement(truth.enhanced, enhanced, least_snr_db=limits.snr_db, most_abs=limits.max_abs)
+    failures = [f"output: {failure}" for failure in output.failures]
     differences: dict[str, float] = {}
     for name, wanted in truth.states.items():
         if name not in states or states[name].shape != wanted.shape:
             failures.append(f"state {name}: missing or of another shape")
             continue
-        largest = float(np.abs(wanted).max()) or 1.0
-        differences[name] = float(np.abs(states[name] - wanted).max()) / largest
+        differences[name] = relative_difference(wanted, states[name])
         limit = math.inf if limits.state_relative is None else limits.state_relative
-        if not differences[name] <= limit:  # NaN fails as well
+        if not math.isfinite(differences[name]) or differences[name] > limit:
             failures.append(f"state {name}: differs by {differences[name]:.2g} of its range, limit {limit:.0e}")
     n_hops = len(truth.wave) // samples(graph, 1)
     return Result(
-        *(graph.file, runtime, graph.block, graph.precision, n_hops, max_abs, ratio_db, differences, tuple(failures))
+        *(graph.file, runtime, graph.block, graph.precision, n_hops, output.max_abs, output.snr_db),
+        *(differences, tuple(failures)),
     )

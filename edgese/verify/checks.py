@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from edgese.audio import Wave
 from edgese.graphs.segments import Segments
 from edgese.graphs.streaming import in_overlapped, run, samples
-from edgese.metrics.difference import wave_error
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
+from edgese.metrics.scores import wave_error
 from edgese.verify.findings import Check
 from edgese.verify.limits import Limits
 from edgese.verify.truth import Truth

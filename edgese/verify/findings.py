@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.metrics.difference import TensorError, WaveError
+from edgese.metrics.difference import TensorError
 from edgese.metrics.pairs import Recording
+from edgese.metrics.scores import WaveError
 from edgese.verify.limits import LIMITS
 from export.bundle import Bundle, Graph
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from edgese.audio import Wave
 from edgese.errors import CheckpointError, VerificationError
-from edgese.metrics.difference import TensorError, tensor_error
-from edgese.verify.side_by_side import Arrays, Pair, Survey, apart, calls, largest, survey
+from edgese.metrics.difference import TensorError, largest_difference, largest_value, tensor_error
+from edgese.verify.side_by_side import Arrays, Pair, Survey, calls, survey
 from export import ExportError
 from export.bundle import Bundle, Graph
 from export.inspection import Anatomy, Node, first_difference, node_difference
@@ -292,7 +292,7 @@ def _reasons(pair: Pair, tensor: str, carried: bool, fresh: Arrays, suspect: Arr
 
 
 def _same(wanted: NDArray[Any], found: NDArray[Any]) -> bool:
-    return bool(wanted.any()) and apart(wanted, found) <= SAME * largest(wanted)
+    return bool(wanted.any()) and largest_difference(wanted, found) <= SAME * largest_value(wanted)
 
 
 def _divergence(pair: Pair, tensor: str, hop: int, error: TensorError | None, why: str) -> Divergence:

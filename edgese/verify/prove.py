@@ -30,15 +30,16 @@ from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.contract import require_contract
 from edgese.errors import EdgeseError, VerificationError
+from edgese.graphs.bundles import audio_facts
 from edgese.graphs.form import bundle_enhancer, exported_form
 from edgese.graphs.opening import open_graph
 from edgese.graphs.plan import plan_of
 from edgese.graphs.segments import Segments
 from edgese.graphs.streaming import aligned, in_overlapped, run
 from edgese.machine.host import describe, tool_versions
-from edgese.metrics.difference import TensorError, WaveError, tensor_error, wave_error
+from edgese.metrics.difference import TensorError, snr_db, tensor_error
 from edgese.metrics.pairs import Recording
-from edgese.metrics.scores import packages, pesq_wb, snr_db, stoi
+from edgese.metrics.scores import WaveError, packages, pesq_wb, stoi, wave_error
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.verify import checks as trials
 from edgese.verify.agreement import judge
@@ -225,7 +226,7 @@ def _prove_graph(
                 listeners, excerpt = _listen(opened, graph, reference, recordings)
                 checks += [*found, *_heard(listeners, limits)]
                 if reference.segments is None or reference.whole is None:
-                    overlap = bundle.manifest["latency"]["overlap_samples"]
+                    overlap = audio_facts(bundle).overlap_samples
                     checks += [
                         trials.reset(opened, graph, wave),
                         trials.causality(opened, graph, wave),

@@ -25,6 +25,7 @@ from edgese.graphs.form import bundle_enhancer
 from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.plan import plan_of
 from edgese.graphs.write import graph_of, write_graph
+from edgese.metrics.difference import largest_difference, largest_value
 from edgese.verify.agreement import verify_graph
 from edgese.verify.truth import pytorch_truth
 from export.bundle import Bundle, Graph
@@ -131,9 +132,12 @@ class Survey:
     of_graph: Mapping[str, list[float]]  # the suspect from the fresh graph, in the graph's order
     of_runtime: Mapping[str, list[float]]  # the fresh graph from float64, both in the suspect's runtime
 
-    def first(self, apart: Mapping[str, list[float]]) -> tuple[str, int] | None:
+    def first(self, largest_difference: Mapping[str, list[float]]) -> tuple[str, int] | None:
         """The first tensor off in the graph's order, or in time where states are carried, and the call."""
-        calls = {name: next((call for call, much in enumerate(off) if much > 1), None) for name, off in apart.items()}
+        calls = {
+            name: next((call for call, much in enumerate(off) if much > 1), None)
+            for name, off in largest_difference.items()
+        }
         found = [(name, call) for name, call in calls.items() if call is not None]
         return min(found, key=lambda pair: pair[1] if self.carried else 0, default=None)
 
@@ -146,9 +150,9 @@ def survey(pair: Pair, marked: Collection[str], *, carried: bool) -> Survey:
     for answers in calls(pair, marked, carried=carried):
         suspect, fresh, usual, exact = (answers[role] for role in ("suspect", "fresh", "usual", "exact"))
         for name in fresh.keys() & suspect.keys():
-            of_graph.setdefault(name, []).append(apart(fresh[name], suspect[name]))
-            of_runtime.setdefault(name, []).append(apart(exact[name], fresh[name]))
-            own = max(apart(exact[name], usual[name]), ROUNDING * largest(exact[name]), TINY)
+            of_graph.setdefault(name, []).append(largest_difference(fresh[name], suspect[name]))
+            of_runtime.setdefault(name, []).append(largest_difference(exact[name], fresh[name]))
+            own = max(largest_difference(exact[name], usual[name]), ROUNDING * largest_value(exact[name]), TINY)
             rounding[name] = max(rounding.get(name, 0.0), own)
     graph_limits = {name: GRAPH_MARGIN * max(own, *of_runtime[name]) for name, own in rounding.items()}
     in_order = (*pair.wanted.inputs, *(tensor for node in pair.wanted.nodes for tensor in node.outputs))
@@ -187,21 +191,6 @@ def calls(pair: Pair, marked: Collection[str], *, carried: bool) -> Generator[di
                 role: {state: answers[role][after] for state, after in successors[role].items()} for role in files
             }
             yield {"usual": answers["fresh"], **answers}
-
-
-def apart(wanted: NDArray[Any], found: NDArray[Any]) -> float:
-    """The largest difference; infinite for another shape, and where one is not finite and the other is not the same."""
-    if wanted.shape != found.shape:
-        return math.inf
-    with np.errstate(invalid="ignore"):
-        difference = np.where(wanted == found, 0.0, np.abs(found - wanted))
-    most = float(difference.max(initial=0.0))
-    return math.inf if math.isnan(most) else most
-
-
-def largest(array: NDArray[Any]) -> float:
-    """The largest finite value, without its sign."""
-    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
 def _part(off: float, limit: float) -> float:

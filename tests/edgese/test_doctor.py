@@ -104,7 +104,8 @@ def test_a_runtime_that_is_not_installed_is_absent_and_one_that_fails_is_wrong(m
     for name, opener in openers.items():
         monkeypatch.setitem(RUNTIMES, name, opener)
     monkeypatch.setattr(doctor, "RUNTIMES", openers)
-    absent, wrong, ok, offered = (finding(f"runtime {name}") for name in openers)
+    found = {one.part: one for one in examine()}
+    absent, wrong, ok, offered = (found[f"runtime {name}"] for name in openers)
     assert (absent.state, absent.mend) == ("absent", install_command("openvino"))
     assert (wrong.state, wrong.found) == ("wrong", "pytorch: the run failed")
     assert (ok.state, ok.mend) == ("ok", "")
@@ -135,7 +136,7 @@ def test_jetpack_and_tensorrt_go_together_or_do_not(
 
 
 def test_the_command_prints_each_part_with_its_mend(tmp_path: Path) -> None:
-    lines = edgese("doctor", cwd=tmp_path).stdout.decode().splitlines()
+    lines = edgese("doctor", cwd=tmp_path, cold=True).stdout.decode().splitlines()
     assert lines[-1] == "nothing is wrong"
     assert any(line.split()[:3] == ["ok", "runtime", "onnxruntime"] for line in lines)
     told = json.loads(edgese("doctor", "--json", cwd=tmp_path).stdout)

@@ -141,7 +141,7 @@ def test_the_example_enhances_files_and_needs_no_plugin_for_it(bundle: Path, des
 
 
 def test_the_example_is_listed_and_described(desk: Path) -> None:
-    entry = parsed(edgese(*PLUGIN, "models", "--json", cwd=desk).stdout)["gru-mask"]
+    entry = parsed(edgese(*PLUGIN, "models", "--json", cwd=desk, cold=True).stdout)["gru-mask"]
     assert (entry["network"], entry["causal"], entry["latency_ms"]) == ("gru-mask", True, 32.0)
     described = parsed(edgese(*PLUGIN, "info", "gru-mask", "--json", cwd=desk).stdout)
     assert sum(described["parameters"].values()) == entry["parameters"]

@@ -34,7 +34,7 @@ def test_a_run_prints_tables_and_what_to_use(identity_bundle: Path, tmp_path: Pa
 
 
 def test_json_is_one_object_with_everything(identity_bundle: Path, tmp_path: Path) -> None:
-    done = edgese("bench", identity_bundle, *SHORT, "--streams", "3", "--json", cwd=tmp_path)
+    done = edgese("bench", identity_bundle, *SHORT, "--streams", "3", "--json", cwd=tmp_path, cold=True)
     entry = parsed(done.stdout)
     assert (entry["device"], entry["settings"]["streams"], entry["left_out"]) == ("cpu", 3, {})
     (result,) = entry["results"]

@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgese.bench.boards import BOARDS, GPU_SPARSE_TOPS, Peak
 from edgese.bench.capacity import MAX_STREAMS
 from edgese.bench.estimate import GPU, Range, call_ms, estimate_cases, estimate_graph, predict_cpu_ms
+from edgese.bench.jetson_modules import BOARDS, GPU_SPARSE_TOPS, Peak
 from edgese.bench.measure import Settings, choose
 from edgese.bench.probe import MeasurementError
 from edgese.bench.workload import Workload, read_workload

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgese.board import kit as engines
-from edgese.board.kit import Engines, Kit, for_tensorrt
-from edgese.errors import AudioError
+from edgese.board.kit import BuiltEngines, Kit, for_tensorrt
+from edgese.errors import OutputError
+from edgese.graphs.artefacts import EngineFolder
 from export import ExportError
 from export.bundle import Bundle, Graph
 from runtimes.base import RuntimeUnavailable
@@ -38,7 +39,7 @@ def test_without_a_gpu_the_kit_lies_beside_the_bundle_and_says_what_to_type(
     assert kit.packed.graphs == tuple(graph.file for graph in golden.graphs)
     assert kit.reason == "tensorrt: no GPU is visible"
     assert kit.next_step == "tar xf identity.device.tar.gz && cd identity.device && ./run build && ./run self-test"
-    with pytest.raises(AudioError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         for_tensorrt(golden)
     assert for_tensorrt(golden, replace=True).entry()["next"] == kit.next_step
 
@@ -48,17 +49,17 @@ def test_with_a_gpu_every_graph_that_tensorrt_takes_gets_its_engine(
 ) -> None:
     asked: list[str] = []
 
-    def build(bundle: Bundle, graph: Graph, tell: Callable[[str], None]) -> Path:
+    def build(folder: EngineFolder, bundle: Bundle, graph: Graph, tell: Callable[[str], None]) -> Path:
         asked.append(graph.file)
         tell(f"{graph.file}: building")
         return tmp_path / f"{graph.file}.engine"
 
     told: list[str] = []
     monkeypatch.setattr(engines, "load_runtime", lambda name: None)
-    monkeypatch.setattr(engines, "engine_of", build)
+    monkeypatch.setattr(EngineFolder, "engine", build)
     for_cpus = dataclasses.replace(golden.graphs[0], file="cpu.onnx", precision="int8-cpu")
     made = for_tensorrt(dataclasses.replace(golden, graphs=(*golden.graphs, for_cpus)), tell=told.append)
-    assert isinstance(made, Engines)
+    assert isinstance(made, BuiltEngines)
     assert list(made.paths) == asked == [graph.file for graph in golden.graphs]
     assert told == [f"{name}: building" for name in asked]
     assert not (golden.path.parent / "identity.device.tar.gz").exists()

@@ -1,4 +1,7 @@
-"""The command line as a user meets it: exit codes, what goes to stdout and what to stderr, one line for each error."""
+"""The command line as a user meets it: exit codes, what goes to stdout and what to stderr, one line for each error.
+
+Here and in the tests of single commands, one call of each command is a cold start; the others need not be.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def noisy(folder: Path, wave: Wave) -> Path:
 
 
 def test_version_is_told(tmp_path: Path) -> None:
-    done = edgese("--version", cwd=tmp_path)
+    done = edgese("--version", cwd=tmp_path, cold=True)
     assert (done.stdout.decode(), done.stderr) == (f"edgese {__version__}\n", b"")
 
 
@@ -116,7 +119,7 @@ def test_options_are_taken_by_their_former_names(tmp_path: Path) -> None:
 
 
 def test_a_file_is_enhanced_beside_itself(noisy: Path, wave: Wave, identity_bundle: Path) -> None:
-    done = edgese("enhance", "noisy.wav", "-m", identity_bundle, cwd=noisy.parent)
+    done = edgese("enhance", "noisy.wav", "-m", identity_bundle, cwd=noisy.parent, cold=True)
     assert done.stderr == b""
     assert done.stdout.decode().startswith("noisy.wav -> noisy.enhanced.wav: 0.5 s, 16000 Hz, 1 channel, ")
     assert done.stdout.count(b"\n") == 1
@@ -293,7 +296,7 @@ def pairs(folder: Path, speech_like: Callable[..., Wave]) -> Path:
 
 def test_scores_in_json(folder: Path, pairs: Path, identity_bundle: Path) -> None:
     pytest.importorskip("pesq", reason="the [metrics] extra is not installed")
-    done = edgese("evaluate", "--data", "pairs", "-s", identity_bundle, "-j", 1, "--json", cwd=folder)
+    done = edgese("evaluate", "--data", "pairs", "-s", identity_bundle, "-j", 1, "--json", cwd=folder, cold=True)
     assert done.stderr == b""
     (result,) = parsed(done.stdout)["systems"]
     assert [pair["name"] for pair in result["pairs"]] == ["p0", "p1"]
@@ -320,7 +323,7 @@ def test_scores_as_a_table_and_what_was_not_scored_fails_the_command(
 
 def test_info_tells_what_a_size_costs(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the [export] extra is not installed")
-    done = edgese("info", "base", "--json", cwd=tmp_path)
+    done = edgese("info", "base", "--json", cwd=tmp_path, cold=True)
     assert done.stderr == b""
     facts = parsed(done.stdout)
     assert 2.2e6 < sum(facts["parameters"].values()) < 2.4e6
@@ -421,7 +424,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, speech_like: Callable[...,
     write_pairs(folder / "data", speech_like, n_pairs=3, n_samples=8_000)
     (folder / "tiny.toml").write_text(SETTINGS)
     command = ["train", "--data", "data", "--output", "runs/tiny", "--config", "tiny.toml", "--cache", "cache"]
-    first = edgese(*command, "--stop-at", 1, "--json", cwd=folder)
+    first = edgese(*command, "--stop-at", 1, "--json", cwd=folder, cold=True)
     return Trained(folder / "runs" / "tiny", first, edgese(*command, cwd=folder))
 
 
@@ -457,7 +460,7 @@ def test_trained_weights_are_exported_and_enhance(
     weights = trained.run / "weights.safetensors"
     command = ("export", weights, "-o", "tiny.bundle", "--block", "2", "--block", "2", "--trt", "--json")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    done = edgese(*command, cwd=noisy.parent)
+    done = edgese(*command, cwd=noisy.parent, cold=True)
     answer = parsed(done.stdout)
     assert answer["path"] == "tiny.bundle"
     assert [(result["block"], result["passed"]) for result in answer["results"]] == [(2, True)]

@@ -22,8 +22,8 @@ import soundfile
 from edgese.audio import Samples
 from edgese.enhance.denoiser import Denoiser, denoise
 from edgese.enhance.files import Outcome, Stopped, Summary, denoiser_factory, enhance_file, enhance_files, preview
-from edgese.enhance.jobs import EnhanceOptions, Job, plan
-from edgese.errors import AudioError, ConfigError, VerificationError, install_command
+from edgese.enhance.jobs import EnhanceOptions, Job, plan_jobs
+from edgese.errors import AudioError, ConfigError, OutputError, VerificationError, install_command
 from edgese.machine.processes import stopping_on_signals
 from export import ExportError
 from export.bundle import Bundle
@@ -195,7 +195,7 @@ def test_format_and_subtype_are_kept(tmp_path: Path, identity: Denoiser, name: s
     path = tmp_path / name
     soundfile.write(path, tones(48_000), 48_000, subtype, format="OGG" if name == "a.opus" else None)
     before = soundfile.info(path)
-    (todo,) = plan([str(path)], EnhanceOptions())
+    (todo,) = plan_jobs([str(path)], EnhanceOptions())
     enhance_file(todo, identity)
     assert todo.target == path.with_name(f"a.enhanced{path.suffix}")
     after = soundfile.info(todo.target)
@@ -205,11 +205,11 @@ def test_format_and_subtype_are_kept(tmp_path: Path, identity: Denoiser, name: s
 def test_mp3_becomes_wav_unless_its_name_says_otherwise(tmp_path: Path, identity: Denoiser) -> None:
     path = tmp_path / "a.mp3"
     soundfile.write(path, tones(16_000), 16_000)
-    (todo,) = plan([str(path)], EnhanceOptions())
+    (todo,) = plan_jobs([str(path)], EnhanceOptions())
     summary = enhance_file(todo, identity)
     assert todo.target == tmp_path / "a.enhanced.wav"
     assert (summary.subtype, soundfile.info(todo.target).subtype) == ("PCM_16", "PCM_16")
-    (todo,) = plan([str(path)], EnhanceOptions(output=str(tmp_path / "b.mp3")))
+    (todo,) = plan_jobs([str(path)], EnhanceOptions(output=str(tmp_path / "b.mp3")))
     assert "shift and pad" in enhance_file(todo, identity).warnings[0]
 
 
@@ -230,7 +230,7 @@ def test_clipping_is_counted_and_told(tmp_path: Path) -> None:
 def test_an_mp3_that_ends_early_gives_a_warning(tmp_path: Path, identity: Denoiser) -> None:
     soundfile.write(tmp_path / "cut.mp3", tones(16_000), 16_000)
     os.truncate(tmp_path / "cut.mp3", (tmp_path / "cut.mp3").stat().st_size // 2)
-    (todo,) = plan([str(tmp_path / "cut.mp3")], EnhanceOptions())
+    (todo,) = plan_jobs([str(tmp_path / "cut.mp3")], EnhanceOptions())
     assert "may be truncated" in enhance_file(todo, identity).warnings[0]
 
 
@@ -251,17 +251,17 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path, identity: Denoise
 
 
 def test_a_file_that_appeared_meanwhile_is_not_replaced(identity: Denoiser, noisy: Path) -> None:
-    (todo,) = plan([str(noisy)], EnhanceOptions())
+    (todo,) = plan_jobs([str(noisy)], EnhanceOptions())
     assert todo.target is not None
     todo.target.write_text("mine")
-    with pytest.raises(AudioError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         enhance_file(todo, identity)
     assert todo.target.read_text() == "mine"
     assert names(noisy.parent) == ["noisy.enhanced.wav", "noisy.wav"]
 
 
 def test_a_preview_shows_what_would_be_written_and_writes_nothing(tmp_path: Path, noisy: Path) -> None:
-    (todo,) = plan([str(noisy)], EnhanceOptions(output=str(tmp_path / "out.ogg")))
+    (todo,) = plan_jobs([str(noisy)], EnhanceOptions(output=str(tmp_path / "out.ogg")))
     shown = preview(todo)
     assert (shown.source.container, shown.source.duration_s) == ("WAV", (32_000 + 13) / 16_000)
     assert (shown.target.container, shown.target.subtype, shown.target.sample_rate_hz) == ("OGG", "VORBIS", 16_000)
@@ -271,7 +271,7 @@ def test_a_preview_shows_what_would_be_written_and_writes_nothing(tmp_path: Path
 
 
 def test_a_plot_is_a_png_beside_the_output(identity: Denoiser, noisy: Path) -> None:
-    (todo,) = plan([str(noisy)], EnhanceOptions(plot=True))
+    (todo,) = plan_jobs([str(noisy)], EnhanceOptions(plot=True))
     summary = enhance_file(todo, identity)
     picture = noisy.with_name("noisy.enhanced.png")
     assert summary.plot == str(picture)
@@ -284,8 +284,8 @@ def test_a_plot_that_cannot_be_made_leaves_no_output_either(
 ) -> None:
     monkeypatch.delitem(sys.modules, "edgese.enhance.plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    (todo,) = plan([str(noisy)], EnhanceOptions(plot=True))
-    with pytest.raises(AudioError, match=rf"matplotlib is missing.*{re.escape(install_command('plot'))}"):
+    (todo,) = plan_jobs([str(noisy)], EnhanceOptions(plot=True))
+    with pytest.raises(OutputError, match=rf"matplotlib is missing.*{re.escape(install_command('plot'))}"):
         enhance_file(todo, identity)
     assert names(noisy.parent) == ["noisy.wav"]
 
@@ -294,7 +294,7 @@ def test_a_plot_that_cannot_be_made_leaves_no_output_either(
 
 
 def targets(inputs: Sequence[object], **options: Any) -> list[Path | None]:
-    return [todo.target for todo in plan([str(text) for text in inputs], EnhanceOptions(**options))]
+    return [todo.target for todo in plan_jobs([str(text) for text in inputs], EnhanceOptions(**options))]
 
 
 def refused(inputs: Sequence[object], **options: Any) -> str:
@@ -353,7 +353,7 @@ def test_an_output_folder_inside_the_input_is_not_taken_for_input(tree: Path) ->
 
 
 def test_stdin_goes_to_stdout_or_to_the_output(tmp_path: Path) -> None:
-    (todo,) = plan(["-"], EnhanceOptions())
+    (todo,) = plan_jobs(["-"], EnhanceOptions())
     assert (todo.source, todo.target, todo.source_name, todo.target_name) == (None, None, "stdin", "stdout")
     assert targets(["-"], output=str(tmp_path / "a.wav")) == [tmp_path / "a.wav"]
     assert targets(["-"], output=f"{tmp_path}/") == [tmp_path / "stdin.wav"]
@@ -441,7 +441,7 @@ def test_a_folder_is_enhanced_and_a_bad_file_does_not_stop_the_others(tmp_path: 
         soundfile.write(folder / f"{index}.wav", tones(16_000, seconds=0.5), 16_000)
     (folder / "1.wav").write_bytes(b"RIFF")
     soundfile.write(folder / "sub" / "silent.flac", np.zeros(16_000), 16_000)
-    jobs = plan([str(folder), str(tmp_path / "missing.wav")], EnhanceOptions(output=str(tmp_path / "out")))
+    jobs = plan_jobs([str(folder), str(tmp_path / "missing.wav")], EnhanceOptions(output=str(tmp_path / "out")))
     seen: list[Outcome] = []
     outcomes = enhance_files(jobs, denoiser_factory(identity_bundle, jobs[0].options), n_workers=3, done=seen.append)
     assert [outcome.job for outcome in outcomes] == jobs
@@ -454,7 +454,7 @@ def test_a_folder_is_enhanced_and_a_bad_file_does_not_stop_the_others(tmp_path: 
 def test_every_worker_has_a_denoiser_of_its_own_and_closes_it(tmp_path: Path, identity_bundle: Path) -> None:
     for index in range(3):
         soundfile.write(tmp_path / f"{index}.wav", tones(16_000, seconds=0.2), 16_000)
-    jobs = plan([str(tmp_path)], EnhanceOptions(output=str(tmp_path / "out")))
+    jobs = plan_jobs([str(tmp_path)], EnhanceOptions(output=str(tmp_path / "out")))
     opened: list[Denoiser] = []
     together = threading.Barrier(3)  # each worker has a file under way
 
@@ -481,7 +481,7 @@ def test_no_jobs_are_no_work() -> None:
 
 
 def test_a_bundle_that_cannot_run_ends_everything(tmp_path: Path, noisy: Path, identity_bundle: Path) -> None:
-    (todo,) = plan([str(noisy)], EnhanceOptions())
+    (todo,) = plan_jobs([str(noisy)], EnhanceOptions())
     with pytest.raises(ExportError, match="no graph of block 3"):
         enhance_files([todo], denoiser_factory(identity_bundle, EnhanceOptions(block=3)))
     with pytest.raises(RuntimeUnavailable, match="abacus"):
@@ -500,7 +500,7 @@ def test_a_bundle_that_cannot_run_ends_everything(tmp_path: Path, noisy: Path, i
 def test_stopping_gives_up_what_is_under_way_and_begins_nothing(tmp_path: Path, identity_bundle: Path) -> None:
     for index in range(3):
         soundfile.write(tmp_path / f"{index}.wav", tones(16_000, seconds=5.0), 16_000)
-    jobs = plan([str(tmp_path)], EnhanceOptions(output=str(tmp_path / "out")))
+    jobs = plan_jobs([str(tmp_path)], EnhanceOptions(output=str(tmp_path / "out")))
     stop = threading.Event()
 
     def progress(job: Job, done_s: float, total_s: float | None) -> None:
@@ -518,7 +518,7 @@ def test_an_exception_of_the_caller_s_own_passes_and_leaves_nothing(noisy: Path,
     def progress(*_: object) -> None:
         raise ZeroDivisionError
 
-    (todo,) = plan([str(noisy)], EnhanceOptions())
+    (todo,) = plan_jobs([str(noisy)], EnhanceOptions())
     with pytest.raises(ZeroDivisionError):
         enhance_files([todo], denoiser_factory(identity_bundle, EnhanceOptions()), progress=progress)
     assert names(noisy.parent) == ["noisy.wav"]
@@ -530,7 +530,7 @@ def test_a_signal_ends_the_work_tidily(tmp_path: Path, identity_bundle: Path, nu
     folder.mkdir()
     for index in range(4):
         soundfile.write(folder / f"{index}.wav", tones(16_000, seconds=20.0), 16_000)
-    jobs = plan([str(folder)], EnhanceOptions(output=str(tmp_path / "out")))
+    jobs = plan_jobs([str(folder)], EnhanceOptions(output=str(tmp_path / "out")))
     before = signal.getsignal(number)
 
     def progress(job: Job, done_s: float, total_s: float | None) -> None:
@@ -556,9 +556,10 @@ def test_a_signal_ends_the_work_tidily(tmp_path: Path, identity_bundle: Path, nu
 PIPE = """
 import sys
 from pathlib import Path
-from edgese.enhance import EnhanceOptions, denoiser_factory, enhance_files, plan
+from edgese.enhance.files import denoiser_factory, enhance_files
+from edgese.enhance.jobs import EnhanceOptions, plan_jobs
 options = EnhanceOptions(container=sys.argv[2] if len(sys.argv) > 2 else None)
-outcome = enhance_files(plan(["-"], options), denoiser_factory(Path(sys.argv[1]), options))[0]
+outcome = enhance_files(plan_jobs(["-"], options), denoiser_factory(Path(sys.argv[1]), options))[0]
 sys.exit(str(outcome.error) if outcome.error else 0)
 """
 
@@ -596,10 +597,11 @@ def test_enhancing_needs_neither_torch_nor_onnx_nor_matplotlib(
     script = """
 import sys
 from pathlib import Path
-import edgese.enhance as enhance
+from edgese.enhance.files import denoiser_factory, enhance_files
+from edgese.enhance.jobs import EnhanceOptions, plan_jobs
 assert "onnxruntime" not in sys.modules, "the runtime is imported before it is asked for"
-options = enhance.EnhanceOptions()
-enhance.enhance_files(enhance.plan([sys.argv[2]], options), enhance.denoiser_factory(Path(sys.argv[1]), options))
+options = EnhanceOptions()
+enhance_files(plan_jobs([sys.argv[2]], options), denoiser_factory(Path(sys.argv[1]), options))
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
     done = run_python(script, str(identity_bundle), str(noisy))

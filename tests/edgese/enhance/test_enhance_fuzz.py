@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgese.audio.formats import FORMATS
 from edgese.enhance.denoiser import Denoiser
 from edgese.enhance.files import enhance_file
-from edgese.enhance.jobs import EnhanceOptions, plan
+from edgese.enhance.jobs import EnhanceOptions, plan_jobs
 from edgese.errors import AudioError
 
 SUFFIXES = st.sampled_from([*FORMATS, ".raw", ".gsm", ".vox", ".txt", ".WAV", ""])
@@ -71,7 +71,7 @@ def enhance_bytes(data: bytes, suffix: str, denoiser: Denoiser) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / f"in{suffix}"
         source.write_bytes(data)
-        (job,) = plan([str(source)], EnhanceOptions(output=f"{folder}/out/"))
+        (job,) = plan_jobs([str(source)], EnhanceOptions(output=f"{folder}/out/"))
         assert job.target is not None
         line = ""
         try:

@@ -34,7 +34,7 @@ from edgese.graphs.plan import Plan, plan_of
 from edgese.graphs.precision import Precision
 from edgese.graphs.streaming import run
 from edgese.graphs.write import graph_of, quantize_graph, write_graph
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.model.bands import BandFusion
 from edgese.model.checkpoint import load_enhancer
 from edgese.model.cost import macs_per_frame, product_macs

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgese.machine.jetson import BoardError, State, read_board, read_state, throttled
+from edgese.machine.jetson import JetsonError, State, read_jetson, read_state, throttled
 from edgese.machine.power import LARGEST_GAP_S, PowerSampler, Rail, Trace, energy_of, find_rails
 
 from ..helpers.board_trees import NO_ANSWER, TREES, monitor, put, write_tree
@@ -39,7 +39,7 @@ def trace(watts: list[float], times_s: list[float], rail: str = "VDD_IN") -> Tra
 def test_each_board_tells_its_model_and_software(
     tree: Callable[[str], Path], name: str, l4t: str, jetpack: str | None, tensorrt: str
 ) -> None:
-    board = read_board(tree(name))
+    board = read_jetson(tree(name))
     assert (board.model, board.cuda) == (TREES[name].model, TREES[name].cuda)
     assert (board.l4t, board.jetpack, board.tensorrt) == (l4t, jetpack, tensorrt)
     assert set(board.missing) == ({"jetpack"} if jetpack is None else set())
@@ -117,14 +117,14 @@ def test_what_is_gone_is_none_with_the_reason(tree: Callable[[str], Path], name:
     root = tree(name)
     for gone in ("var/lib/dpkg", "usr/local/cuda", "etc/nv_tegra_release", "var/lib/nvpmodel", "sys"):
         shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
-    board, state = read_board(root), read_state(root)
+    board, state = read_jetson(root), read_state(root)
     assert (board.l4t, board.jetpack, board.tensorrt, board.cuda) == (None, None, None, None)
     assert set(board.missing) == {"l4t", "jetpack", "tensorrt", "cuda"}
     assert state == State(None, {}, {}, {}, {}, state.missing)
     assert state.jetson_clocks is None
     assert set(state.missing) == {"power_mode", "cpu", "gpu", "temperatures", "throttling", "overcurrents"}
     assert all(str(root) in reason for reason in (*board.missing.values(), *state.missing.values()))
-    with pytest.raises(BoardError, match="no power monitor"):
+    with pytest.raises(JetsonError, match="no power monitor"):
         find_rails(root)
 
 
@@ -145,7 +145,7 @@ def test_malformed_software_is_none_with_the_reason(
 ) -> None:
     root = tree("orin-nano")
     put(root, file, text)
-    board = read_board(root)
+    board = read_jetson(root)
     assert getattr(board, what) is None
     assert reason in board.missing[what]
 
@@ -174,8 +174,8 @@ def test_malformed_state_is_none_with_the_reason(
 
 
 def test_another_machine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BoardError, match=r"wanted a Jetson: run this on the board"):
-        read_board(tmp_path)
+    with pytest.raises(JetsonError, match=r"wanted a Jetson: run this on the board"):
+        read_jetson(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -216,14 +216,14 @@ def test_a_rail_that_cannot_be_read_is_refused_and_not_left_out(
     file = monitor(root, "1-0041") / "curr2_input"
     file.unlink()
     put(file.parent, file.name, value)
-    with pytest.raises(BoardError, match=f"VDDQ_VDD2_1V8AO: .*{reason}.*its power is not known"):
+    with pytest.raises(JetsonError, match=f"VDDQ_VDD2_1V8AO: .*{reason}.*its power is not known"):
         find_rails(root)
 
 
 def test_rails_of_one_name_are_refused(tree: Callable[[str], Path]) -> None:
     root = tree("agx-orin")
     (monitor(root, "1-0041") / "in1_label").write_text("VDD_CPU_CV\n")
-    with pytest.raises(BoardError, match="rails of one name"):
+    with pytest.raises(JetsonError, match="rails of one name"):
         find_rails(root)
 
 
@@ -273,7 +273,7 @@ def test_rails_sum_to_the_total_where_none_feeds_all() -> None:
     ],
 )
 def test_energy_that_is_not_known_is_refused(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(BoardError, match=message):
+    with pytest.raises(JetsonError, match=message):
         make()
 
 
@@ -291,14 +291,14 @@ def test_lost_samples_are_counted_and_long_gaps_are_refused(tmp_path: Path) -> N
     slow = PowerSampler((rail,), clock=lambda: 10.0 * next(ticks))
     with slow:
         pass
-    with pytest.raises(BoardError, match="without a sample"):
+    with pytest.raises(JetsonError, match="without a sample"):
         slow.trace()
 
 
 def test_a_block_whose_end_cannot_be_sampled_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "power", 2_000_000)
     rail = Rail("VIN", "ina238", (tmp_path / "power",), 1e-6)
-    with pytest.raises(BoardError, match="its power is not known"), PowerSampler((rail,)):
+    with pytest.raises(JetsonError, match="its power is not known"), PowerSampler((rail,)):
         (tmp_path / "power").unlink()
-    with pytest.raises(BoardError, match="its power is not known"), PowerSampler((rail,)):
+    with pytest.raises(JetsonError, match="its power is not known"), PowerSampler((rail,)):
         pass

@@ -13,10 +13,10 @@ from edgese.board.archive import unpack_archive, write_archive
 from edgese.device.__main__ import main
 from edgese.device.content import Content
 from edgese.device.latency import Report, measure
-from edgese.device.opening import Engines
+from edgese.graphs.artefacts import EngineFolder
 from edgese.machine import power
 from edgese.machine import watch as readings
-from edgese.machine.jetson import BoardError
+from edgese.machine.jetson import JetsonError
 from edgese.machine.watch import watch
 
 from ..helpers.board_trees import TREES, monitor, put, write_tree
@@ -38,7 +38,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(content: Content, root: Path, on_result: Callable[[object], None] = lambda result: None) -> dict[str, Any]:
     """The report of one graph in ONNX Runtime, as JSON gives it back."""
-    engines = Engines.of(content, None, 16)
+    engines = EngineFolder(content.engines, 16)
     chosen = {"runtimes": ["onnxruntime"], "blocks": [16]}
     report: Report = measure(content, engines, **chosen, seconds=0.2, root=root, on_result=on_result)
     entry: dict[str, Any] = json.loads(json.dumps(report.entry(), allow_nan=False))
@@ -145,7 +145,7 @@ def test_power_that_is_lost_while_calls_run_is_said_to_be_so(content: Content, t
     root = write_tree(tmp_path, "orin-nano")
     watched = watch(root, 0.2)
     (monitor(root, "1-0040") / "curr1_input").unlink()
-    with pytest.raises(BoardError, match="VDD_IN"):
+    with pytest.raises(JetsonError, match="VDD_IN"):
         watched.energy(lambda: None, 1.0)
     assert watched.entry()["idle"]["rails"] == "VDD_IN"
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from polygraphy.comparator import IterationResult, SimpleCompareFunc
 
 from edgese.errors import VerificationError
-from edgese.metrics.difference import TensorError, tensor_error, wave_error
-from edgese.metrics.scores import log_spectral_distance
+from edgese.metrics.difference import (
+    Agreement,
+    TensorError,
+    agreement,
+    largest_difference,
+    largest_value,
+    relative_difference,
+    tensor_error,
+)
+from edgese.metrics.scores import log_spectral_distance, wave_error
 
 RATE_HZ = 16_000
 NAN, INF = math.nan, math.inf
@@ -177,3 +186,28 @@ def test_polygraphy_passes_a_missing_output_and_an_empty_result() -> None:
     nothing = compare(IterationResult({}), IterationResult({}))
     assert all(nothing.values())
     assert len(nothing) == 0
+
+
+def test_agreement_names_every_limit_that_is_broken() -> None:
+    wave = np.ones(256, np.float32)
+    fp32: dict[str, Any] = {"least_snr_db": 100.0, "most_abs": 1e-5}
+    fp16: dict[str, Any] = {"least_snr_db": 40.0, "most_abs": None}
+    assert agreement(wave, wave, **fp32) == Agreement(np.inf, 0.0, ())
+    assert agreement(wave, wave * np.float32(1.001), **fp16).failures == ()
+    assert len(agreement(wave, wave * np.float32(1.001), **fp32).failures) == 2
+    assert agreement(wave, wave * np.float32(1.02), **fp16).failures == ("SNR 34.0 dB, limit 40 dB",)
+    assert agreement(wave, wave * np.float32(np.nan), **fp16).failures == ("NaN or Inf",)
+    assert agreement(wave, wave[1:], **fp16).failures == ("found shape (255,), wanted (256,)",)
+    assert "at least one sample" in agreement(wave[:0], wave[:0], **fp16).failures[0]
+    assert "silent" in agreement(wave * 0, wave * 0, **fp16).failures[0]
+
+
+def test_differences_of_other_shapes_or_of_nan_are_infinite() -> None:
+    wave = np.array([0.0, -2.0, 1.0])
+    assert largest_difference(wave, wave) == 0
+    assert largest_difference(wave, wave + np.array([0, 0.5, -0.25])) == 0.5
+    assert relative_difference(wave, wave + np.array([0, 0.5, -0.25])) == 0.25
+    assert largest_difference(wave, wave[:2]) == np.inf
+    assert largest_difference(wave, np.array([0.0, np.nan, 1.0])) == np.inf
+    assert relative_difference(np.zeros(2), np.array([0.0, 0.5])) == 0.5
+    assert largest_value(np.array([np.inf, -3.0, np.nan])) == 3

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgese.config import AudioConfig
 from edgese.errors import ConfigError
 from edgese.graphs.form import exported_form
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.model.bsrnn import TAPS, BandNorm, Bsrnn, FrameNorm, SequenceNorm
 from edgese.model.cost import macs_per_frame, parameters
 from edgese.model.enhancer import SegmentStep, StreamStep, WaveformEnhancer

@@ -18,7 +18,7 @@ from edgese.errors import ConfigError
 from edgese.graphs.form import exported_form
 from edgese.graphs.plan import Plan
 from edgese.graphs.write import graph_of, write_graph
-from edgese.metrics.scores import snr_db
+from edgese.metrics.difference import snr_db
 from edgese.model.cost import macs_per_frame, parameters
 from edgese.model.db_transform import (
     TAPS,

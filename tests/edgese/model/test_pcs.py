@@ -31,12 +31,13 @@ from edgese.model.enhancer import StreamStep, WaveformEnhancer
 from edgese.model.pcs import OUTPUT_GAIN, ContrastStretching, exponents, scale
 from edgese.model.stft import stft
 from edgese.networks import MbsConfig
+from edgese.samples import NOISY
 from edgese.verify.agreement import verify_graph
 from edgese.verify.truth import pytorch_truth
 from export import ExportError
 from export.bundle import Bundle, Graph
 from export.graph import write_onnx
-from runtimes.base import ArtefactError, TensorSpec
+from runtimes.base import ArtefactError
 from runtimes.pytorch import PytorchRuntime
 from runtimes.registry import open_runtime
 
@@ -324,10 +325,7 @@ def test_the_graph_streams_pytorch_s_samples(bundle: Bundle, stretched: Waveform
 
 def test_pytorch_s_runtime_takes_the_same_step(bundle: Bundle, stretched: WaveformEnhancer, wave: Wave) -> None:
     graph = bundle.graph(block=BLOCK, variant="pcs")
-    inputs, outputs = (
-        [TensorSpec(spec.name, spec.shape, spec.dtype) for spec in specs] for specs in (graph.inputs, graph.outputs)
-    )
-    with PytorchRuntime.from_module(StreamStep(stretched).eval(), inputs, outputs) as runtime:
+    with PytorchRuntime.from_module(StreamStep(stretched).eval(), graph.inputs, graph.outputs) as runtime:
         call = runtime.stream(graph.states, streams=1)
         pieces = [call({"wave": wave[:, at : at + 384].copy()})["enhanced"] for at in range(0, N_SAMPLES, 384)]
     assert np.abs(np.concatenate(pieces, axis=1) - in_one_call(stretched, wave)).max() <= STREAMING
@@ -385,7 +383,7 @@ def test_a_bundle_without_such_graphs_is_refused_with_the_way_out(plain: Bundle,
     with pytest.raises(ExportError, match=r"found no graphs in fp32 with PCS.*edgese export --pcs.*--model"):
         Denoiser(plain, pcs=True)
     source = tmp_path / "a.wav"
-    source.write_bytes((Path(artefact.SAMPLE).parent / "noisy.flac").read_bytes())
+    source.write_bytes(NOISY.read_bytes())
     done = subprocess.run(
         [sys.executable, "-m", "edgese", "enhance", source, "--pcs", "-m", plain.path],
         cwd=Path(__file__).parents[3],
@@ -406,7 +404,7 @@ def test_an_evaluation_scores_what_it_names(bundle: Bundle, stretched: WaveformE
     from edgese.evaluate import evaluate_all
     from edgese.metrics.scores import si_sdr
 
-    clean, noisy = (soundfile.read(artefact.SAMPLE.parent / f"{kind}.flac", dtype="float32")[0] for kind in KINDS)
+    clean, noisy = (soundfile.read(NOISY.with_name(f"{kind}.flac"), dtype="float32")[0] for kind in KINDS)
     enhanced = stretched.enhance(torch.from_numpy(noisy)[None])[0].numpy()
     for kind, wave in (("clean", clean), ("noisy", noisy), ("other", enhanced)):
         (tmp_path / kind).mkdir()

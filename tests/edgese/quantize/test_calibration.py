@@ -92,7 +92,7 @@ def noises(monkeypatch: pytest.MonkeyPatch) -> Data:
 
 def given(monkeypatch: pytest.MonkeyPatch, example: Example) -> Data:
     data = Data(example)
-    monkeypatch.setattr(edgese.train.loop.data, "open_data", data)
+    monkeypatch.setattr(edgese.train.data, "open_data", data)
     return data
 
 
@@ -418,7 +418,7 @@ def test_each_product_has_a_panel_and_each_range_a_name(
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
     from matplotlib.figure import Figure
 
-    from edgese.quantize.calibration_plot import write_ranges_plot
+    from edgese.quantize.plots import write_ranges_plot
 
     drawn: list[Figure] = []
     save = Figure.savefig
@@ -439,7 +439,7 @@ def test_each_product_has_a_panel_and_each_range_a_name(
 
 def test_a_picture_of_nothing_or_of_another_kind_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
-    from edgese.quantize.calibration_plot import require_picture, write_ranges_plot
+    from edgese.quantize.plots import require_picture, write_ranges_plot
 
     with pytest.raises(EdgeseError, match="found no product to draw"):
         write_ranges_plot((), "", tmp_path / "ranges.png")

@@ -22,8 +22,9 @@ from edgese.errors import ConfigError, VerificationError
 from edgese.graphs.plan import Plan
 from edgese.graphs.precision import Precision
 from edgese.graphs.write import graph_of, write_graph
+from edgese.metrics.difference import snr_db
 from edgese.metrics.pairs import Recording
-from edgese.metrics.scores import pesq_wb, snr_db
+from edgese.metrics.scores import pesq_wb
 from edgese.model.checkpoint import load_enhancer
 from edgese.model.cost import product_macs
 from edgese.model.enhancer import WaveformEnhancer
@@ -31,8 +32,8 @@ from edgese.model.product import products
 from edgese.model.registry import build
 from edgese.networks import MbsConfig
 from edgese.quantize.calibration import read_calibration
-from edgese.quantize.scoring import Heard, Task, died, hear
-from edgese.quantize.search import Cost, Quantization, make_plans, quantize
+from edgese.quantize.scoring import Scored, ScoringTask, died, score_graph
+from edgese.quantize.search import Cost, Quantization, make_plans, search_int8
 from export.bundle import Bundle
 
 from ..helpers.coarse_bundle import CALIBRATED, LEFT_HAND, calibration, make_ranges, write_calibration
@@ -126,7 +127,7 @@ def found(tiny_enhancer: WaveformEnhancer, speech_like: SpeechLike, monkeypatch:
         monkeypatch.setattr(MadeUp, "loss", staticmethod(loss))
         monkeypatch.setattr(MadeUp, "noise_db", noise or {})
         batches = Batches(({"wave": np.zeros((1, HOP))},), {}, "digest")
-        return quantize(tiny_enhancer, batches, noisy_recordings(speech_like, 1000), **options)
+        return search_int8(tiny_enhancer, batches, noisy_recordings(speech_like, 1000), **options)
 
     return searched
 
@@ -266,7 +267,7 @@ def test_batches_of_another_network_are_refused(
     change(others[0])
     other = dataclasses.replace(batches, batches=tuple(others))
     with pytest.raises(CalibrationError, match=message):
-        quantize(tiny_enhancer, other, noisy_recordings(speech_like), method="minmax")
+        search_int8(tiny_enhancer, other, noisy_recordings(speech_like), method="minmax")
 
 
 def test_a_calibration_of_other_weights_or_another_network_is_refused(
@@ -304,7 +305,7 @@ def test_costs_are_those_of_the_graphs(
 ) -> None:
     steps: list[str] = []
     recordings = noisy_recordings(speech_like)
-    result = quantize(
+    result = search_int8(
         *(tiny_enhancer, batches, recordings),
         precision=precision,
         budget=0.05,
@@ -331,7 +332,7 @@ def test_costs_are_those_of_the_graphs(
     graph = graph_of(tiny_enhancer, CALIBRATED, precision.value)
     write_graph(tiny_enhancer, graph, coarser, result.plan)
     overlap = tiny_enhancer.audio.overlap
-    before, after = (hear(Task(path, graph, overlap, tuple(recordings))) for path in (float32, coarser))
+    before, after = (score_graph(ScoringTask(path, graph, overlap, tuple(recordings))) for path in (float32, coarser))
     waves = (np.concatenate([heard.wave for heard in both]) for both in (before, after))
     assert snr_db(*waves) == pytest.approx(result.steps[-1].snr_db, abs=1e-6)
     lost = [one.pesq - other.pesq for one, other in zip(before, after, strict=True)]
@@ -350,8 +351,8 @@ def test_a_recording_is_heard_in_time_with_its_input(
     (recording, _) = noisy_recordings(speech_like, 9_001)
     graph = coarse.graph(block=3)
     path = coarse.path / graph.file
-    (heard,) = hear(Task(path, graph, tiny_enhancer.audio.overlap, (recording,)))
-    assert isinstance(heard, Heard)
+    (heard,) = score_graph(ScoringTask(path, graph, tiny_enhancer.audio.overlap, (recording,)))
+    assert isinstance(heard, Scored)
     wanted = tiny_enhancer.enhance(torch.from_numpy(recording.noisy)[None])[0].detach().numpy()
     np.testing.assert_allclose(heard.wave, wanted, rtol=0, atol=1e-5)
     assert heard.pesq == pesq_wb(recording.clean, heard.wave)
@@ -359,7 +360,7 @@ def test_a_recording_is_heard_in_time_with_its_input(
 
 
 def test_a_process_that_dies_is_an_error(coarse: Bundle) -> None:
-    task = Task(Path("3.onnx"), coarse.graphs[0], 384, ())
+    task = ScoringTask(Path("3.onnx"), coarse.graphs[0], 384, ())
     with pytest.raises(VerificationError, match=r"3\.onnx: the process that heard it died \(no memory left"):
         died(task)
 

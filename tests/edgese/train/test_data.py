@@ -15,7 +15,7 @@ from edgese.config import DataConfig
 from edgese.errors import EdgeseError, TrainingError
 from edgese.train import data as data_module
 from edgese.train.data import DataSets, open_data
-from edgese.train.decoded import Recordings
+from edgese.train.decoded import DecodedRecordings
 
 from ..helpers.data_folders import PLAIN, RATE_HZ, SpeechLike, write
 
@@ -25,7 +25,7 @@ Open = Callable[..., DataSets]
 # Splits
 
 
-def speakers_of(recordings: Recordings) -> set[str]:
+def speakers_of(recordings: DecodedRecordings) -> set[str]:
     return {file.parent.name if file.parent.name[0] == "s" else file.stem.split("_")[0] for file in recordings.files}
 
 

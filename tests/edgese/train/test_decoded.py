@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from edgese.errors import EdgeseError, TrainingError
-from edgese.train.decoded import Recordings
+from edgese.train.decoded import DecodedRecordings
 
 from ..helpers.data_folders import RATE_HZ, SpeechLike, write
 
@@ -25,7 +25,7 @@ def test_any_rate_channel_count_and_format_is_decoded_to_16_khz_mono(tmp_path: P
         write(tmp_path / "c.wav", wave[:8000], 8000),
     ]
     soundfile.write(tmp_path / "d.ogg", wave, RATE_HZ)
-    recordings = Recordings([*files, tmp_path / "d.ogg"], RATE_HZ, tmp_path / "cache")
+    recordings = DecodedRecordings([*files, tmp_path / "d.ogg"], RATE_HZ, tmp_path / "cache")
     assert [recordings.length(index) for index in range(3)] == [16_000, 16_000, 16_000]
     assert abs(recordings.length(3) - 16_000) < 10
     assert np.abs(recordings.read(1)[1000:-1000]).max() == pytest.approx(0.25, abs=0.01)
@@ -34,13 +34,13 @@ def test_any_rate_channel_count_and_format_is_decoded_to_16_khz_mono(tmp_path: P
 def test_16_bit_samples_are_read_as_they_are(tmp_path: Path) -> None:
     every = np.arange(-32768, 32768, dtype=np.int16)
     soundfile.write(tmp_path / "all.wav", every, RATE_HZ, subtype="PCM_16")
-    recordings = Recordings([tmp_path / "all.wav"], RATE_HZ, tmp_path / "cache")
+    recordings = DecodedRecordings([tmp_path / "all.wav"], RATE_HZ, tmp_path / "cache")
     np.testing.assert_array_equal(recordings.read(0), every.astype(np.float32) / 32768)
 
 
 def test_recordings_are_read_in_part_and_never_into_their_neighbour(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{n}.wav", np.full(1000 + n, 0.1 * (n + 1))) for n in range(3)]
-    recordings = Recordings(files, RATE_HZ, tmp_path / "cache")
+    recordings = DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
     assert len(recordings) == 3
     assert recordings.n_samples == 3003
     for index in range(3):
@@ -63,8 +63,8 @@ def test_decoding_that_was_cut_short_is_not_taken_for_a_cache(tmp_path: Path, sp
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Recordings(files, RATE_HZ, tmp_path / "cache", interrupt)
-    recordings = Recordings(files, RATE_HZ, tmp_path / "cache")
+        DecodedRecordings(files, RATE_HZ, tmp_path / "cache", interrupt)
+    recordings = DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
     for index in range(3):
         np.testing.assert_allclose(recordings.read(index), speech_like(4000, seed=index), atol=1e-4)
 
@@ -82,8 +82,8 @@ def test_cache_index_appears_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", torn)
         with pytest.raises(KeyboardInterrupt):
-            Recordings(files, RATE_HZ, tmp_path / "cache")
-    assert Recordings(files, RATE_HZ, tmp_path / "cache").n_samples == 4000
+            DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
+    assert DecodedRecordings(files, RATE_HZ, tmp_path / "cache").n_samples == 4000
 
 
 def test_cache_is_made_anew_for_another_rate_and_for_changed_files(tmp_path: Path, speech_like: SpeechLike) -> None:
@@ -91,7 +91,7 @@ def test_cache_is_made_anew_for_another_rate_and_for_changed_files(tmp_path: Pat
 
     def decoded(rate_hz: int = RATE_HZ) -> int:
         calls: list[int] = []
-        Recordings([file], rate_hz, tmp_path / "cache", lambda done, total: calls.append(done))
+        DecodedRecordings([file], rate_hz, tmp_path / "cache", lambda done, total: calls.append(done))
         return len(calls)
 
     assert decoded() == 1
@@ -108,7 +108,7 @@ def test_many_recordings_are_decoded_in_order(tmp_path: Path) -> None:
     """Some ahead of others, on several threads: each must still come out at its own place."""
     files = [write(tmp_path / f"{n:03}.wav", np.full(600 + 37 * (n % 11), 0.001 * (n + 1))) for n in range(150)]
     done: list[int] = []
-    recordings = Recordings(files, RATE_HZ, tmp_path / "cache", lambda number, total: done.append(number))
+    recordings = DecodedRecordings(files, RATE_HZ, tmp_path / "cache", lambda number, total: done.append(number))
     assert done == list(range(1, 151))
     for index in range(150):
         wave = recordings.read(index)
@@ -121,7 +121,7 @@ def test_all_broken_recordings_are_named_at_once(tmp_path: Path) -> None:
     for number in (23, 4, *range(30, 37)):
         files[number].write_bytes(b"RIFF, then nothing")
     with pytest.raises(EdgeseError) as refusal:
-        Recordings(files, RATE_HZ, tmp_path / "cache")
+        DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
     message = str(refusal.value)
     assert message.startswith(f"{files[4]}: ")
     assert f"; {files[23]}: " in message
@@ -134,7 +134,7 @@ def test_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a.wav", np.full(1000, 0.1))
     (tmp_path / "cache").write_text("a file is in the way")
     with pytest.raises(TrainingError, match="choose another --cache"):
-        Recordings([file], RATE_HZ, tmp_path / "cache")
+        DecodedRecordings([file], RATE_HZ, tmp_path / "cache")
 
 
 # Parts and copies
@@ -142,7 +142,7 @@ def test_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_a_subset_reads_the_same_recordings_of_the_same_map(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{n}.wav", np.full(1000 + n, 0.1 * (n + 1))) for n in range(5)]
-    whole = Recordings(files, RATE_HZ, tmp_path / "cache")
+    whole = DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
     part = whole.subset([3, 1])
     assert part.files == [files[3], files[1]]
     assert len(part) == 2
@@ -155,7 +155,7 @@ def test_a_subset_reads_the_same_recordings_of_the_same_map(tmp_path: Path) -> N
 
 def test_a_pickled_copy_opens_the_map_instead_of_carrying_it(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{n}.wav", np.full(40_000, 0.1 * (n + 1))) for n in range(3)]
-    recordings = Recordings(files, RATE_HZ, tmp_path / "cache").subset([2, 0])
+    recordings = DecodedRecordings(files, RATE_HZ, tmp_path / "cache").subset([2, 0])
     content = pickle.dumps(recordings)
     assert len(content) < 10_000
     copy = pickle.loads(content)

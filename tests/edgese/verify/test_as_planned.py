@@ -18,7 +18,7 @@ from edgese.errors import VerificationError
 from edgese.graphs.plan import plan_of
 from edgese.graphs.precision import Precision
 from edgese.graphs.write import product_nodes, quantize_graph
-from edgese.metrics.pairs import Recording, recordings
+from edgese.metrics.pairs import Recording, read_recordings
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import Linear
 from edgese.networks import MbsConfig
@@ -396,7 +396,7 @@ def test_nodes_are_known_by_the_modules_that_they_came_from(coarse: Bundle, tiny
 
 @pytest.fixture(scope="module")
 def heard() -> list[Recording]:
-    return recordings(None)
+    return read_recordings(None)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgese.graphs.write
+import edgese.verify.side_by_side
 from edgese.audio import Wave
 from edgese.errors import VerificationError
 from edgese.model.enhancer import WaveformEnhancer

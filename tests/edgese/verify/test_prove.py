@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgese.audio import Wave
 from edgese.errors import AudioError, VerificationError
-from edgese.metrics.pairs import Recording, recordings
+from edgese.metrics.pairs import Recording, read_recordings
 from edgese.verify.findings import Listener, Proof, Verification
 from edgese.verify.limits import LIMITS
 from edgese.verify.prove import prove
@@ -34,7 +34,7 @@ Reseal = Callable[..., Bundle]
 
 @pytest.fixture(scope="module")
 def heard() -> list[Recording]:
-    return recordings(None)
+    return read_recordings(None)
 
 
 @pytest.fixture
@@ -322,16 +322,16 @@ def test_recordings_are_spread_evenly_over_a_folder(tmp_path: Path, speech_like:
         (tmp_path / kind).mkdir()
         for name in "abcdef":
             soundfile.write(tmp_path / kind / f"{name}.wav", speech_like(8_000), 16_000)
-    assert [recording.name for recording in recordings(tmp_path, 100)] == list("abcdef")
-    assert [recording.name for recording in recordings(tmp_path, 4)] == ["a", "b", "d", "e"]
+    assert [recording.name for recording in read_recordings(tmp_path, 100)] == list("abcdef")
+    assert [recording.name for recording in read_recordings(tmp_path, 4)] == ["a", "b", "d", "e"]
     soundfile.write(tmp_path / "noisy" / "a.wav", speech_like(7_999), 16_000)
     with pytest.raises(VerificationError, match="a: found 7999 noisy and 8000 clean samples, wanted as many"):
-        recordings(tmp_path)
+        read_recordings(tmp_path)
 
 
 def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="no such folder"):
-        recordings(tmp_path)
+        read_recordings(tmp_path)
 
 
 def test_the_limits_hold_what_the_design_asks() -> None:

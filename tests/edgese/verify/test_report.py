@@ -23,8 +23,9 @@ pytest.importorskip("jinja2", reason="the [report] extra is not installed")
 
 from edgese.errors import EdgeseError, install_command
 from edgese.graphs.bundles import shipped_bundle
-from edgese.metrics.difference import TensorError, WaveError
-from edgese.metrics.pairs import Recording, recordings
+from edgese.metrics.difference import TensorError
+from edgese.metrics.pairs import Recording, read_recordings
+from edgese.metrics.scores import WaveError
 from edgese.verify.findings import Check, Listener, Proof, Streamed, Verification
 from edgese.verify.prove import prove
 from edgese.verify.report.page import render, write_report
@@ -581,7 +582,7 @@ def test_a_graph_of_the_shipped_bundle_gets_its_report(tmp_path: Path, monkeypat
     monkeypatch.setattr("edgese.verify.prove.VERIFICATION_HOPS", 400)
     bundle = Bundle.open(shipped_bundle())
     bundle = dataclasses.replace(bundle, graphs=(bundle.graph(block=16),))
-    (sample,) = recordings(None)
+    (sample,) = read_recordings(None)
     part = slice(RATE_HZ, 4 * RATE_HZ)
     sample = dataclasses.replace(sample, clean=sample.clean[part], noisy=sample.noisy[part])
     made = prove(bundle, recordings=[sample], minutes=0)

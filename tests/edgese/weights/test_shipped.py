@@ -17,8 +17,9 @@ from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.enhance.denoiser import Denoiser, denoise
 from edgese.graphs.bundles import shipped_bundle
+from edgese.metrics.difference import snr_db
 from edgese.metrics.scores import METRICS as KNOWN
-from edgese.metrics.scores import NAMES, si_sdr, snr_db
+from edgese.metrics.scores import NAMES, si_sdr
 from export.bundle import Bundle
 
 ROOT = Path(__file__).parents[3]

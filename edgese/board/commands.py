@@ -1,7 +1,7 @@
-"""What is asked of a board: does it compute what it should, how fast, and with how much energy.
+"""Self-test and bench on a board: whether it computes what it should, how fast, and with how much energy.
 
-Both say what they were told by the board's own commands (edgese/device), nothing else: what was not measured there is
-not told.
+Both report what the board's own commands (edgese/device) found, nothing else: what was not measured there is not
+reported.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from edgese.board.link import RemoteError
 from edgese.board.session import Session
-from edgese.device.opening import TENSORRT
+from edgese.graphs.artefacts import TENSORRT
 from export.bundle import Bundle
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """What is tried there; nothing named: all."""
+    """Choice of runtimes, precisions and block sizes to run on the board; empty: all."""
 
     runtimes: Sequence[str] = ()
     precisions: Sequence[str] = ()
@@ -26,7 +26,7 @@ class Chosen:
 
     @property
     def graphs(self) -> list[str]:
-        """Options of the board's commands."""
+        """Options of the board's commands that choose graphs."""
         named = [part for name in self.precisions for part in ("--precision", name)]
         return named + [part for block in self.blocks for part in ("--block", str(block))]
 
@@ -36,10 +36,10 @@ class Chosen:
 
 
 def self_test_there(session: Session, bundle: Bundle, chosen: Chosen) -> dict[str, Any]:
-    """The golden vectors through every chosen graph and runtime there: `passed`, `trials`, `left_out`, `machine`.
+    """Result of the golden vectors in every chosen graph and runtime there: `passed`, `trials`, `left_out`, `machine`.
 
     Raises:
-        RemoteError: it cannot be done there. A graph that fails is told in the result.
+        RemoteError: it cannot be done there. A graph that fails is in the result.
     """
     session.place(bundle, chosen.runtimes)
     found = session.runtimes(chosen.runtimes)
@@ -47,7 +47,7 @@ def self_test_there(session: Session, bundle: Bundle, chosen: Chosen) -> dict[st
 
 
 def bench_there(session: Session, bundle: Bundle, chosen: Chosen, *, streams: int, seconds: float) -> dict[str, Any]:
-    """Engines built or reused, the self-test passed, then what calls take: `engines`, `self_test`, `bench`.
+    """Results of building engines, the self-test and timed calls there, in this order: `engines`, `self_test`, `bench`.
 
     Args:
         streams, seconds: see `edgese.device.latency.measure`.
@@ -71,16 +71,16 @@ def bench_there(session: Session, bundle: Bundle, chosen: Chosen, *, streams: in
                 "see above, or choose others (--precision, --block, --runtime)"
             )
     tested = session.result("self-test", "--json", *chosen.all, "--most", max(16, streams))
-    require_passed(session.host, tested)
+    require_self_test_passed(session.host, tested)
     load = ("--streams", streams, "--seconds", seconds, "--root", session.root, "--most", max(16, streams))
     return {"engines": engines, "self_test": tested, "bench": session.result("bench", "--json", *chosen.all, *load)}
 
 
-def require_passed(host: str, tested: dict[str, Any]) -> None:
-    """Refuse to go on where a graph gives what it should not.
+def require_self_test_passed(host: str, tested: dict[str, Any]) -> None:
+    """Check that a board's self-test passed and tried at least one graph.
 
     Raises:
-        RemoteError: one does, or none was tried.
+        RemoteError: a graph failed, or none was tried.
     """
     failed = [trial for trial in tested["trials"] if not trial["passed"]]
     if failed or not tested["passed"]:

@@ -1,4 +1,4 @@
-"""Published peaks of NVIDIA's Jetson modules, as data, with where each figure was read.
+"""Published peaks of NVIDIA's Jetson modules, with the source of each figure.
 
 Arithmetic peaks follow from multiprocessors and clock: an SM of Orin does 128 multiply-accumulates a clock in float32,
 1024 in float16 and 2048 in INT8, without sparsity. That agrees with what is published: 5.3 TFLOPS in float32 for 16 SMs
@@ -30,7 +30,7 @@ _CORES = 128  # of an SM: multiply-accumulates a clock in float32
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The most that a device can do, by publication or by measurement."""
+    """Peak bandwidth and arithmetic rates of a device, published or measured."""
 
     name: str
     bandwidth_gbs: float  # of its memory, 1e9 bytes a second
@@ -42,8 +42,8 @@ class Peak:
 
 
 @dataclasses.dataclass(frozen=True)
-class Board:
-    """A module in one power mode."""
+class JetsonModule:
+    """Published figures of a Jetson module in one power mode."""
 
     peak: Peak
     mode: str
@@ -59,10 +59,10 @@ class Board:
 
 def _orin(
     name: str, mode: str, multiprocessors: int, clock_mhz: float, bandwidth_gbs: float, source: str, differs: str = ""
-) -> Board:
+) -> JetsonModule:
     float32 = multiprocessors * _CORES * 2 * clock_mhz / 1e6  # TFLOPS
     peak = Peak(name, bandwidth_gbs, {"fp32": float32, "fp16": 8 * float32, "int8": 16 * float32})
-    return Board(peak, mode, multiprocessors, clock_mhz, source, differs)
+    return JetsonModule(peak, mode, multiprocessors, clock_mhz, source, differs)
 
 
 _NANO = "DS-11105-001 v1.1"
@@ -70,7 +70,7 @@ _NX = "DS-10712-001 v1.7"
 _AGX = "DS-10662-001 v1.6"
 _GUIDE = "Orin Nano Developer Kit User Guide, Jetson Linux Developer Guide r36.4.4"
 
-BOARDS: Mapping[str, Board] = {
+BOARDS: Mapping[str, JetsonModule] = {
     "orin-nano-4gb": _orin("Jetson Orin Nano 4GB", "10W", 4, 625, 34, _NANO, "resellers of Super: 51 GB/s"),
     "orin-nano": _orin("Jetson Orin Nano 8GB", "15W", 8, 625, 68, _NANO, "Super software: see orin-nano-super"),
     "orin-nano-super": _orin("Jetson Orin Nano 8GB", "MAXN_SUPER", 8, 1020, 102, _GUIDE, "DS v1.1: 625 MHz, 68 GB/s"),
@@ -79,7 +79,7 @@ BOARDS: Mapping[str, Board] = {
     "orin-nx-super": _orin("Jetson Orin NX 8GB or 16GB", "MAXN_SUPER", 8, 1173, 102, _NX, "DS v1.0: 765 or 918 MHz"),
     "agx-orin-32gb": _orin("Jetson AGX Orin 32GB", "MAXN", 14, 939, 204.8, _AGX, "also 930.75 MHz"),
     "agx-orin-64gb": _orin("Jetson AGX Orin 64GB", "MAXN", 16, 1300, 204.8, _AGX, "also 1301 MHz"),
-    "agx-thor": Board(
+    "agx-thor": JetsonModule(
         Peak("Jetson AGX Thor (T5000)", 273, {"fp32": 8.064, "fp16": 258.5, "int8": 517}),
         "MAXN",
         20,
