@@ -334,14 +334,14 @@ def test_a_model_card_travels_with_the_bundle(quick_export: Path, tmp_path: Path
 
 @pytest.mark.parametrize("blocks", [(), (0,), (-1, 4), (1, 33), (64,)])
 def test_blocks_that_cannot_be_are_refused(blocks: tuple[int, ...], tmp_path: Path, quick_export: Path) -> None:
-    with pytest.raises(ConfigError, match=r"blocks: found .*, wanted numbers of hops from 1 to 32"):
+    with pytest.raises(ConfigError, match=r"--block: found .*, wanted numbers of hops from 1 to 32"):
         export_bundle(quick_export, tmp_path / "bundle", name=NAME, blocks=blocks)
     assert names(tmp_path) == []
 
 
 def test_blocks_that_no_sound_is_a_multiple_of_are_refused_before_any_work(tmp_path: Path, quick_export: Path) -> None:
     """All graphs are compared with one truth, which ends where all of them end."""
-    with pytest.raises(ConfigError, match=r"blocks: found \[7, 9, 11, 13\].* 9009"):
+    with pytest.raises(ConfigError, match=r"--block: found \[7, 9, 11, 13\].* 9009"):
         export_bundle(quick_export, tmp_path / "bundle", name=NAME, blocks=(7, 9, 11, 13))
     assert names(tmp_path) == []
 
