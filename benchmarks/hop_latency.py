@@ -1,4 +1,4 @@
-"""The share of the SGEMM peak that one call on one core reaches, beside its latency; `edgese bench` tells the rest.
+"""Share of the SGEMM peak that one call on one core reaches, beside its latency; `edgese bench` measures the rest.
 
     python -m benchmarks.hop_latency [--model BUNDLE]
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def summary(block: int, way: str, timing: Timing, *, flop_per_hop: int, peak_gflops: float) -> Row:
-    """One row of the table."""
+    """Table row of one block and way of calling."""
     gflops = block * flop_per_hop / timing.median_s / 1e9 if flop_per_hop else None
     return {
         "block": block,
@@ -68,7 +68,7 @@ def summary(block: int, way: str, timing: Timing, *, flop_per_hop: int, peak_gfl
 
 
 def bars(rows: list[Row]) -> list[str]:
-    """What DESIGN.md asks of one hop, and of the share of the peak."""
+    """Verdicts on the bars: no deadline missed and p99 below half the hop at one hop, least share of the SGEMM peak."""
     notes = []
     for row in rows:
         block, share, p99_ms, hop_ms = row["block"], row["share"], row["p99_ms"], row["block_ms"]

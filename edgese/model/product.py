@@ -1,8 +1,8 @@
 """Products with weights: nearly all of a network's arithmetic; for each of them a lower precision can be chosen.
 
 What lies between them stays float32 in every precision: norms, softplus, exponentials, the recurrence and its states,
-compression, the DFT and overlap-add. With nothing but the decay in half precision, the SNR over 3,000 hops fell from
-119 dB or more to between 33 and 58 dB.
+compression, the DFT and overlap-add. With nothing but the decay in half precision, the SNR fell from 119 dB or more to
+between 33 and 58 dB within 3,000 hops.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def _backward(  # type: ignore[no-untyped-def]
 class TritonScan(torch.autograd.Function):
     """Scan in Triton kernels: `TritonScan.apply(chunk, u, dt, a, b, c, h)` -> (y, state after the last frame).
 
-    Shapes as in scan.py, H = D, M = N. S is one axis; rates are (N, D), or (S, N, D) for sequences with their own. All float32, on one GPU.
+    Shapes as in scan.py, H = D, M = N. S is one axis; rates are (N, D), or (S, N, D) for sequences with their own. All
+    float32, on one GPU.
     """
 
     @staticmethod

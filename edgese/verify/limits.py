@@ -9,7 +9,7 @@ VERIFICATION_HOPS = 3000  # 24 s: what an export is verified over, and what PyTo
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a graph of one precision must meet to be shipped; None: no limit is set."""
+    """Limits that a graph of one precision must meet to be shipped; None: no limit is set."""
 
     max_abs: float | None  # largest difference of a sample
     snr_db: float  # of PyTorch's output over the difference
@@ -27,8 +27,9 @@ _INT8 = Limits(
     drift_db=3.0,
     pesq_loss=0.05,
     stoi_loss=0.005,
-    reason="DESIGN, section 6: 0.05 PESQ. 8 bits in all products gave 30 to 34 dB on the shipped network; what is "
-    "below 20 dB is no rounding. A wrong scale may stay above: scales are also compared with the manifest's ranges",
+    reason="0.05 PESQ is the most that INT8 may cost. 8 bits in all products gave 30 to 34 dB on the shipped network; "
+    "what is below 20 dB is no rounding. A wrong scale may stay above: scales are also compared with the manifest's "
+    "ranges",
 )
 
 
@@ -40,8 +41,8 @@ LIMITS = {
         drift_db=3.0,
         pesq_loss=0.002,
         stoi_loss=0.0005,
-        reason="DESIGN, section 6. Another order of sums, no more: the shipped network gave 2e-6, 116 dB, no drift "
-        "over ten minutes, a PESQ that differs by less than 0.0005 (benchmarks/RESULTS.md); 16 dB are left for others",
+        reason="Another order of sums, no more: the shipped network gave 2e-6, 116 dB, no drift over ten minutes, a "
+        "PESQ that differs by less than 0.0005 (benchmarks/RESULTS.md); 16 dB are left for others",
     ),
     "fp16": Limits(
         max_abs=None,
@@ -50,8 +51,8 @@ LIMITS = {
         drift_db=3.0,
         pesq_loss=0.01,
         stoi_loss=0.002,
-        reason="DESIGN, section 6: 40 dB and 0.01 PESQ. 11 bits of mantissa in the products give 60 to 90 dB; a "
-        "recurrence in FP16 falls to 22 to 58 dB within 3,000 hops (FACTS, section 2), which the drift shows",
+        reason="11 bits of mantissa in the products give 60 to 90 dB; a recurrence in FP16 falls to 22 to 58 dB within "
+        "3,000 hops, which the drift shows",
     ),
     "int8": _INT8,
     "int8-cpu": _INT8,

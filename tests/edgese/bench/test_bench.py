@@ -267,7 +267,7 @@ def test_a_device_that_this_machine_is_not_is_refused(monkeypatch: pytest.Monkey
         MeasurementError, match=r"--device jetson: this machine is no Jetson .* run edgese bench on the bo"
     ):
         require_device("jetson", here)
-    with pytest.raises(MeasurementError, match="--device cuda: found no NVIDIA GPU that a driver tells of"):
+    with pytest.raises(MeasurementError, match="--device cuda: found no NVIDIA GPU that a driver reports"):
         require_device("cuda", here)
     require_device("jetson", dataclasses.replace(here, board="NVIDIA Jetson Orin Nano Developer Kit"))
 
@@ -455,12 +455,12 @@ def test_what_repeats_do_not_tell_apart_is_not_told_apart(bundle: Bundle) -> Non
     found = latency_advice(bundle, lab, blocks=(1,))
     assert found.result is not None
     assert found.result.case.runtime == "quick"
-    assert found.words.endswith("; not told apart from slow, fp32, block 1")
+    assert found.words.endswith("; not distinguishable from slow, fp32, block 1")
     lab = FakeLab(costs(quick_1=0.50, slow_1=0.20), paced_factor=factor)
     found = latency_advice(bundle, lab, blocks=(1,))
     assert found.result is not None
     assert found.result.case.runtime == "slow"
-    assert "told apart" not in found.words
+    assert "distinguishable" not in found.words
 
 
 @pytest.mark.usefixtures("two_runtimes")

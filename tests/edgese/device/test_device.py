@@ -793,9 +793,7 @@ def test_it_enhances_the_shipped_sample_as_edgese_does(bare_python: Path, shippe
     device, _ = soundfile.read(tmp_path / "d.wav", dtype="float32")
     whole, _ = soundfile.read(tmp_path / "e.wav", dtype="float32")
     assert device.shape == whole.shape == wave.shape
-    assert (
-        np.abs(device - whole).max() <= 1e-5
-    )  # DESIGN, section 6: another release of ONNX Runtime; 7e-7 were measured
+    assert np.abs(device - whole).max() <= 1e-5  # another release of ONNX Runtime; 7e-7 were measured
 
 
 def test_a_python_without_numpy_is_told_what_is_missing(tmp_path: Path, golden: Path) -> None:

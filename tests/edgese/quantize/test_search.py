@@ -361,7 +361,7 @@ def test_a_recording_is_heard_in_time_with_its_input(
 
 def test_a_process_that_dies_is_an_error(coarse: Bundle) -> None:
     task = ScoringTask(Path("3.onnx"), coarse.graphs[0], 384, ())
-    with pytest.raises(VerificationError, match=r"3\.onnx: the process that heard it died \(no memory left"):
+    with pytest.raises(VerificationError, match=r"3\.onnx: the process that scored it died \(no memory left"):
         died(task)
 
 
