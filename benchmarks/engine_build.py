@@ -16,7 +16,8 @@ from edgese.graphs.bundles import shipped_bundle
 from edgese.machine.host import describe
 from export.bundle import Bundle
 from export.engine import BuildOptions, build_engine
-from export.tensorrt_api import library_name, read_device, tensorrt_library
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 
 def main() -> None:

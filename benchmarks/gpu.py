@@ -30,8 +30,8 @@ from edgese.samples import NOISY
 from edgese.verify.truth import Truth, long_sound, pytorch_truth
 from export import ExportError
 from export.bundle import Bundle, Graph
-from export.tensorrt_api import read_device
 from runtimes.base import Runtime, RuntimeUnavailable
+from runtimes.gpu import read_device
 
 TENTHS = 10
 WARM_UP_CALLS = 50

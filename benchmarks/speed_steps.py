@@ -1,6 +1,6 @@
 """Gain by each choice of the exported form: the shipped form against the same network with one choice undone.
 
-    python -m benchmarks.speed_steps [--weights FILE.safetensors] [--blocks 1 8] [--only WORD ...]
+    python -m benchmarks.speed_steps [--weights FILE.safetensors] [--block 1 8] [--only WORD ...]
 
 A choice is undone by patching the product from here (undone.py), so that the product needs no switches for it. Each
 form is exported, streamed over the same sound and held to the shipped one; then all are called in turns on one core.
@@ -186,7 +186,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--weights", type=Path, default=shipped_bundle() / "model.safetensors")
     arguments.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"])
-    arguments.add_argument("--blocks", type=int, nargs="+", default=[1, 8])
+    arguments.add_argument("--block", "--blocks", dest="blocks", type=int, nargs="+", default=[1, 8])
     arguments.add_argument("--only", nargs="+", default=[""], help="words in the names of the steps to take")
     arguments.add_argument("--turns", type=int, default=15)
     arguments.add_argument("--seconds", type=float, default=0.2, help="of calls of one form in a turn")

@@ -1,6 +1,6 @@
 """Time of a training step, part by part, in float32 and with bfloat16 products.
 
-    python -m benchmarks.train_step [--size small] [--batch 8] [--seconds 2] [--compile]
+    python -m benchmarks.train_step [--model small] [--batch 8] [--seconds 2] [--compile]
 
 `of it: scans`: only the selective scans of all layers, forward and backward, on the tensors that the network gives
 them. `audio/s`: seconds of sound trained on per second. All loss terms are computed. Medians.
@@ -32,7 +32,7 @@ EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1)
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--size", choices=MODELS, default="small")
+    options.add_argument("--model", "--size", dest="size", choices=MODELS, default="small")
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--seconds", type=float, default=2.0, help="of sound in an example")
     options.add_argument("--steps", type=int, default=9)

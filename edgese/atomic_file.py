@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgese.errors import AudioError
+from edgese.errors import OutputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,7 +21,7 @@ class PartialFile:
     through.
 
     Raises:
-        AudioError: the place cannot be written to.
+        OutputError: the place cannot be written to.
     """
 
     def __init__(self, target: Path, name: str | None = None) -> None:
@@ -56,10 +56,10 @@ class PartialFile:
         """Give the finished file its name, in one step.
 
         Raises:
-            AudioError: the target exists and must not be replaced, or the file system refuses.
+            OutputError: the target exists and must not be replaced, or the file system refuses.
         """
         if not replace and self.target.exists():
-            raise AudioError(f"{self.name}: exists already; choose another name or allow it to be replaced (--force)")
+            raise OutputError(f"{self.name}: exists already; choose another name or allow it to be replaced (--force)")
         try:
             os.fsync(self.fd)  # else a power cut can leave an empty file under the final name
             self.path.replace(self.target)
@@ -67,9 +67,9 @@ class PartialFile:
             raise self.error(error) from error
         self._published = True
 
-    def error(self, error: OSError) -> AudioError:
+    def error(self, error: OSError) -> OutputError:
         """Error with one line that says why the file system refused to write."""
-        return AudioError(
+        return OutputError(
             f"{self.name}: cannot be written ({error.strerror or error}); "
             "nothing was left there: free space or choose another place with -o"
         )

@@ -13,6 +13,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, clone, install_command, pip_command
 from edgese.graphs.bundles import shipped_bundle
 from edgese.graphs.opening import open_graph
 from edgese.machine.host import describe
@@ -36,19 +37,20 @@ State = Literal["ok", "absent", "wrong"]
 
 WHOLE = ("all", "dev")  # extras that are made of others
 MENDS = {  # of runtimes
-    "onnxruntime": "pip install --force-reinstall onnxruntime",
-    "onnxruntime-cuda": "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; an NVIDIA GPU",
+    "onnxruntime": pip_command("install", "--force-reinstall", "onnxruntime"),
+    "onnxruntime-cuda": f"{pip_command('uninstall', 'onnxruntime')}, then "
+    f"{pip_command('install', 'onnxruntime-gpu[cuda,cudnn]')}; an NVIDIA GPU",
     "onnxruntime-tensorrt": "as onnxruntime-cuda, and TensorRT; --runtime tensorrt needs neither",
-    "openvino": "pip install 'edgese[openvino]'",
-    "pytorch": "pip install 'edgese[export]'",
-    "tensorrt": "an NVIDIA GPU with its driver; JetPack brings TensorRT, elsewhere pip install 'edgese[tensorrt]'",
+    "openvino": install_command("openvino"),
+    "pytorch": install_command("export"),
+    "tensorrt": f"an NVIDIA GPU with its driver; JetPack brings TensorRT, elsewhere {install_command('tensorrt')}",
 }
 
 # Two packages that bring the same module overwrite each other: whichever was installed last is imported.
 RIVALS = (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime", "onnxruntime-openvino"))
 
-# Least release of a Jetson's system -> JetPack, and the versions of TensorRT that go with it. NVIDIA's download pages
-# and release notes: JetPack 6.1 is R36.4, 7.0 is R38.2, 7.1 is R38.4; TensorRT 11.0 to 11.4.0 support none.
+# Least release of a Jetson's system -> JetPack, and the versions of TensorRT that go with it, after NVIDIA's
+# release notes and download pages: JetPack 6.1 is R36.4, 7.0 R38.2, 7.1 R38.4; TensorRT 11.0 to 11.4.0 support none.
 JETPACK = (
     (Version("36.4"), "JetPack 6.1 or 6.2", SpecifierSet("==10.3.*")),
     (Version("38.2"), "JetPack 7", SpecifierSet(">=10.4,!=11.0.*,!=11.1.*,!=11.2.*,!=11.3.*,!=11.4.0.*")),
@@ -104,14 +106,14 @@ def _packages(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
         requirements = [Requirement(line) for line in importlib.metadata.requires("edgese") or []]
         extras = importlib.metadata.metadata("edgese").get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("base install", "wrong", "edgese runs from its folder, not installed", "pip install -e .")
+        yield Finding("base install", "wrong", "edgese runs from its folder, not installed", install_command())
         return
     base = [wanted for wanted in requirements if _applies(wanted, "")]
-    yield _group("base install", base, version_of, "pip install --upgrade edgese", needed=True)
+    yield _group("base install", base, version_of, install_command(), needed=True)
     for extra in extras:
         own = [wanted for wanted in requirements if wanted not in base and _applies(wanted, extra)]
         if own and extra not in WHOLE:
-            yield _group(f"[{extra}]", own, version_of, f"pip install --upgrade 'edgese[{extra}]'", needed=False)
+            yield _group(f"[{extra}]", own, version_of, install_command(extra), needed=False)
 
 
 def _applies(wanted: Requirement, extra: str) -> bool:
@@ -139,7 +141,7 @@ def _rivals(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
     for ours, theirs in RIVALS:
         versions = version_of(ours), version_of(theirs)
         if None not in versions:
-            mend = f"pip uninstall {ours} {theirs}, then install the one that you want"
+            mend = f"{pip_command('uninstall', ours, theirs)}, then install the one that you want"
             found = f"{ours} {versions[0]} and {theirs} {versions[1]} bring the same module"
             yield Finding(f"{ours} and {theirs}", "wrong", found, mend)
 
@@ -151,7 +153,10 @@ def _bundle() -> Iterator[Finding]:
     try:
         bundle = Bundle.open(shipped_bundle())
     except (ExportError, OSError) as error:
-        yield Finding("shipped bundle", "wrong", str(error), "pip install --force-reinstall --no-deps edgese")
+        again = f"{install_command()} --force-reinstall --no-deps"
+        folder = clone()  # whose files no installation replaces
+        mend = again if folder is None else f"git -C {shlex.quote(str(folder))} checkout -- edgese/weights"
+        yield Finding("shipped bundle", "wrong", str(error), mend)
         return
     found = f"{bundle.manifest['name']}, {len(bundle.graphs)} graphs, every file as its digest says"
     yield Finding("shipped bundle", "ok", found)
@@ -214,7 +219,7 @@ def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
 
 
 def _gpu() -> Finding:
-    from export.tensorrt_api import read_device
+    from runtimes.gpu import read_device
 
     device: Any = read_device()
     if device is None:

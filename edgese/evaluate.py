@@ -191,7 +191,7 @@ def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> No
     """Write a CSV with one row a system and file: its scores beside the noisy input's, or why there are none.
 
     Raises:
-        AudioError: the file exists and must not be replaced, or cannot be written.
+        OutputError: the file exists and must not be replaced, or cannot be written.
     """
     columns = [f"{which}_{name}" for which in ("noisy", "enhanced") for name in metrics.NAMES]
     text = io.StringIO()

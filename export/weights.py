@@ -67,7 +67,7 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _refer(tensor: onnx.TensorProto, file: str, offset: int, length: int) -> None:
     """Leave a tensor's name, type and shape, and point to its content in `file`."""
-    kept = onnx.TensorProto(
+    reference = onnx.TensorProto(
         name=tensor.name,
         data_type=tensor.data_type,
         dims=tensor.dims,
@@ -77,4 +77,4 @@ def _refer(tensor: onnx.TensorProto, file: str, offset: int, length: int) -> Non
             for key, value in (("location", file), ("offset", str(offset)), ("length", str(length)))
         ],
     )
-    tensor.CopyFrom(kept)
+    tensor.CopyFrom(reference)

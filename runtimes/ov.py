@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Arrays, ArtefactError, Runtime, RuntimeUnavailable, Stream, zeros
-from runtimes.onnx_header import read_onnx_header
+from runtimes.onnx_file import read_onnx_header
 
 
 @contextlib.contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Hide openvino_telemetry, by which `import openvino` tells Google Analytics and leaves a number in the home."""
+    """Hide openvino_telemetry, by which `import openvino` reports to Google and leaves a number in the home."""
     name = "openvino_telemetry"
     before = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment] # it cannot be imported; OpenVINO has a stub for that case
@@ -33,7 +33,9 @@ try:
     with _without_telemetry():
         import openvino
 except ImportError as error:
-    raise RuntimeUnavailable(f"openvino cannot be loaded ({error}): pip install openvino") from error
+    raise RuntimeUnavailable(
+        f"openvino cannot be loaded ({error}): {sys.executable} -m pip install openvino"
+    ) from error
 
 
 FORMS_KEPT = 8  # of sizes that a graph was compiled for
@@ -173,6 +175,6 @@ def _failed(error: Exception) -> RuntimeUnavailable:
 
 
 def _last_line(error: Exception) -> str:
-    """Where OpenVINO says what is wrong; the lines before are places in its source."""
+    """The last line of an error, where OpenVINO gives the reason; the lines before are places in its source."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from edgese.errors import AudioError
+from edgese.errors import AudioError, pip_command
 
 try:
     import soundfile
     import soxr as soxr
 except (ImportError, OSError) as error:  # OSError: the wheel found no libsndfile on this platform
     raise AudioError(
-        f"soundfile or soxr cannot be loaded ({error}): pip install soundfile soxr; on Debian also libsndfile1"
+        f"soundfile or soxr cannot be loaded ({error}): {pip_command('install', 'soundfile', 'soxr')}; "
+        "on Debian also libsndfile1"
     ) from error
 
 SoundFileError = soundfile.SoundFileError

@@ -14,7 +14,7 @@ from edgese.atomic_file import PartialFile, shown
 from edgese.audio import Samples
 from edgese.audio.formats import _INTEGER_BITS, _LOSSY, AudioInfo, _check_writable
 from edgese.audio.libsndfile import SoundFile, SoundFileError, reason
-from edgese.errors import AudioError
+from edgese.errors import AudioError, OutputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,7 +34,8 @@ class AudioWriter:
         name: how messages call it, the path by default.
 
     Raises:
-        AudioError: the place cannot be written to, or the format cannot hold such audio.
+        OutputError: the place cannot be written to.
+        AudioError: the format cannot hold such audio.
     """
 
     n_written: int  # frames
@@ -77,7 +78,8 @@ class AudioWriter:
         """Append (n, n_channels) float32.
 
         Raises:
-            AudioError: the disk is full, or the format cannot hold such audio.
+            OutputError: the disk is full.
+            AudioError: the format cannot hold such audio.
         """
         encoded = self._encoded(block)
         step = _VORBIS_FRAMES if self.info.container == "OGG" else max(1, len(encoded))
@@ -92,7 +94,7 @@ class AudioWriter:
         """Complete the file and read back how long it is.
 
         Raises:
-            AudioError: the disk is full, or the file does not hold what was written.
+            OutputError: the disk is full, or the file does not hold what was written.
         """
         try:
             file, self._file = self._file, None
@@ -102,7 +104,7 @@ class AudioWriter:
         with AudioReader(self.path, self.name) as written:
             n_frames = written.info.n_frames if self.info.container != "MP3" else written.count()
         if n_frames != self.n_written:
-            raise AudioError(
+            raise OutputError(
                 f"{self.name}: {self.n_written} frames were written, {n_frames or 0} can be read back; "
                 "nothing was left there: free space or choose another format"
             )
@@ -139,7 +141,7 @@ class AudioWriter:
         except (SoundFileError, ValueError) as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> AudioError:
+    def _failure(self, error: Exception) -> AudioError | OutputError:
         """Error of a failed write: the file system's reason if it refuses, as libsndfile says only "System error"."""
         try:
             os.lseek(self._partial.fd, 0, os.SEEK_END)

@@ -24,7 +24,7 @@ from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Timing, calls_for
 from edgese.graphs.segments import network_name, segments_in_words
 
-MARGIN = 0.5  # of the block that the p99 of a paced call may take: the other half is left for all else that runs there
+MARGIN = 0.5  # of the block that the p99 of a paced call may take; the rest is for whatever else runs on the core
 LARGE_SPREAD = {"p50": 0.10, "p99": 0.30}
 LARGE_SHARE = 0.05
 

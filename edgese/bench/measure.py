@@ -30,14 +30,15 @@ from edgese.audio.reader import read_wave
 from edgese.bench.capacity import MAX_STREAMS, Capacity, most_streams
 from edgese.bench.probe import Case, ColdStart, MeasurementError, Probe, measure_point
 from edgese.bench.timing import Timing, calls_for, pooled, spread
+from edgese.graphs.bundles import audio_facts
 from edgese.graphs.opening import ENGINE_STREAMS
 from edgese.graphs.segments import Segments, require_streaming_form
 from edgese.machine import host as machine
 from edgese.samples import NOISY
 from export import ExportError
 from export.bundle import Bundle, Graph
-from export.tensorrt_api import read_device
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import read_device
 from runtimes.registry import ON_GPU, RUNTIMES, require_known
 
 LEAST_SEGMENTS = 5  # calls of a turn where a call takes one
@@ -230,12 +231,12 @@ def choose(bundle: Bundle, settings: Settings) -> list[Case]:
     if missing or not graphs:
         offered = ", ".join(f"block {graph.block} ({graph.precision})" for graph in plain) or "none without a variant"
         raise ExportError(f"{bundle.path}: no graph of {', '.join(missing) or 'any block'}; this bundle has {offered}")
-    facts = _facts(bundle)
+    facts = audio_facts(bundle)
     segments = Segments.of(bundle.manifest)
 
     def period_s(graph: Graph) -> float:
         """Duration of the new sound that a call takes, s."""
-        return (graph.block * facts["hop"] if segments is None else segments.advance) / facts["sample_rate_hz"]
+        return (graph.block * facts.hop if segments is None else segments.advance) / facts.sample_rate_hz
 
     return [
         Case(bundle.path, graph, runtime, period_s(graph), live=segments is None)
@@ -262,11 +263,11 @@ def bench(
         RuntimeUnavailable: a runtime that was asked for is unknown or not installed, or none is.
         MeasurementError: a core that this process may not use, or a measuring process that failed.
     """
-    cases, facts = choose(bundle, settings), _facts(bundle)
+    cases, facts = choose(bundle, settings), audio_facts(bundle)
     cores = _cores(settings.core)
     core = cores[0]
     here = machine.describe(core)
-    rate_hz, overlap_s = facts["sample_rate_hz"], facts["overlap_samples"] / facts["sample_rate_hz"]
+    rate_hz, overlap_s = facts.sample_rate_hz, facts.overlap_samples / facts.sample_rate_hz
     n_steps, n_done = (settings.repeats + 1) * len(cases), 0
     measured: list[tuple[Case, list[Turn]]] = [(case, []) for case in cases]
     left_out: dict[str, str] = {}
@@ -294,16 +295,6 @@ def bench(
     if not results:
         raise RuntimeUnavailable("; ".join(left_out.values()))
     return Report(bundle, here, core, settings, tuple(results), left_out)
-
-
-def _facts(bundle: Bundle) -> dict[str, int]:
-    """Sample rate, hop and overlap from a bundle's manifest, in Hz and samples."""
-    audio, latency = bundle.manifest["audio"], bundle.manifest["latency"]
-    try:
-        facts = {"overlap_samples": latency["overlap_samples"]}
-        return facts | {key: audio[key] for key in ("sample_rate_hz", "hop")}
-    except (KeyError, TypeError) as error:
-        raise ExportError(f"{bundle.path}: the manifest's audio or latency lacks {error}; export it again") from error
 
 
 def _turn(probe: Probe, settings: Settings) -> Turn:

@@ -29,12 +29,12 @@ from typing import Any
 from edgese import __version__
 from edgese.atomic_file import PartialFile, shown
 from edgese.device.content import BUNDLE, SUMS, Content, choose
-from edgese.errors import AudioError, VerificationError
+from edgese.errors import OutputError, VerificationError
 from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from export import ExportError
 from export.bundle import MANIFEST, Bundle, Graph, seal_bundle
-from export.onnx_wire import read_onnx_file
+from runtimes.onnx_file import read_onnx_file
 
 SUFFIX = ".tar.gz"
 MODEL_CARD = "MODEL_CARD.md"
@@ -117,12 +117,13 @@ def write_archive(
     Raises:
         ExportError: the bundle lacks such graphs or what a device needs; the name does not end in .tar.gz.
         VerificationError: the bundle did not pass its verification, or sets no limits for a precision.
-        AudioError: the archive exists, or cannot be written.
+        OutputError: the archive exists, or cannot be written.
+        ArtefactError: a graph that cannot be read, or that lacks a file of its weights.
     """
     if not archive.name.endswith(SUFFIX):
         raise ExportError(f"{shown(archive)}: the file name must end in {SUFFIX}")
     if archive.exists() and not replace:
-        raise AudioError(f"{shown(archive)}: exists already; choose another name or let it be replaced (--force)")
+        raise OutputError(f"{shown(archive)}: exists already; choose another name or let it be replaced (--force)")
     if not bundle.verified:
         raise VerificationError(f"{bundle.path}: this bundle did not pass its verification: export it again")
     graphs = choose(bundle, precisions, blocks)
@@ -142,7 +143,7 @@ def write_archive(
         for graph in packed.bundle.graphs:
             packed.limits(graph.precision)
             packed.golden_vectors(graph.variant)
-        assert packed.facts, "the manifest has facts of the audio"
+        assert packed.audio, "the manifest has facts of the audio"
         partial.publish(replace=replace)
     digest = hashlib.sha256(content).hexdigest()
     return Packed(archive, len(content), digest, tuple(graph.file for graph in graphs), len(files))

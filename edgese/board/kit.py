@@ -59,7 +59,7 @@ def for_tensorrt(
 
     Raises:
         ExportError: an engine cannot be built, or no graph is for TensorRT.
-        VerificationError, AudioError: as `edgese.board.archive.write_archive`.
+        VerificationError, OutputError: as `edgese.board.archive.write_archive`.
     """
     graphs = [graph for graph in bundle.graphs if is_for(graph, TENSORRT)]
     if not graphs:

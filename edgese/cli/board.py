@@ -1,4 +1,4 @@
-"""Commands on a board (`--host`): what they have in common, and what a board's answers look like."""
+"""Commands that run on a board (`--host`): their options, their session, and tables of their results."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ DEFAULT_MINUTES = 120.0
 
 Host = Annotated[
     str | None,
-    typer.Option(
-        metavar="USER@BOARD", help="Do it on that board, over ssh and with your keys; also ssh://user@board:port."
-    ),
+    typer.Option(metavar="USER@BOARD", help="Run on that board, over ssh with your keys; also ssh://user@board:port."),
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", metavar="MINUTES", min=0.001, help="With --host: for all of it. Default: 120."),
+    typer.Option(
+        "--timeout", metavar="MINUTES", min=0.001, help="With --host: limit of the whole command. Default: 120."
+    ),
 ]
-NoKeep = Annotated[bool, typer.Option("--no-keep", help="With --host: leave neither bundle nor engines there.")]
+NoKeep = Annotated[bool, typer.Option("--no-keep", help="With --host: remove bundle and engines from the board.")]
 
 
 def check_options(host: str | None, local: Mapping[str, object], remote: Mapping[str, object]) -> None:
-    """Refuse options that mean nothing where the command is done.
+    """Refuse options that mean nothing where the command runs.
 
     Args:
         local: option -> what was given, of those that mean nothing on a board.
@@ -54,7 +54,7 @@ def check_options(host: str | None, local: Mapping[str, object], remote: Mapping
 
 
 def check_runtimes(runtimes: list[str]) -> list[str]:
-    """Runtimes that a board may have, by name."""
+    """The same names, if boards may have runtimes of these names; else a usage error."""
     from edgese.device.candidates import CANDIDATES
 
     for name in runtimes:
@@ -72,7 +72,7 @@ def board_session(
     quiet: bool,
     stop: threading.Event | None = None,
 ) -> Iterator[Session]:
-    """A session on a board that tells on stderr what goes on, unless `quiet`; the bar is for files that are copied."""
+    """A session on a board, with progress messages on stderr unless `quiet`; the bar shows files being copied."""
     from edgese.board.session import Session
 
     tasks: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def board_session(
 
 
 def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
-    """A table of the trials, and the verdict."""
+    """Print a table of the trials, and the verdict."""
     print_machine(name, host, tested["machine"])
     print_left_out(tested)
     rows = [
@@ -117,7 +117,7 @@ def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
 
 
 def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
-    """The board, then calls, energy and what held the board back."""
+    """Print the board, the times of calls, the energy, and what slowed the board down."""
     bench = found["bench"]
     print_machine(name, host, bench["machine"])
     typer.echo(_software(bench))
@@ -145,7 +145,7 @@ def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
 
 
 def print_state(readings: Mapping[str, Any]) -> None:
-    """Temperatures and what held a board back; what is not known goes to stderr."""
+    """Print temperatures and what slowed a board down; readings that are missing go to stderr."""
     before, after = readings["before"], readings["after"]
     shown = [f"{zone} {_degrees(before, zone)} to {_degrees(after, zone)}" for zone in after["temperatures_c"]]
     typer.echo(f"temperatures before and after, C: {', '.join(shown) or 'not known'}")
@@ -156,13 +156,14 @@ def print_state(readings: Mapping[str, Any]) -> None:
 
 
 def print_machine(name: str, host: str, machine: Mapping[str, Any]) -> None:
-    """Which machine the numbers belong to."""
+    """Print the machine that the numbers belong to."""
     hardware = machine["board"] or machine["cpu"]
     versions = ", ".join(f"{library} {machine['versions'][library]}" for library in ("python", "numpy", "onnxruntime"))
     typer.echo(f"{name} on {host}: {hardware}, {machine['cores']} cores; {machine['system']}; {versions}")
 
 
 def print_left_out(found: Mapping[str, Any]) -> None:
+    """Print the runtimes that did not open on the board, with reasons."""
     for runtime, reason in found["left_out"].items():
         typer.echo(f"left out: {runtime}: {reason}")
 

@@ -25,8 +25,9 @@ from edgese.graphs.segments import require_streaming_form
 from edgese.machine import host as machine
 from export import ExportError
 from export.bundle import Graph
-from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 ROOT = Path(__file__).resolve().parents[2]  # of the unpacked bundle
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from edgese.graphs.artefacts import TENSORRT
-from export import ExportError
-from export.tensorrt_api import tensorrt_library
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES, load_runtime, require_known
 
@@ -40,8 +38,3 @@ def _require(name: str) -> None:
     if name not in CANDIDATES:
         raise RuntimeUnavailable(f"{name}: opens nothing of a device bundle, wanted {', '.join(CANDIDATES)}")
     load_runtime(name)
-    if name == TENSORRT:
-        try:
-            tensorrt_library()
-        except ExportError as error:  # too old to build with
-            raise RuntimeUnavailable(str(error)) from error

@@ -16,6 +16,7 @@ from typing import Any
 from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.errors import VerificationError
+from edgese.graphs.bundles import AudioFacts, audio_facts
 from edgese.graphs.segments import Segments, require_streaming_form
 from export import ExportError
 from export.bundle import Bundle, Graph, sha256_of
@@ -60,18 +61,13 @@ class Content:
         return self.root / ENGINES
 
     @property
-    def facts(self) -> dict[str, int]:
-        """Facts of the audio: sample_rate_hz, hop and overlap_samples.
+    def audio(self) -> AudioFacts:
+        """Sample rate, hop and overlap of the graphs.
 
         Raises:
             ExportError: the manifest does not say.
         """
-        manifest = self.bundle.manifest
-        try:
-            facts = {key: int(manifest["audio"][key]) for key in ("sample_rate_hz", "hop")}
-            return facts | {"overlap_samples": int(manifest["latency"]["overlap_samples"])}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{self.bundle.path}: the manifest's audio or latency lacks {error}; {_MEND}") from error
+        return audio_facts(self.bundle)
 
     @property
     def segments(self) -> Segments | None:

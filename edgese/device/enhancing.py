@@ -13,7 +13,7 @@ from edgese.atomic_file import shown
 from edgese.audio import Samples
 from edgese.device.content import Content
 from edgese.device.wav import WavReader, WavWriter
-from edgese.errors import AudioError
+from edgese.errors import AudioError, OutputError
 from edgese.graphs.artefacts import TENSORRT, EngineFolder, Tell, open_artefact
 from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Graph
@@ -53,13 +53,13 @@ def enhance_wav(
             written, sound that makes the network give NaN.
         ExportError, RuntimeUnavailable: the graph cannot be opened or run.
     """
-    facts = content.facts
+    rate_hz = content.audio.sample_rate_hz
     with WavReader(source) as reader:
         info = reader.info
-        if info.sample_rate_hz != facts["sample_rate_hz"]:
+        if info.sample_rate_hz != rate_hz:
             raise AudioError(
-                f"{shown(source)}: found {info.sample_rate_hz} Hz, wanted {facts['sample_rate_hz']}: resample it, "
-                f"as in: ffmpeg -i INPUT -ar {facts['sample_rate_hz']} OUTPUT.wav"
+                f"{shown(source)}: found {info.sample_rate_hz} Hz, wanted {rate_hz}: resample it, "
+                f"as in: ffmpeg -i INPUT -ar {rate_hz} OUTPUT.wav"
             )
         if runtime == TENSORRT and info.n_channels > engines.streams:
             raise AudioError(
@@ -67,7 +67,7 @@ def enhance_wav(
                 f"build them for more (--most {info.n_channels})"
             )
         if target.exists() and not replace:
-            raise AudioError(
+            raise OutputError(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
         with open_artefact(
@@ -93,5 +93,5 @@ def _enhanced(
     """Enhanced blocks aligned with those that come in, and some silence after their end."""
     segments = content.segments
     if segments is None:
-        return aligned_blocks(blocks, stream, graph, n_channels, content.facts["overlap_samples"])
+        return aligned_blocks(blocks, stream, graph, n_channels, content.audio.overlap_samples)
     return segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])

@@ -29,8 +29,9 @@ from edgese.machine.power import Energy
 from edgese.machine.watch import NOTHING, Watched, watch
 from export import ExportError
 from export.bundle import Graph
-from export.tensorrt_api import library_name, read_device, tensorrt_library
 from runtimes.base import FeedError, RuntimeUnavailable
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 _ROOT = Path("/")
 _WARM_UP_CALLS = 20
@@ -101,7 +102,7 @@ class Report:
         gpu = read_device()
         try:
             tensorrt = library_name(tensorrt_library())
-        except ExportError as error:
+        except RuntimeUnavailable as error:
             tensorrt = f"none: {error}"
         manifest = self.content.bundle.manifest
         return {
@@ -177,7 +178,7 @@ def _measure(
     watched: Watched | None,
     tell: Tell,
 ) -> Latency:
-    facts, size = content.facts, samples(graph, graph.block)
+    size = samples(graph, graph.block)
     wave = content.golden_vectors()[0]
     if streams > engines.streams and runtime == TENSORRT:
         raise FeedError(f"streams: found {streams}, engines are built for {engines.streams}: see --most")
@@ -190,7 +191,7 @@ def _measure(
         return blocks[index % len(blocks)]
 
     segments = content.segments
-    period_s = (size if segments is None else segments.advance) / facts["sample_rate_hz"]
+    period_s = (size if segments is None else segments.advance) / content.audio.sample_rate_hz
     n_paced = math.ceil(seconds / period_s)
     core = None if runtime == TENSORRT else machine.allowed_cores()[-1]  # the GPU's driver has threads of its own
     pinned = contextlib.nullcontext() if core is None else machine.pinned([core])

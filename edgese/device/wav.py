@@ -158,7 +158,8 @@ class WavWriter:
     Integers are rounded and clipped at full scale; `n_clipped` counts the samples.
 
     Raises:
-        AudioError: the place cannot be written to, or a WAV cannot hold so much.
+        OutputError: the place cannot be written to.
+        AudioError: a WAV cannot hold so much.
     """
 
     def __init__(self, target: Path, info: WavInfo) -> None:

@@ -24,7 +24,7 @@ from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
 from edgese.enhance.denoiser import Denoiser, Enhancer, denoise
 from edgese.enhance.jobs import EnhanceOptions, Job
-from edgese.errors import AudioError
+from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
 
 _SILENCE_DBFS = -200.0
@@ -71,7 +71,7 @@ class Outcome:
 
     job: Job
     summary: Summary | None = None
-    error: AudioError | None = None
+    error: AudioError | OutputError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,8 @@ def enhance_file(
         stop: when set, the file is given up at the next block.
 
     Raises:
-        AudioError: bad input, an output that cannot be written, or stopped (`Stopped`).
+        AudioError: bad input, a format that cannot hold such sound, or stopped (`Stopped`).
+        OutputError: an output that exists or cannot be written.
     """
     started = time.perf_counter()
     stop = stop or threading.Event()
@@ -191,7 +192,7 @@ def enhance_files(
                 job = jobs[index]
                 try:
                     outcome = Outcome(job, summary=enhance_file(job, denoiser, progress, stop))
-                except AudioError as error:
+                except (AudioError, OutputError) as error:
                     outcome = Outcome(job, error=error)
                 outcomes[index] = outcome
                 if done is not None:

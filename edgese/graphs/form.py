@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,8 +14,7 @@ from edgese.model.checkpoint import load_enhancer
 from edgese.model.enhancer import SegmentStep, StreamStep, WaveformEnhancer
 from edgese.model.product import use_half
 from export import ExportError
-from export.bundle import WEIGHTS, Bundle, Graph, TensorSpec
-from runtimes.base import TensorSpec as RuntimeSpec
+from export.bundle import WEIGHTS, Bundle, Graph
 from runtimes.pytorch import write_program as save_program
 
 
@@ -65,14 +64,10 @@ def write_program(bundle: Bundle, graph: Graph, path: Path, metadata: Mapping[st
         found = f"found {graph.precision}, which PyTorch does not run"
         raise ExportError(f"{graph.file}: {found}; choose another runtime, or graphs in fp32 or fp16")
     enhancer = bundle_enhancer(bundle, graph.variant)
-
-    def specs(tensors: Sequence[TensorSpec]) -> list[RuntimeSpec]:
-        return [RuntimeSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors]
-
     with exported_form(enhancer, plan_of(bundle, graph.precision).half):
         step = step_of(enhancer)
         program = step if enhancer.network.causal else _Tupled(step)
-        save_program(program, specs(graph.inputs), specs(graph.outputs), path, metadata)
+        save_program(program, graph.inputs, graph.outputs, path, metadata)
 
 
 def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from calib.quantize import ASYMMETRIC, SYMMETRIC, Candidate, candidates, write_quantized
+from calib.qdq import ASYMMETRIC, SYMMETRIC, Candidate, candidates, write_quantized
 from calib.ranges import Range
 from edgese.graphs.form import exported_form, graph_states, step_of
 from edgese.graphs.plan import Plan
@@ -15,9 +15,10 @@ from edgese.graphs.precision import Precision
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import products
 from export import ExportError
-from export.bundle import Graph, TensorSpec
+from export.bundle import Graph
 from export.graph import write_onnx
 from export.inspection import Anatomy, read_anatomy
+from runtimes.base import TensorSpec
 
 SCHEMES = {Precision.INT8: SYMMETRIC, Precision.INT8_CPU: ASYMMETRIC}
 

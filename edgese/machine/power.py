@@ -4,7 +4,7 @@
     with PowerSampler(find_rails()) as load: ...
     energy_of(load.trace(), idle=idle.trace(), audio_s=60.0).joules_per_audio_s
 
-Averages that the board or other tools offer are not used: jetson_stats' `avg` is (power + old) // 2, which is no mean.
+Averages that other tools offer are not used: jetson_stats', for one, is (power + old) // 2, which is no mean.
 Monitors, and where that was read:
 
 - /sys/class/hwmon/hwmon* of the name ina3221: in<n>_label, in<n>_input (mV) and curr<n>_input (mA), channels 1 to 3;

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.errors import EdgeseError, VerificationError
+from edgese.errors import EdgeseError, VerificationError, install_command
 from edgese.metrics.composite import composite
 from edgese.metrics.difference import snr_db, tensor_error
 
@@ -211,7 +211,7 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EdgeseError(f"{name} is missing: pip install 'edgese[metrics]'") from error
+        raise EdgeseError(f"{name} is missing: {install_command('metrics')}") from error
 
 
 @dataclasses.dataclass(frozen=True)

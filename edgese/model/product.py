@@ -1,8 +1,8 @@
 """Products with weights: nearly all of a network's arithmetic; for each of them a lower precision can be chosen.
 
 What lies between them stays float32 in every precision: norms, softplus, exponentials, the recurrence and its states,
-compression, the DFT and overlap-add. With nothing but the decay in half precision, the SNR fell from 119 dB or more to
-between 33 and 58 dB within 3,000 hops.
+compression, the DFT and overlap-add. A decay in half precision alone costs more than 60 dB within 3,000 hops: after
+them the output has an SNR of 33 to 58 dB, with the decay in float32 of 119 to 127 dB.
 """
 
 from __future__ import annotations

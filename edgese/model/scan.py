@@ -5,7 +5,7 @@
 Letters: S sequences (one or more axes), T frames, D channels, N states, H decay heads, P = D / H channels of a head.
 
     u   (S, T, D)   input                     b, c  (S, T, N)   input and output projections
-    dt  (S, T, H)   step size, positive       h     (S, N, D)   state; D innermost: about 3 times faster on a CPU
+    dt  (S, T, H)   step size, positive       h     (S, N, D)   state; D innermost: 3 times faster on a CPU
     a   (M, H)      decay rate, negative      y     (S, T, D)   output
 
 One signature covers two parametrisations. Mamba: H = D, M = N, a decay per channel and state. Mamba-2 (Dao & Gu 2024):

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from edgese.atomic_file import PartialFile
-from edgese.errors import EdgeseError
+from edgese.errors import OutputError, install_command
 
 try:
     from matplotlib import ticker as ticker
@@ -16,7 +16,7 @@ try:
     from matplotlib.lines import Line2D as Line2D
     from matplotlib.patches import Patch as Patch
 except ImportError as error:
-    raise EdgeseError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
+    raise OutputError(f"matplotlib is missing ({error}): {install_command('plot')}") from error
 
 # Distinct for colour-blind readers, too, after Okabe & Ito 2008; dark enough for words in them.
 BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN, GREY = (
@@ -44,7 +44,7 @@ def write_png(figure: Figure, png: Path) -> None:
     """Write a figure whole or not at all; an earlier picture is replaced.
 
     Raises:
-        AudioError: it cannot be written.
+        OutputError: it cannot be written.
     """
     with PartialFile(png) as partial:
         try:

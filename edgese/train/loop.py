@@ -116,7 +116,7 @@ def _train(
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --out") from error
+        raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --output") from error
     keep_freed_memory()
     torch.manual_seed(config.seed)
     resumes = (run / LAST).exists()
@@ -223,7 +223,7 @@ class _Trainer:
         if not all(map(math.isfinite, values.values())):
             raise TrainingError(
                 f"step {self.step + 1}: {values}: not finite. The last checkpoint is untouched: mend broken "
-                "recordings in the data and start again to go on from it, or lower learning_rate and choose a new --out"
+                "recordings in the data and start again to go on from it, or lower learning_rate with a new --output"
             )
         self.optimizer.step()
         self.step += 1
@@ -269,13 +269,13 @@ class _Trainer:
     def resume(self) -> None:
         content = load_checkpoint(self.last_path)
         if not {"config", "step", "best", "ema", "model", "optimizer"} <= set(content):
-            raise CheckpointError(f"{self.last_path}: no checkpoint to go on from: remove it, or choose another --out")
+            raise CheckpointError(f"{self.last_path}: no checkpoint to go on from: remove it, or take another --output")
         if content["config"] != to_dict(self.config):
             found, wanted = content["config"], to_dict(self.config)
             changed = sorted(key for key in wanted if found.get(key) != wanted[key])
             raise CheckpointError(
                 f"{self.last_path}: made with another config ({', '.join(changed)} differ); "
-                "give the same settings to go on, or another --out to start afresh"
+                "give the same settings to go on, or another --output to start afresh"
             )
         self.step, self.best = content["step"], content["best"]
         self.enhancer.load_state_dict(content["model"])

@@ -110,7 +110,7 @@ class Objective(nn.Module):
         return {"loss": total} | counted
 
     def _perceptual(self, enhanced: Tensor, clean: Tensor) -> Tensor:
-        """Distance of raw PESQ from 4.5 (see perceptual.py); 0 for a target 60 dB below the input, without speech."""
+        """Distance of raw PESQ from 4.5 (perceptual.py); 0 for a target 60 dB below the input, which is no speech."""
         missing = 4.5 - raw_pesq(*self.disturbance(enhanced, clean))
         return (missing * (clean.square().mean(1) > 1e-6)).mean()
 

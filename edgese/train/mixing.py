@@ -173,7 +173,7 @@ class MixedExamples:
         return unit_power(wave)
 
     def _babble(self, rng: np.random.Generator, speaker: int) -> Wave:
-        """Babble of 3 to 12 talkers at different distances, each in a place of its own; at times a crowd, or far."""
+        """Babble of 3 to 12 talkers at several distances, each at its own place; sometimes a crowd, or far away."""
         spectrum = np.zeros(self.length // 2 + 1, dtype=np.complex64)
         in_rooms = bool(self.halls) and rng.random() < 0.8
         for _ in range(int(rng.integers(3, 13))):

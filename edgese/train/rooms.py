@@ -12,7 +12,7 @@ import numpy as np
 
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
-from edgese.errors import TrainingError
+from edgese.errors import TrainingError, pip_command
 
 LONGEST_MADE_T60_S = 0.6  # images grow with its cube
 
@@ -74,7 +74,8 @@ def _make_room(rng: np.random.Generator, sample_rate_hz: int) -> Room:
         import pyroomacoustics
     except ImportError as error:
         raise TrainingError(
-            "data.made_rooms: pyroomacoustics is missing: pip install pyroomacoustics, or give the data a folder rir/"
+            f"data.made_rooms: pyroomacoustics is missing: {pip_command('install', 'pyroomacoustics')}, "
+            "or give the data a folder rir/"
         ) from error
     size_m = np.array([rng.uniform(2.5, 10), rng.uniform(2.5, 8), rng.uniform(2.3, 4)])
     surface, volume = 2 * (size_m[0] * size_m[1] + size_m[1] * size_m[2] + size_m[0] * size_m[2]), size_m.prod()

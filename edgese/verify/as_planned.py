@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from calib import CalibrationError
-from calib.quantize import QuantizedProduct, read_quantized
+from calib.qdq import QuantizedProduct, read_quantized
 from calib.ranges import Range
 from edgese.graphs.plan import Plan, plan_of
 from edgese.graphs.precision import Precision

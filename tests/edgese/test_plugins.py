@@ -30,7 +30,7 @@ from .helpers.data_folders import SpeechLike, write_mixing
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gru_mask.py"
 PLUGIN = ("--plugin", "gru_mask.py")
 BROKEN = "import nothing_of_that_name\n"
-STREAMING = 1e-5  # greatest difference of samples, float32, between any two splits of a stream; measured: 6e-8
+STREAMING = 1e-5  # greatest difference of samples, float32, for any split of a stream; measured: 6e-8
 SETTINGS = """
 batch = 2
 validate_every = 2
@@ -53,13 +53,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory, speech_like: SpeechLike) -> I
     write_mixing(folder / "data", speech_like)
     with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
         data = ("--data", "data", "--cache", "cache", "--config", "run.toml")
-        edgese(*PLUGIN, "train", *data, "--out", "run", "--steps", 2, "--quiet", cwd=folder)
+        edgese(*PLUGIN, "train", *data, "--output", "run", "--steps", 2, "--quiet", cwd=folder)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def bundle(desk: Path) -> Path:
-    done = edgese(*PLUGIN, "export", "run/weights.safetensors", "-o", "mine", "--blocks", 2, "--quiet", cwd=desk)
+    done = edgese(*PLUGIN, "export", "run/weights.safetensors", "-o", "mine", "--block", 2, "--quiet", cwd=desk)
     assert "passed" in done.stdout.decode()
     return desk / "mine"
 
@@ -126,7 +126,7 @@ def test_the_example_is_verified_in_an_own_process(bundle: Path, desk: Path) -> 
 def test_the_example_is_measured_in_processes_that_build_it_too(bundle: Path, desk: Path) -> None:
     """PyTorch's program is made from the weights, by the network's own code, in the process that measures."""
     short = ("--runtime", "pytorch", "--seconds", 0.1, "--repeat", 1, "--json")
-    done = edgese("--plugin", "gru_mask", "bench", "--model", bundle, *short, cwd=desk)  # a module's name this time
+    done = edgese("--plugin", "gru_mask", "bench", bundle, *short, cwd=desk)  # a module's name this time
     (result,) = parsed(done.stdout)["results"]
     assert (result["runtime"], result["block"]) == ("pytorch", 2)
 
@@ -141,7 +141,7 @@ def test_the_example_enhances_files_and_needs_no_plugin_for_it(bundle: Path, des
 
 
 def test_the_example_is_listed_and_described(desk: Path) -> None:
-    entry = parsed(edgese(*PLUGIN, "models", "--json", cwd=desk).stdout)["gru-mask"]
+    entry = parsed(edgese(*PLUGIN, "models", "--json", cwd=desk, cold=True).stdout)["gru-mask"]
     assert (entry["network"], entry["causal"], entry["latency_ms"]) == ("gru-mask", True, 32.0)
     described = parsed(edgese(*PLUGIN, "info", "gru-mask", "--json", cwd=desk).stdout)
     assert sum(described["parameters"].values()) == entry["parameters"]
@@ -253,7 +253,7 @@ def cheat(desk: Path) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "command",
     [
-        ["train", "--data", "../data", "--cache", "../cache", "--config", "../run.toml", "--out", "made"],
+        ["train", "--data", "../data", "--cache", "../cache", "--config", "../run.toml", "--output", "made"],
         ["export", "../run/weights.safetensors", "-o", "made"],
         ["verify", "../mine", "--minutes", "0"],
     ],

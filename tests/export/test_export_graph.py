@@ -1,4 +1,4 @@
-"""What `write_onnx` writes, read by onnx and run by ONNX Runtime; and what it refuses."""
+"""Files of `write_onnx`, read by onnx and run by ONNX Runtime; and what it refuses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

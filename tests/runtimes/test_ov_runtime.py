@@ -1,4 +1,4 @@
-"""What is OpenVINO's own: forms compiled for their sizes, shared buffers, precision, threads, and no telemetry."""
+"""OpenVINO alone: forms compiled for their sizes, shared buffers, precision, threads, and no telemetry."""
 
 import os
 import subprocess

@@ -18,12 +18,12 @@ import soundfile
 from numpy.typing import NDArray
 
 from edgese.audio import Wave
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, install_command, pip_command
 
 try:
     from PIL import Image
 except ImportError as error:
-    raise EdgeseError(f"pillow is missing ({error}): pip install 'edgese[report]'") from error
+    raise EdgeseError(f"pillow is missing ({error}): {install_command('report')}") from error
 
 Values = NDArray[np.float64]
 
@@ -202,7 +202,9 @@ def flac(wave: Wave, rate_hz: int) -> str:
     try:
         soundfile.write(file, np.clip(wave, -1, 1 - 2**-15), rate_hz, format="FLAC", subtype="PCM_16")
     except (soundfile.LibsndfileError, ValueError) as error:
-        raise EdgeseError(f"FLAC cannot be written ({error}): pip install --upgrade soundfile") from error
+        raise EdgeseError(
+            f"FLAC cannot be written ({error}): {pip_command('install', '--upgrade', 'soundfile')}"
+        ) from error
     return _uri("audio/flac", file.getvalue())
 
 

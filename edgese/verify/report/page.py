@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgese.atomic_file import PartialFile
-from edgese.errors import AudioError, EdgeseError
+from edgese.errors import EdgeseError, OutputError, install_command
 from edgese.verify.limits import LIMITS, VERIFICATION_HOPS
 from edgese.verify.report.drawing import COLOURS, N_SERIES
 from edgese.verify.report.plots import excerpts, latencies, timelines
@@ -23,7 +23,7 @@ from edgese.verify.report.tables import Row, failures, fixed, from_one, margins,
 try:
     import jinja2
 except ImportError as error:
-    raise EdgeseError(f"jinja2 is missing ({error}): pip install 'edgese[report]'") from error
+    raise EdgeseError(f"jinja2 is missing ({error}): {install_command('report')}") from error
 
 if TYPE_CHECKING:
     from edgese.verify.findings import Verification
@@ -60,7 +60,7 @@ def write_report(verification: Verification, folder: Path) -> Path:
                 partial.path.write_text(text, encoding="utf-8")
             for partial in partials:
                 partial.publish(replace=True)
-    except (AudioError, OSError) as error:
+    except (OutputError, OSError) as error:
         reason = error.__cause__ or error
         why = getattr(reason, "strerror", None) or reason
         raise EdgeseError(

@@ -21,7 +21,7 @@ from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo, choose_format
 from edgese.audio.reader import MAX_CHANNELS, AudioReader, resampled
 from edgese.audio.writer import AudioWriter
-from edgese.errors import AudioError
+from edgese.errors import AudioError, OutputError
 
 RATE = 16_000
 
@@ -370,7 +370,7 @@ def test_folders_that_were_there_or_are_in_use_stay(tmp_path: Path) -> None:
 def test_an_existing_file_is_replaced_only_when_that_is_allowed(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.write_text("old")
-    with PartialFile(target) as partial, pytest.raises(AudioError, match="exists already"):
+    with PartialFile(target) as partial, pytest.raises(OutputError, match="exists already"):
         partial.publish(replace=False)
     assert target.read_text() == "old"
     with PartialFile(target) as partial:
@@ -404,7 +404,7 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path: Path, container
     info = AudioInfo(48_000, 2, None, container, subtype or "MPEG_LAYER_III")
     with file_size_limit(50_000), AudioWriter(tmp_path / "out", info) as writer:
         wave = noise(9600 * 100, 2)
-        with pytest.raises(AudioError, match=r"out: cannot be written \(File too large\)"):
+        with pytest.raises(OutputError, match=r"out: cannot be written \(File too large\)"):
             writer.write(wave)
     assert list(tmp_path.iterdir()) == []
 
@@ -419,7 +419,7 @@ def test_a_disk_that_is_full_when_the_file_is_completed_is_noticed(
         for _ in range(10):
             writer.write(noise(2500))
         limit = writer.path.stat().st_size + 100  # the encoders still hold the rest
-        with file_size_limit(limit), pytest.raises(AudioError, match="out"):
+        with file_size_limit(limit), pytest.raises(OutputError, match="out"):
             writer.finish()
     assert list(tmp_path.iterdir()) == []
 
@@ -429,7 +429,7 @@ def test_a_disk_that_refuses_to_keep_the_file_is_noticed(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with PartialFile(tmp_path / "out") as partial, pytest.raises(AudioError, match="No space left on device"):
+    with PartialFile(tmp_path / "out") as partial, pytest.raises(OutputError, match="No space left on device"):
         partial.publish(replace=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -437,7 +437,7 @@ def test_a_disk_that_refuses_to_keep_the_file_is_noticed(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("place", ["file/out.wav", "file/more/out.wav", "x" * 300 + "/out.wav"])
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AudioError, match=r"out\.wav: cannot be written"):
+    with pytest.raises(OutputError, match=r"out\.wav: cannot be written"):
         PartialFile(tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

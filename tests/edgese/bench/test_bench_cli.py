@@ -17,7 +17,7 @@ SHORT = ("--block", "1", "--runtime", "onnxruntime", "--seconds", "0.1", "--repe
 def test_a_run_prints_tables_and_what_to_use(identity_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
     core = allowed_cores()[0]
-    done = edgese("bench", "-m", identity_bundle, *SHORT, "--core", core, "--plot", "pictures", cwd=tmp_path)
+    done = edgese("bench", identity_bundle, *SHORT, "--core", core, "--plot", "pictures", cwd=tmp_path)
     lines = done.stdout.decode().splitlines()
     assert lines[0].startswith(f"identity on core {core}: ")
     assert "onnxruntime 1" in lines[1]
@@ -34,7 +34,7 @@ def test_a_run_prints_tables_and_what_to_use(identity_bundle: Path, tmp_path: Pa
 
 
 def test_json_is_one_object_with_everything(identity_bundle: Path, tmp_path: Path) -> None:
-    done = edgese("bench", "-m", identity_bundle, *SHORT, "--streams", "3", "--json", cwd=tmp_path)
+    done = edgese("bench", identity_bundle, *SHORT, "--streams", "3", "--json", cwd=tmp_path, cold=True)
     entry = parsed(done.stdout)
     assert (entry["device"], entry["settings"]["streams"], entry["left_out"]) == ("cpu", 3, {})
     (result,) = entry["results"]
@@ -50,13 +50,13 @@ def test_a_runtime_that_was_asked_for_and_is_missing_is_an_error(identity_bundle
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "onnxruntime.py").write_text("raise ImportError('taken away')")
-    done = edgese("bench", "-m", identity_bundle, *SHORT, cwd=tmp_path, code=1, path=[broken])
+    done = edgese("bench", identity_bundle, *SHORT, cwd=tmp_path, code=1, path=[broken])
     assert one_error(done).startswith("error: onnxruntime cannot be loaded")
 
 
 @pytest.mark.skipif(describe().board is not None, reason="this machine is a Jetson")
 def test_no_other_machine_passes_for_a_jetson(identity_bundle: Path, tmp_path: Path) -> None:
-    done = edgese("bench", "-m", identity_bundle, "--device", "jetson", "--json", cwd=tmp_path, code=1)
+    done = edgese("bench", identity_bundle, "--device", "jetson", "--json", cwd=tmp_path, code=1)
     line = one_error(done)
     assert line.startswith("error: --device jetson: this machine is no Jetson")
     assert "run edgese bench on the board" in line
@@ -71,8 +71,6 @@ def test_no_other_machine_passes_for_a_jetson(identity_bundle: Path, tmp_path: P
         (["--precision", "int4"], "no graph of int4; this bundle has"),
         (["--core", "4096"], "--core: found 4096, wanted one that this process may use"),
         (["--plot", "taken"], "taken: cannot be made"),
-        (["-m", "missing"], "missing: not a bundle"),
-        (["-m", "changed"], "fp32-block16.onnx: changed since it was exported"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -80,14 +78,32 @@ def test_what_cannot_be_measured_is_one_line(
     arguments: list[str], message: str, identity_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "taken").write_text("")
-    (write_identity_bundle(tmp_path / "changed") / "fp32-block16.onnx").write_bytes(b"other")
-    done = edgese("bench", "-m", identity_bundle, *arguments, cwd=tmp_path, code=1)
+    done = edgese("bench", identity_bundle, *arguments, cwd=tmp_path, code=1)
     assert message in one_error(done)
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing"], "missing: not a bundle"),
+        (["--model", "changed"], "fp32-block16.onnx: changed since it was exported"),  # as it was called once
+    ],
+)
+def test_a_bundle_that_cannot_be_opened_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (write_identity_bundle(tmp_path / "changed") / "fp32-block16.onnx").write_bytes(b"other")
+    assert message in one_error(edgese("bench", *arguments, cwd=tmp_path, code=1))
+
+
+@pytest.mark.parametrize(
     "arguments",
-    [["--device", "tpu"], ["--block", "0"], ["--seconds", "nan"], ["--seconds", "inf"], ["--host", "jetson.local"]],
+    [
+        ["--device", "tpu"],
+        ["--block", "0"],
+        ["--seconds", "nan"],
+        ["--seconds", "inf"],
+        ["--host", "jetson.local"],
+        ["a", "-m", "b"],
+    ],
     ids=" ".join,
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path) -> None:

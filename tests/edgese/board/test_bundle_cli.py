@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_archive_is_written_unpacked_by_tar_and_runs(folder: Path, tmp_path: Path) -> None:
-    done = edgese("bundle", folder / "model", cwd=tmp_path)
+    done = edgese("bundle", folder / "model", cwd=tmp_path, cold=True)
     assert done.stderr == b""
     told, next_step = done.stdout.decode().splitlines()
     archive = tmp_path / "identity.device.tar.gz"

@@ -10,7 +10,7 @@ import pytest
 
 from edgese.board import kit as engines
 from edgese.board.kit import BuiltEngines, Kit, for_tensorrt
-from edgese.errors import AudioError
+from edgese.errors import OutputError
 from edgese.graphs.artefacts import EngineFolder
 from export import ExportError
 from export.bundle import Bundle, Graph
@@ -39,7 +39,7 @@ def test_without_a_gpu_the_kit_lies_beside_the_bundle_and_says_what_to_type(
     assert kit.packed.graphs == tuple(graph.file for graph in golden.graphs)
     assert kit.reason == "tensorrt: no GPU is visible"
     assert kit.next_step == "tar xf identity.device.tar.gz && cd identity.device && ./run build && ./run self-test"
-    with pytest.raises(AudioError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         for_tensorrt(golden)
     assert for_tensorrt(golden, replace=True).entry()["next"] == kit.next_step
 

@@ -1,4 +1,7 @@
-"""The command line as a user meets it: exit codes, what goes to stdout and what to stderr, one line for each error."""
+"""The command line as a user meets it: exit codes, what goes to stdout and what to stderr, one line for each error.
+
+Here and in the tests of single commands, one call of each command is a cold start; the others need not be.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import soundfile
 
 from edgese import __version__
 from edgese.audio import Wave
+from edgese.errors import install_command
 from export.bundle import Bundle
 
 from ..helpers.command_line import Done, edgese, one_error, parsed, run_python
@@ -51,7 +55,7 @@ def noisy(folder: Path, wave: Wave) -> Path:
 
 
 def test_version_is_told(tmp_path: Path) -> None:
-    done = edgese("--version", cwd=tmp_path)
+    done = edgese("--version", cwd=tmp_path, cold=True)
     assert (done.stdout.decode(), done.stderr) == (f"edgese {__version__}\n", b"")
 
 
@@ -88,7 +92,7 @@ def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
         ["evaluate"],
         ["export", "--no-such-option"],
         ["train", "--data", "."],
-        ["train", "--data", ".", "--out", "run", "--steps", "0"],
+        ["train", "--data", ".", "--output", "run", "--steps", "0"],
     ],
     ids=" ".join,
 )
@@ -99,11 +103,23 @@ def test_wrong_usage_exits_with_2(arguments: list[str], noisy: Path) -> None:
     assert names(noisy.parent) == ["noisy.wav"]
 
 
+def test_options_are_taken_by_their_former_names(tmp_path: Path) -> None:
+    """`--out` and `--size` of train are `--output` and `--model`; `--blocks 1,4` of export is `--block 1 --block 4`."""
+    pytest.importorskip("torch", reason="the [export] extra is not installed")
+    done = edgese("train", "--data", ".", "--out", "run", "--size", "huge", cwd=tmp_path, code=2)
+    assert "--model" in done.stderr.decode()
+    assert "huge" in done.stderr.decode()
+    done = edgese("export", "--blocks", "1,33", "-o", "new", cwd=tmp_path, code=1)
+    assert "found [1, 33]" in one_error(done)
+    done = edgese("export", "--blocks", "1,x", cwd=tmp_path, code=2)
+    assert "wanted numbers such as 1,4,16" in " ".join(done.stderr.decode().split())
+
+
 # Enhance
 
 
 def test_a_file_is_enhanced_beside_itself(noisy: Path, wave: Wave, identity_bundle: Path) -> None:
-    done = edgese("enhance", "noisy.wav", "-m", identity_bundle, cwd=noisy.parent)
+    done = edgese("enhance", "noisy.wav", "-m", identity_bundle, cwd=noisy.parent, cold=True)
     assert done.stderr == b""
     assert done.stdout.decode().startswith("noisy.wav -> noisy.enhanced.wav: 0.5 s, 16000 Hz, 1 channel, ")
     assert done.stdout.count(b"\n") == 1
@@ -280,7 +296,7 @@ def pairs(folder: Path, speech_like: Callable[..., Wave]) -> Path:
 
 def test_scores_in_json(folder: Path, pairs: Path, identity_bundle: Path) -> None:
     pytest.importorskip("pesq", reason="the [metrics] extra is not installed")
-    done = edgese("evaluate", "--data", "pairs", "-s", identity_bundle, "-j", 1, "--json", cwd=folder)
+    done = edgese("evaluate", "--data", "pairs", "-s", identity_bundle, "-j", 1, "--json", cwd=folder, cold=True)
     assert done.stderr == b""
     (result,) = parsed(done.stdout)["systems"]
     assert [pair["name"] for pair in result["pairs"]] == ["p0", "p1"]
@@ -307,7 +323,7 @@ def test_scores_as_a_table_and_what_was_not_scored_fails_the_command(
 
 def test_info_tells_what_a_size_costs(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the [export] extra is not installed")
-    done = edgese("info", "base", "--json", cwd=tmp_path)
+    done = edgese("info", "base", "--json", cwd=tmp_path, cold=True)
     assert done.stderr == b""
     facts = parsed(done.stdout)
     assert 2.2e6 < sum(facts["parameters"].values()) < 2.4e6
@@ -355,11 +371,11 @@ def test_a_bundle_tells_about_itself_without_torch(folder: Path, identity_bundle
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export"], "torch, onnx, onnxscript missing: pip install 'edgese[export]'"),
-        (["train", "--data", ".", "--out", "run"], "torch, scipy, safetensors missing: pip install 'edgese[train]'"),
-        (["info", "small"], "torch missing: pip install 'edgese[export]'"),
-        (["enhance", "noisy.wav", "--plot", "-m", "GOOD"], "pip install 'edgese[plot]'"),
-        (["evaluate", "--data", "pairs", "-s", "GOOD", "-j", "1"], "pesq is missing: pip install 'edgese[metrics]'"),
+        (["export"], f"torch, onnx, onnxscript missing: {install_command('export')}"),
+        (["train", "--data", ".", "-o", "run"], f"torch, scipy, safetensors missing: {install_command('train')}"),
+        (["info", "small"], f"torch missing: {install_command('export')}"),
+        (["enhance", "noisy.wav", "--plot", "-m", "GOOD"], install_command("plot")),
+        (["evaluate", "--data", "pairs", "-s", "GOOD", "-j", "1"], f"pesq is missing: {install_command('metrics')}"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -407,8 +423,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, speech_like: Callable[...,
     folder = tmp_path_factory.mktemp("trained")
     write_pairs(folder / "data", speech_like, n_pairs=3, n_samples=8_000)
     (folder / "tiny.toml").write_text(SETTINGS)
-    command = ["train", "--data", "data", "--out", "runs/tiny", "--config", "tiny.toml", "--cache", "cache"]
-    first = edgese(*command, "--stop-at", 1, "--json", cwd=folder)
+    command = ["train", "--data", "data", "--output", "runs/tiny", "--config", "tiny.toml", "--cache", "cache"]
+    first = edgese(*command, "--stop-at", 1, "--json", cwd=folder, cold=True)
     return Trained(folder / "runs" / "tiny", first, edgese(*command, cwd=folder))
 
 
@@ -428,11 +444,11 @@ def test_the_same_command_goes_on_to_the_end(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--device", "nonsense"), ("--out", "tiny.toml"), ("--cache", "tiny.toml")]
+    ("option", "value"), [("--device", "nonsense"), ("--output", "tiny.toml"), ("--cache", "tiny.toml")]
 )
 def test_training_where_it_cannot_be_done_is_refused_in_one_line(option: str, value: str, trained: Trained) -> None:
     """A device that is not there, files where folders are wanted."""
-    options = {"--data": "data", "--out": "other", "--config": "tiny.toml", "--cache": "cache", option: value}
+    options = {"--data": "data", "--output": "other", "--config": "tiny.toml", "--cache": "cache", option: value}
     arguments = [text for pair in options.items() for text in pair]
     done = edgese("train", *arguments, cwd=trained.run.parents[1], code=1)
     assert value in next(line for line in done.stderr.decode().splitlines() if line.startswith("error: "))
@@ -442,9 +458,9 @@ def test_trained_weights_are_exported_and_enhance(
     trained: Trained, noisy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = trained.run / "weights.safetensors"
-    command = ("export", weights, "-o", "tiny.bundle", "--blocks", "2,2", "--trt", "--json")
+    command = ("export", weights, "-o", "tiny.bundle", "--block", "2", "--block", "2", "--trt", "--json")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    done = edgese(*command, cwd=noisy.parent)
+    done = edgese(*command, cwd=noisy.parent, cold=True)
     answer = parsed(done.stdout)
     assert answer["path"] == "tiny.bundle"
     assert [(result["block"], result["passed"]) for result in answer["results"]] == [(2, True)]
@@ -469,7 +485,7 @@ def test_an_export_that_fails_its_proof_is_kept_aside_and_exits_with_1(trained: 
         "import dataclasses, sys, edgese.__main__\n"
         "from edgese.verify.limits import LIMITS\n"
         "LIMITS['fp32'] = dataclasses.replace(LIMITS['fp32'], snr_db=1000)\n"
-        f"sys.argv = ['edgese', 'export', {str(weights)!r}, '-o', 'out', '--blocks', '4']\n"
+        f"sys.argv = ['edgese', 'export', {str(weights)!r}, '-o', 'out', '--block', '4']\n"
         "edgese.__main__.main()"
     )
     done = run_python(["-c", program], folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from edgese.audio import Samples
 from edgese.enhance.denoiser import Denoiser, denoise
 from edgese.enhance.files import Outcome, Stopped, Summary, denoiser_factory, enhance_file, enhance_files, preview
 from edgese.enhance.jobs import EnhanceOptions, Job, plan_jobs
-from edgese.errors import AudioError, ConfigError, VerificationError
+from edgese.errors import AudioError, ConfigError, OutputError, VerificationError, install_command
 from edgese.machine.processes import stopping_on_signals
 from export import ExportError
 from export.bundle import Bundle
@@ -253,7 +254,7 @@ def test_a_file_that_appeared_meanwhile_is_not_replaced(identity: Denoiser, nois
     (todo,) = plan_jobs([str(noisy)], EnhanceOptions())
     assert todo.target is not None
     todo.target.write_text("mine")
-    with pytest.raises(AudioError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         enhance_file(todo, identity)
     assert todo.target.read_text() == "mine"
     assert names(noisy.parent) == ["noisy.enhanced.wav", "noisy.wav"]
@@ -284,7 +285,7 @@ def test_a_plot_that_cannot_be_made_leaves_no_output_either(
     monkeypatch.delitem(sys.modules, "edgese.enhance.plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (todo,) = plan_jobs([str(noisy)], EnhanceOptions(plot=True))
-    with pytest.raises(AudioError, match=r"matplotlib is missing.*pip install 'edgese\[plot\]'"):
+    with pytest.raises(OutputError, match=rf"matplotlib is missing.*{re.escape(install_command('plot'))}"):
         enhance_file(todo, identity)
     assert names(noisy.parent) == ["noisy.wav"]
 

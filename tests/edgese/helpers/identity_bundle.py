@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.bundle import Graph, TensorSpec, seal_bundle, stage_bundle
+from export.bundle import Graph, seal_bundle, stage_bundle
+from runtimes.base import TensorSpec
 
 NAME = "identity"
 HOP = 128

@@ -177,7 +177,7 @@ def test_polygraphy_finds_the_same_differences(dtype: type) -> None:
 
 
 def test_polygraphy_passes_a_missing_output_and_an_empty_result() -> None:
-    """It skips a missing output and takes no iterations for a pass: faults that keep it out of the verdict."""
+    """The faults that keep Polygraphy's comparator out of the verdict."""
     compare = SimpleCompareFunc(atol=1e-5, rtol=1e-5)
     y, ssm = np.ones(3), np.ones(4)
     partial = compare(IterationResult({"y": y, "ssm": ssm}), IterationResult({"y": y}))

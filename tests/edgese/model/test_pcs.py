@@ -37,7 +37,7 @@ from edgese.verify.truth import pytorch_truth
 from export import ExportError
 from export.bundle import Bundle, Graph
 from export.graph import write_onnx
-from runtimes.base import ArtefactError, TensorSpec
+from runtimes.base import ArtefactError
 from runtimes.pytorch import PytorchRuntime
 from runtimes.registry import open_runtime
 
@@ -325,10 +325,7 @@ def test_the_graph_streams_pytorch_s_samples(bundle: Bundle, stretched: Waveform
 
 def test_pytorch_s_runtime_takes_the_same_step(bundle: Bundle, stretched: WaveformEnhancer, wave: Wave) -> None:
     graph = bundle.graph(block=BLOCK, variant="pcs")
-    inputs, outputs = (
-        [TensorSpec(spec.name, spec.shape, spec.dtype) for spec in specs] for specs in (graph.inputs, graph.outputs)
-    )
-    with PytorchRuntime.from_module(StreamStep(stretched).eval(), inputs, outputs) as runtime:
+    with PytorchRuntime.from_module(StreamStep(stretched).eval(), graph.inputs, graph.outputs) as runtime:
         call = runtime.stream(graph.states, streams=1)
         pieces = [call({"wave": wave[:, at : at + 384].copy()})["enhanced"] for at in range(0, N_SAMPLES, 384)]
     assert np.abs(np.concatenate(pieces, axis=1) - in_one_call(stretched, wave)).max() <= STREAMING

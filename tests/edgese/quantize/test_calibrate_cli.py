@@ -46,7 +46,7 @@ def tiny_config() -> MbsConfig:
 def test_batches_are_stored_and_ranges_shown(weights: Path, here: Path, speech_like: SpeechLike) -> None:
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
     write_mixing(here / "data", speech_like)
-    done = run_edgese("calibrate", weights.name, "--data", "data", *SMALL, "--plot", "ranges.png", cwd=here)
+    done = run_edgese("calibrate", weights.name, "--data", "data", *SMALL, "--plot", "ranges.png", cwd=here, cold=True)
     assert done.stderr == b""
     lines = done.stdout.decode().splitlines()
     assert lines[0] == "calibration.npz: drawn from the training split of data"

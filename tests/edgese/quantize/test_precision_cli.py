@@ -73,7 +73,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, speech_like: SpeechLike) -> D
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, wave, RATE_HZ)
     done = edgese(
-        *("export", "small.safetensors", "--blocks", "1", "--quiet"),
+        *("export", "small.safetensors", "--block", "1", "--quiet"),
         *("--precision", "fp16", "--precision", "int8", "--calibration", "c.npz"),
         *("--data", "pairs", "--calibrator", "minmax", "--pesq-budget", "0.05"),
         cwd=folder,

@@ -533,7 +533,7 @@ def test_mend_that_the_nan_message_names_is_possible(config: TrainConfig, tmp_pa
     with pytest.raises(TrainingError) as refusal:
         train(config, broken, tmp_path)
     assert "learning_rate" in str(refusal.value)
-    assert "--out" in str(refusal.value)
+    assert "--output" in str(refusal.value)
 
 
 # The log

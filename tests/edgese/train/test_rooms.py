@@ -79,6 +79,6 @@ def test_made_rooms_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_missing_pyroomacoustics_is_named_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
-    with pytest.raises(TrainingError, match="pip install pyroomacoustics, or give the data a folder rir/"):
+    with pytest.raises(TrainingError, match="-m pip install pyroomacoustics, or give the data a folder rir/"):
         make_rooms(2, 8000, 0, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

@@ -21,7 +21,7 @@ import soundfile
 
 pytest.importorskip("jinja2", reason="the [report] extra is not installed")
 
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, install_command
 from edgese.graphs.bundles import shipped_bundle
 from edgese.metrics.difference import TensorError
 from edgese.metrics.pairs import Recording, read_recordings
@@ -220,7 +220,7 @@ def test_a_page_that_cannot_get_its_name_leaves_no_part_of_it(tmp_path: Path) ->
 def test_without_jinja2_the_mend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.delitem(sys.modules, "edgese.verify.report.page")
-    with pytest.raises(EdgeseError, match=r"jinja2 is missing .*: pip install 'edgese\[report\]'"):
+    with pytest.raises(EdgeseError, match=rf"jinja2 is missing .*: {re.escape(install_command('report'))}"):
         importlib.import_module("edgese.verify.report.page")
 
 

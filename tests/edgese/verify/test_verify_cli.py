@@ -47,7 +47,7 @@ def bad(good: Path, tmp_path: Path) -> Path:
 
 @ONE_NETWORK
 def test_a_good_bundle_passes_and_a_report_says_so(good: Path, tmp_path: Path) -> None:
-    done = edgese("verify", good, *SHORT, "--report", tmp_path / "report", cwd=tmp_path)
+    done = edgese("verify", good, *SHORT, "--report", tmp_path / "report", cwd=tmp_path, cold=True)
     lines = done.stdout.decode().splitlines()
     assert lines[0] == f"{good}: against PyTorch, 3,000 hops streamed with carried state"
     (row,) = (line for line in lines if "block3.fp32.onnx" in line)

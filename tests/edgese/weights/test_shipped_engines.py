@@ -7,8 +7,8 @@ import pytest
 from edgese.graphs.bundles import shipped_bundle
 from export.bundle import Bundle, Graph
 from export.engine import BuildOptions, build_engine
-from export.onnx_wire import read_onnx_file
 from export.operators import MAX_OPSET, refused_by_tensorrt_10_3
+from runtimes.onnx_file import read_onnx_file
 
 BUNDLE = Bundle.open(shipped_bundle())
 EVERY_GRAPH = pytest.mark.parametrize("graph", BUNDLE.graphs, ids=[graph.file for graph in BUNDLE.graphs])

@@ -1,17 +1,19 @@
-"""What building an engine must know of an ONNX file, read without the onnx package, which boards do not have.
+"""An ONNX file's inputs, outputs, metadata, operators and files of weights, read without the onnx package.
 
-An ONNX file is one protobuf message (fields: onnx.proto; encoding: protobuf.dev/programming-guides/encoding), of which
-a few fields are read and the others skipped.
+For OpenVINO, which drops the names of dynamic axes, and for building engines, as boards have no onnx package. An ONNX
+file is one protobuf message (fields: onnx.proto; encoding: protobuf.dev/programming-guides/encoding), of which a few
+fields are read and the others skipped. The standard library is all that this needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from export import ExportError
+from runtimes.errors import ArtefactError
+from runtimes.tensor_spec import TensorSpec
 
 _UINT8 = 2  # onnx.proto, TensorProto.DataType
 _DTYPES = {
@@ -25,13 +27,23 @@ _DTYPES = {
     11: "float64",
 }
 _FIXED_BYTES = {1: 8, 5: 4}  # by wire type
+_MOST_NESTED = 32  # graphs inside of graphs: protobuf's own readers stop at 100 messages, three to a graph
 
 _Value = int | memoryview
 
 
 @dataclasses.dataclass(frozen=True)
+class OnnxHeader:
+    """The interface of a graph: what it takes, what it gives, and its metadata."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class OnnxFile:
-    """An ONNX file as what builds an engine sees it."""
+    """The content of a graph, as far as building an engine depends on it."""
 
     weight_files: tuple[Path, ...]  # beside it, those that it names and that are there, by name
     opset: int
@@ -39,15 +51,29 @@ class OnnxFile:
     unsigned: tuple[str, ...]  # "operator name" of each QuantizeLinear and DequantizeLinear of uint8
 
 
-def read_onnx_file(onnx_path: Path) -> OnnxFile:
-    """What an ONNX file is made of.
+def read_onnx_header(path: Path) -> OnnxHeader:
+    """The inputs, outputs and metadata of an ONNX file, in its order.
 
     Raises:
-        ExportError: it cannot be read, is no ONNX, or a file of weights is missing or lies outside its directory.
+        ArtefactError: the file cannot be read, is no ONNX, is damaged, or takes something else than plain tensors.
     """
-    try:
-        model = _Message(memoryview(onnx_path.read_bytes()))
-        graphs = [inner for graph in model.messages(7) for inner in _graphs(graph)]
+    with _refusing(path):
+        model, graphs = _open(path)
+        inputs, outputs = (
+            tuple(_spec(info) for graph in graphs for info in graph.messages(number)) for number in (11, 12)
+        )
+        return OnnxHeader(inputs, outputs, {entry.text(1): entry.text(2) for entry in model.messages(14)})
+
+
+def read_onnx_file(path: Path) -> OnnxFile:
+    """The operators of an ONNX file and its files of weights.
+
+    Raises:
+        ArtefactError: it cannot be read, is no ONNX, or a file of weights is missing or lies outside its directory.
+    """
+    with _refusing(path):
+        model, outermost = _open(path)
+        graphs = [inner for graph in outermost for inner in _graphs(graph)]
         nodes = [node for graph in graphs for node in graph.messages(1)]
         tensors = [tensor for graph in graphs for tensor in graph.messages(5)]
         opset = max((entry.number(2) for entry in model.messages(8) if entry.text(1) in ("", "ai.onnx")), default=0)
@@ -56,63 +82,65 @@ def read_onnx_file(onnx_path: Path) -> OnnxFile:
             entry.text(2) for tensor in tensors for entry in tensor.messages(13) if entry.text(1) == "location"
         }
         unsigned = tuple(_unsigned(nodes, tensors))
-    except OSError as error:
-        raise ExportError(f"{onnx_path}: cannot be read ({error.strerror}); export or fetch it again") from error
-    except ValueError as error:
-        raise ExportError(f"{onnx_path}: not an ONNX file ({error}); export or fetch it again") from error
-    if not nodes:
-        raise ExportError(f"{onnx_path}: not an ONNX file: it holds no graph; export or fetch it again")
-    weight_files = tuple(_weight_file(onnx_path, location) for location in sorted(locations))
+    weight_files = tuple(_weight_file(path, location) for location in sorted(locations))
     return OnnxFile(weight_files, opset, operators, unsigned)
 
 
-def read_interface(onnx_path: Path) -> dict[str, Any]:
-    """What an engine does not keep of its graph: "inputs" and "outputs" with the names of their axes, "metadata".
-
-    Raises:
-        ExportError: it cannot be read, or takes or gives something else than plain tensors.
-    """
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     try:
-        model = _Message(memoryview(onnx_path.read_bytes()))
-        graphs = model.messages(7)
-        return {
-            "inputs": [_interface(info) for graph in graphs for info in graph.messages(11)],
-            "outputs": [_interface(info) for graph in graphs for info in graph.messages(12)],
-            "metadata": {entry.text(1): entry.text(2) for entry in model.messages(14)},
-        }
+        yield
     except OSError as error:
-        raise ExportError(f"{onnx_path}: cannot be read ({error.strerror}); export or fetch it again") from error
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror}); export or fetch it again") from error
     except ValueError as error:
-        raise ExportError(f"{onnx_path}: its inputs and outputs cannot be read ({error}); export it again") from error
+        raise ArtefactError(f"{path}: cannot be read as ONNX ({error}); export or fetch it again") from error
 
 
-def _interface(info: _Message) -> dict[str, Any]:
+def _open(path: Path) -> tuple[_Message, list[_Message]]:
+    """The model in a file, and its graph: more than one message where the field is given in parts, which add up."""
+    model = _Message(memoryview(path.read_bytes()))
+    graphs = model.messages(7)
+    if not any(graph.messages(1) for graph in graphs):
+        raise ValueError("it holds no graph")
+    return model, graphs
+
+
+def _spec(info: _Message) -> TensorSpec:
     name = info.text(1)
-    tensors = [tensor for kind in info.messages(2) for tensor in kind.messages(1)]
-    if not tensors or tensors[0].number(1) not in _DTYPES:
-        raise ValueError(f"{name} is no tensor of {', '.join(_DTYPES.values())}")
-    axes = enumerate(axis for shape in tensors[0].messages(2) for axis in shape.messages(1))
-    shape = [axis.number(1) or axis.text(2) or f"{name}_{index}" for index, axis in axes]
-    return {"name": name, "shape": shape, "dtype": _DTYPES[tensors[0].number(1)]}
+    tensors = [tensor for kind in info.messages(2) for tensor in kind.messages(1)]  # none of a sequence, map, optional
+    wanted = ", ".join(_DTYPES.values())
+    if not tensors:
+        raise ValueError(f"{name} is no tensor of {wanted}")
+    tensor = tensors[-1]
+    if tensor.number(1) not in _DTYPES:
+        raise ValueError(f"{name} has elements of type {tensor.number(1)}, wanted one of {wanted}")
+    shapes = tensor.messages(2)
+    if not shapes:
+        raise ValueError(f"{name} has no shape")
+    axes = enumerate(shapes[-1].messages(1))
+    shape = tuple(axis.number(1) if axis.has(1) else axis.text(2) or f"{name}_{index}" for index, axis in axes)
+    return TensorSpec(name, shape, _DTYPES[tensor.number(1)])
 
 
-def _weight_file(onnx_path: Path, location: str) -> Path:
+def _weight_file(path: Path, location: str) -> Path:
     relative = PurePosixPath(location)
     if relative.is_absolute() or ".." in relative.parts:
-        raise ExportError(f"{onnx_path}: its weights are said to be in {location}, wanted a file beside it")
-    path = onnx_path.parent / relative
-    if not path.is_file():
-        raise ExportError(f"{onnx_path}: its weights' file {location} is missing; put it beside the graph")
-    return path
+        raise ArtefactError(f"{path}: its weights are said to be in {location}, wanted a file beside it")
+    weight_file = path.parent / relative
+    if not weight_file.is_file():
+        raise ArtefactError(f"{path}: its weights' file {location} is missing; put it beside the graph")
+    return weight_file
 
 
-def _graphs(graph: _Message) -> Iterator[_Message]:
+def _graphs(graph: _Message, depth: int = 0) -> Iterator[_Message]:
     """A graph and those inside its nodes."""
+    if depth > _MOST_NESTED:
+        raise ValueError(f"graphs lie inside of graphs, more than {_MOST_NESTED} deep")
     yield graph
     for node in graph.messages(1):
         for attribute in node.messages(5):
             for inner in (*attribute.messages(6), *attribute.messages(11)):
-                yield from _graphs(inner)
+                yield from _graphs(inner, depth + 1)
 
 
 def _unsigned(nodes: list[_Message], tensors: list[_Message]) -> Iterator[str]:
@@ -136,6 +164,9 @@ class _Message:
         self._fields: dict[int, list[_Value]] = {}
         for number, value in _read_fields(data):
             self._fields.setdefault(number, []).append(value)
+
+    def has(self, number: int) -> bool:
+        return number in self._fields
 
     def messages(self, number: int) -> list[_Message]:
         return [_Message(_as_bytes(value)) for value in self._fields.get(number, [])]
@@ -162,6 +193,7 @@ def _as_bytes(value: _Value) -> memoryview:
 
 
 def _read_fields(data: memoryview) -> Iterator[tuple[int, _Value]]:
+    """The fields of a message, number and value, in their order."""
     at = 0
     while at < len(data):
         key, at = _read_varint(data, at)

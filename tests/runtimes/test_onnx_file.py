@@ -1,4 +1,4 @@
-"""The reader of ONNX headers against files written by the onnx package, and against damage."""
+"""The reader of ONNX files against files written by the onnx package, and against damage."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from runtimes.base import ArtefactError, TensorSpec
-from runtimes.onnx_header import read_onnx_header
+from runtimes.onnx_file import read_onnx_file, read_onnx_header
 
 DTYPES = ["float32", "uint8", "int8", "int32", "int64", "bool", "float16", "float64"]
 
@@ -42,8 +42,9 @@ def test_inputs_that_are_no_plain_tensors_are_refused(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [1])
     text = helper.make_tensor_value_info("x", TensorProto.STRING, [1])
     shapeless = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
-    for info in (sequence, text, shapeless):
-        with pytest.raises(ArtefactError, match=r"a\.onnx: cannot be read as ONNX"):
+    reasons = ("x is no tensor of float32", "x has elements of type 8, wanted one of float32", "x has no shape")
+    for info, reason in zip((sequence, text, shapeless), reasons, strict=True):
+        with pytest.raises(ArtefactError, match=rf"a\.onnx: cannot be read as ONNX \({reason}"):
             read_onnx_header(write_same(tmp_path / "a.onnx", info))
 
 
@@ -69,6 +70,35 @@ def test_what_is_no_protobuf_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ArtefactError, match=r"a\.onnx: cannot be read as ONNX \(.*\); export or fetch it again"):
         read_onnx_header(path)
+    with pytest.raises(ArtefactError, match=r"a\.onnx: cannot be read as ONNX \(.*\); export or fetch it again"):
+        read_onnx_file(path)
+
+
+def nested(depth: int) -> onnx.GraphProto:
+    """A graph in a node of a graph, and so on."""
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "inner", [], [])
+    for _ in range(depth):
+        node = helper.make_node("If", ["c"], ["y"], then_branch=graph)
+        graph = helper.make_graph([node], "outer", [], [])
+    return graph
+
+
+def test_graphs_inside_of_graphs_are_read_as_deep_as_onnx_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(onnx.ModelProto(graph=nested(32)).SerializeToString())
+    assert read_onnx_file(path).operators == ("If", "Neg")
+    path.write_bytes(onnx.ModelProto(graph=nested(33)).SerializeToString())
+    with pytest.raises(ArtefactError, match=r"graphs lie inside of graphs, more than 32 deep"):
+        read_onnx_file(path)
+
+
+def test_a_model_without_a_graph_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    for model in (onnx.ModelProto(ir_version=10), onnx.ModelProto(graph=onnx.GraphProto(name="empty"))):
+        path.write_bytes(model.SerializeToString())
+        for read in (read_onnx_header, read_onnx_file):
+            with pytest.raises(ArtefactError, match=r"cannot be read as ONNX \(it holds no graph\)"):
+                read(path)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

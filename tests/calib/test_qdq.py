@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calib import CalibrationError
-from calib.quantize import (
+from calib.qdq import (
     ASYMMETRIC,
     SYMMETRIC,
     Candidate,
@@ -121,7 +121,7 @@ def run(onnx_path: Path, fed: dict[str, Array], *, fused: bool = False) -> dict[
 
 
 def rounded(array: Array, scheme: Scheme, found: Range) -> Array:
-    """What Q and DQ make of an activation."""
+    """An activation after Q and DQ."""
     if scheme.symmetric:
         scale, zero, lowest = max(-found.low, found.high) / 127, 0, -128
     else:

@@ -1,4 +1,4 @@
-"""Chosen products of a float32 graph in 8 bits, by Q/DQ; and what a file with Q/DQ holds, to check it.
+"""Q/DQ nodes: chosen products of a float32 graph written in 8 bits, and those of a file read back to be checked.
 
     offered = candidates(onnx_path)
     ranges = find_ranges(onnx_path, batches, {product.activation for product in offered})
@@ -38,7 +38,7 @@ _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """How activations become 8-bit numbers; weights are int8, symmetric, in every scheme."""
+    """The 8-bit numbers that activations become; weights are int8, symmetric, in every scheme."""
 
     name: str
     activations: str  # "int8" or "uint8"
@@ -249,7 +249,7 @@ def _quantized_alone(
 
 
 def _insert(model: onnx.ModelProto, quantized: onnx.GraphProto, weights: set[str], onnx_path: Path) -> None:
-    """Let the products of a graph read what `quantized` gives them, made by nodes before the first that reads it.
+    """Put the Q/DQ nodes of `quantized` into a graph, each before the first product that reads it.
 
     Of `weights`, those of the products, the graph keeps in float32 what other nodes read.
     """
@@ -275,8 +275,8 @@ def _insert(model: onnx.ModelProto, quantized: onnx.GraphProto, weights: set[str
     read = {name for inner in _graphs(graph) for node in inner.node for name in node.input}
     read |= {value.name for inner in _graphs(graph) for value in inner.output}
     unread = weights - read  # what products alone have read, in float32
-    kept = [tensor for tensor in graph.initializer if tensor.name not in unread]
-    _replace(graph.initializer, [*kept, *quantized.initializer])
+    still_read = [tensor for tensor in graph.initializer if tensor.name not in unread]
+    _replace(graph.initializer, [*still_read, *quantized.initializer])
 
 
 def _makers(makers: Mapping[str, onnx.NodeProto], name: str) -> list[onnx.NodeProto]:
@@ -286,7 +286,7 @@ def _makers(makers: Mapping[str, onnx.NodeProto], name: str) -> list[onnx.NodePr
 
 
 def _replace(repeated: Any, items: Sequence[Any]) -> None:
-    """Let a repeated field of protobuf hold these messages instead."""
+    """Replace the messages of a repeated field of protobuf."""
     copies = [type(item).FromString(item.SerializeToString()) for item in items]
     del repeated[:]
     repeated.extend(copies)
@@ -363,7 +363,7 @@ class _Reader:
             self._refuse(node, f"reads {node.input[0]}, wanted what a {_QUANTIZE} gives, or a weight")
 
     def _check_readers(self, node: onnx.NodeProto, operator: str, place: int) -> None:
-        """All readers of what a node gives are of one kind, and there is one."""
+        """Refuse a node whose outputs have no reader, or a reader of another operator than is allowed."""
         readers = self.readers.get(node.output[0], [])
         wanted = f"wanted input {place} of {operator} only"
         for reader, where in readers:
