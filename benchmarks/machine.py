@@ -49,7 +49,7 @@ def report(name: str, machine: Machine, rows: Sequence[Row], notes: Sequence[str
 
 
 def verdict(bar: str, found: str, met: bool) -> str:
-    """A line that says whether a bar of the project is met, and what was found."""
+    """Line that says whether a bar of the project is met, and what was found."""
     return f"{'met' if met else 'NOT MET'}: {bar}; found {found}"
 
 

@@ -80,7 +80,7 @@ def first_divergence(
     Raises:
         VerificationError: no divergence can be found; the message says what is known.
     """
-    tell = on_progress or (lambda step: None)
+    report = on_progress or (lambda step: None)
     label = f"{graph.file} in {runtime}"
     if runtime == "pytorch":
         raise VerificationError(
@@ -88,9 +88,9 @@ def first_divergence(
         )
     try:
         with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-            tell(f"{label}: exported anew")
+            report(f"{label}: exported anew")
             pair = Pair.prepare(bundle, graph, runtime, wave, Path(folder))
-            return _interface(pair) or _search(pair, tell)
+            return _interface(pair) or _search(pair, report)
     except (RuntimeUnavailable, ExportError, CheckpointError) as error:
         raise VerificationError(f"{label}: cannot be searched: {error}") from error
 
@@ -109,14 +109,14 @@ class _Parting:
     notes: tuple[str, ...] = ()
 
 
-def _search(pair: Pair, tell: Callable[[str], None]) -> Divergence:
+def _search(pair: Pair, report: Callable[[str], None]) -> Divergence:
     inner = set() if pair.other_form else pair.wanted.makers.keys() & pair.found.makers.keys()
     n_tensors = len(inner | pair.wanted.outputs.keys())
-    tell(f"{pair.label}: {n_tensors} tensors compared")
+    report(f"{pair.label}: {n_tensors} tensors compared")
     fed_the_same = survey(pair, inner, carried=False)
     parting = _off(fed_the_same) or _off(survey(pair, inner, carried=True), fed_the_same)
     if parting is None and inner:
-        parting = _hidden(pair, inner, tell)
+        parting = _hidden(pair, inner, report)
     parting = parting or _slightly_off(fed_the_same, None, "nothing else differs")
     if parting is None:
         raise VerificationError(f"{pair.label}: {'; '.join(_known(pair, n_tensors))}")
@@ -158,17 +158,17 @@ def _slightly_off(found: Survey, among: Collection[str] | None, note: str) -> _P
     return _Parting(found, tensor, call, notes=("no more than another order of sums would give", note))
 
 
-def _hidden(pair: Pair, inner: Collection[str], tell: Callable[[str], None]) -> _Parting | None:
+def _hidden(pair: Pair, inner: Collection[str], report: Callable[[str], None]) -> _Parting | None:
     """Tensor that is off only while inner tensors are no outputs, sought with as few outputs as show where; or None."""
 
     def off(marked: Collection[str]) -> _Parting | None:
         return _off(survey(pair, marked, carried=False)) or _off(survey(pair, marked, carried=True))
 
-    tell(f"{pair.label}: without inner tensors as outputs")
+    report(f"{pair.label}: without inner tensors as outputs")
     bare = off(())
     if bare is None:
         return None
-    tell(f"{pair.label}: with the tensors between layers as outputs")
+    report(f"{pair.label}: with the tensors between layers as outputs")
     parting = off(_between_layers(pair.wanted) & set(inner)) or bare
     note = f"with all tensors as outputs it agrees: {pair.runtime} errs where it fuses nodes"
     return dataclasses.replace(parting, notes=(*parting.notes, note))
