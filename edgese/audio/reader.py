@@ -38,7 +38,7 @@ _MAX_CHUNKS = 1000
 
 
 class AudioReader:
-    """An open audio file, checked as far as its header and its end show. A context manager.
+    """Reader of an open audio file, checked as far as its header and its end show. A context manager.
 
     Args:
         path: a regular file; its content decides the format, not its suffix.

@@ -80,7 +80,7 @@ class _GoneError(Exception):
 
 
 class _RefusedError(Exception):
-    """A request that cannot be served; the message is for the user, without the board's name."""
+    """Error of a request that cannot be served; the message is for the user, without the board's name."""
 
 
 class _Agent:

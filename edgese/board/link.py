@@ -58,15 +58,15 @@ def _ignore(content: bytes) -> None:
 
 
 class RemoteError(EdgeseError):
-    """A board that cannot be reached, or on which something cannot be done."""
+    """Error where a board cannot be reached, or where something cannot be done on it."""
 
 
 class LinkLost(RemoteError):  # noqa: N818 - it may come back
-    """The link is down, or cannot be made at the moment: trying again may help."""
+    """Error where the link is down, or cannot be made at the moment: trying again may help."""
 
 
 class RemoteStopped(RemoteError):  # noqa: N818 - nothing went wrong
-    """The user asked to stop."""
+    """Error where the user asked to stop."""
 
 
 class Link:

@@ -395,7 +395,7 @@ def test_a_replacement_that_breaks_leaves_the_old_bundle_whole(
     assert names(tmp_path) == ["bundle"]
 
 
-def test_graphs_that_disagree_are_kept_aside_and_refused(
+def test_graphs_that_disagree_are_not_published_and_refused(
     bundle: Bundle, quick_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One graph of two is off by half a per cent: the whole bundle fails, and the one that lay there stays."""
