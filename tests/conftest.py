@@ -1,8 +1,9 @@
 """What many tests share: tiny seeded networks in both parametrisations, and sound that behaves like speech.
 
 Tests stand in two tiers. `make test` runs all, a file at a time on each core (pytest-xdist); `make test-fast` leaves
-out those marked `slow`: more than some three seconds of computing, by `pytest --durations`. A fixture that takes long is
-paid by the first test that asks for it, so all that ask for it are slow. What keeps them quick:
+out those marked `slow`: more than some three seconds of computing, by `pytest --durations`.
+A fixture that takes long is paid by the first test that asks for it, so all that ask for it are slow. What makes them
+quick:
 
 - commands run in forks of a Python that has its libraries imported (`helpers/warm_python.py`); each command starts cold
   in one test;

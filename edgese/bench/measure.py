@@ -30,7 +30,7 @@ from edgese.audio.reader import read_wave
 from edgese.bench.capacity import MAX_STREAMS, Capacity, most_streams
 from edgese.bench.probe import Case, ColdStart, MeasurementError, Probe, measure_point
 from edgese.bench.timing import Timing, calls_for, pooled, spread
-from edgese.graphs.bundles import audio_facts
+from edgese.graphs.audio_facts import audio_facts
 from edgese.graphs.opening import ENGINE_STREAMS
 from edgese.graphs.segments import Segments, require_streaming_form
 from edgese.machine import host as machine

@@ -16,7 +16,7 @@ from typing import Any
 from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.errors import VerificationError
-from edgese.graphs.bundles import AudioFacts, audio_facts
+from edgese.graphs.audio_facts import AudioFacts, audio_facts
 from edgese.graphs.segments import Segments, require_streaming_form
 from export import ExportError
 from export.bundle import Bundle, Graph, sha256_of

@@ -30,7 +30,7 @@ from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.contract import require_contract
 from edgese.errors import EdgeseError, VerificationError
-from edgese.graphs.bundles import audio_facts
+from edgese.graphs.audio_facts import audio_facts
 from edgese.graphs.form import bundle_enhancer, exported_form
 from edgese.graphs.opening import open_graph
 from edgese.graphs.plan import plan_of

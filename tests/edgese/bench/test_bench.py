@@ -250,7 +250,7 @@ def test_what_is_not_there_is_named_with_what_is(settings: Settings, message: st
 
 def test_a_manifest_without_frames_is_named(bundle: Bundle) -> None:
     broken = dataclasses.replace(bundle, manifest={**bundle.manifest, "latency": {}})
-    with pytest.raises(ExportError, match="lacks 'overlap_samples'; export it again"):
+    with pytest.raises(ExportError, match="lacks 'overlap_samples'; export the bundle again"):
         choose(broken, Settings())
 
 
