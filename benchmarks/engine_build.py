@@ -1,4 +1,4 @@
-"""What building an engine of each graph of a bundle takes: seconds, bytes and layers, as a Markdown table.
+"""Cost of building an engine of each graph of a bundle: seconds, bytes and layers, as a Markdown table.
 
     python -m benchmarks.engine_build [--model BUNDLE] [--library tensorrt] [--streams 1 1 4] [--capability SM86]
 

@@ -1,4 +1,4 @@
-"""A bundle on the GPU at hand: how far each graph is from PyTorch over minutes, what calls take.
+"""Accuracy and speed of a bundle on the GPU at hand: difference from PyTorch over minutes, duration of calls.
 
     python -m benchmarks.gpu [--model BUNDLE] [--runtime tensorrt] [--precision fp16] [--block 8] [--minutes 10]
 
@@ -71,7 +71,7 @@ def main() -> None:
 def measure(
     bundle: Bundle, graph: Graph, runtime: str, truth: Truth, streams: list[int], n_calls: int, hop_s: float
 ) -> Row:
-    """One row of the table."""
+    """Table row of one graph in one runtime."""
     began = time.perf_counter()
     with open_graph(bundle, graph, runtime) as opened:
         opening_s = time.perf_counter() - began
@@ -99,7 +99,7 @@ def measure(
 
 
 def calls(opened: Runtime, graph: Graph, streams: int, n_calls: int, wave: Samples, period_s: float) -> Timing:
-    """Calls back to back, each stream elsewhere in the sound, after some to warm up."""
+    """Timing of calls back to back, each stream at another place in the sound, after some to warm up."""
     size = samples(graph, graph.block)
     blocks = wave[: len(wave) // size * size].reshape(-1, size)
     places = 7 * np.arange(streams)

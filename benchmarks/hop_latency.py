@@ -1,4 +1,4 @@
-"""The share of the SGEMM peak that one call on one core reaches, beside its latency; `edgese bench` tells the rest.
+"""Share of the SGEMM peak that one call on one core reaches, beside its latency; `edgese bench` measures the rest.
 
     python -m benchmarks.hop_latency [--model BUNDLE]
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def summary(block: int, way: str, timing: Timing, *, flop_per_hop: int, peak_gflops: float) -> Row:
-    """One row of the table."""
+    """Table row of one block and way of calling."""
     gflops = block * flop_per_hop / timing.median_s / 1e9 if flop_per_hop else None
     return {
         "block": block,

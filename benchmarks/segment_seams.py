@@ -1,4 +1,4 @@
-"""What overlapped segments cost beside one pass over the whole recording, by overlap, edge and fade.
+"""Loss by overlapped segments against one pass over the whole recording, by overlap, edge and fade.
 
     python -m benchmarks.segment_seams
 
@@ -36,7 +36,7 @@ LAYOUTS = ((0, 0), (8, 16), (24, 16), (56, 16))  # edge and fade, hops
 
 
 class BothWays(Network):
-    """The mean of a causal network's output and of its output backwards in time."""
+    """Network that looks both ways: the mean of a causal network's output and of its output backwards in time."""
 
     causal = False
 

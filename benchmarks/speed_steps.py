@@ -1,11 +1,11 @@
-"""What each choice of the exported form gives: the shipped form against the same network with one choice undone.
+"""Gain by each choice of the exported form: the shipped form against the same network with one choice undone.
 
     python -m benchmarks.speed_steps [--weights FILE.safetensors] [--block 1 8] [--only WORD ...]
 
 A choice is undone by patching the product from here (undone.py), so that the product needs no switches for it. Each
 form is exported, streamed over the same sound and held to the shipped one; then all are called in turns on one core.
 `times` is the median over the turns of a form's median call over the shipped form's in the same turn: above 1, the
-choice is worth having.
+choice gains time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Patch = tuple[object, str, Any]  # owner, name, what stands there instead
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One choice undone."""
+    """Step of the comparison: one choice undone, by patches."""
 
     name: str
     exporting: tuple[Patch, ...] = ()
@@ -65,7 +65,7 @@ class Step:
 
 
 def ort_options(**changes: Any) -> tuple[Patch, ...]:
-    """ONNX Runtime's session options, with some changed."""
+    """Patch of ONNX Runtime's session options, with some changed."""
     shipped = runtimes.ort._options
 
     def options(threads: int) -> Any:
@@ -79,7 +79,7 @@ def ort_options(**changes: Any) -> tuple[Patch, ...]:
 
 
 def steps(enhancer: WaveformEnhancer) -> list[Step]:
-    """All of them, the shipped form first."""
+    """All steps, the shipped form first."""
     mamba, levels, ort_only = edgese.model.mamba, onnxruntime.GraphOptimizationLevel, ("onnxruntime",)
     state_shapes = undone.with_states_last(MbsNet.initial_state)
     side_by_side = tuple((MbsNet, name, undone.SideBySide.__dict__[name]) for name in ("forward", "_compress"))
@@ -105,7 +105,7 @@ def steps(enhancer: WaveformEnhancer) -> list[Step]:
 
 @dataclasses.dataclass
 class Contender:
-    """A form open in a runtime."""
+    """Form of the graph, open in a runtime."""
 
     step: Step
     stream: Stream
@@ -113,12 +113,12 @@ class Contender:
     nodes: int
     pieces: list[dict[str, NDArray[np.float32]]]
 
-    def heard(self) -> NDArray[np.float32]:
-        """All of the sound, enhanced."""
+    def enhanced(self) -> NDArray[np.float32]:
+        """Enhanced sound of all pieces, (n_samples,)."""
         return np.concatenate([self.stream(piece)["enhanced"][0] for piece in self.pieces])
 
     def median_s(self, seconds: float) -> float:
-        """Of calls for so long; the first fifth brings caches and clock back."""
+        """Median duration of calls over `seconds`, s, without the first fifth, in which caches and clock come back."""
         took: list[float] = []
         with pinned(self.cores):
             until = time.perf_counter() + seconds
@@ -163,9 +163,9 @@ def contend(step: Step, path: Path, runtime: str, core: int) -> Contender:
 
 
 def measured(contenders: list[Contender], runtime: str, block: int, turns: int, seconds: float) -> list[Row]:
-    """All in turns, after a check that they compute the same."""
-    wanted = contenders[0].heard()
-    agreement_db = [math.inf, *(snr_db(wanted, contender.heard()) for contender in contenders[1:])]
+    """Table rows of all contenders, called in turns, after a check that they compute the same."""
+    wanted = contenders[0].enhanced()
+    agreement_db = [math.inf, *(snr_db(wanted, contender.enhanced()) for contender in contenders[1:])]
     for contender, ratio_db in zip(contenders, agreement_db, strict=True):
         if not ratio_db >= LEAST_SNR_DB:
             raise SystemExit(f"{contender.step.name}, {runtime}, block {block}: {ratio_db:.1f} dB: another network")

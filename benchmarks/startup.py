@@ -1,4 +1,4 @@
-"""CPU time, user and system, until `edgese` answers; the bar is 0.5 s for `edgese --help`.
+"""CPU time, user and system, until `edgese` answers: the bar is 0.5 s for `edgese --help`.
 
     python -m benchmarks.startup
 

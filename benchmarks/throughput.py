@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def enhance(command: Sequence[str], sounds: Sequence[Path], output: Path, n_jobs: int) -> Usage:
-    """What the command costs on these files; its output is removed."""
+    """Time and memory of the command on these files; its output is removed."""
     output.mkdir()
     usage = run_measured([*command, *map(str, sounds), "-o", str(output), "--jobs", str(n_jobs)])
     shutil.rmtree(output)

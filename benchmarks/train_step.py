@@ -1,8 +1,8 @@
-"""Where a training step spends its time, part by part, in float32 and with bfloat16 products.
+"""Time of a training step, part by part, in float32 and with bfloat16 products.
 
     python -m benchmarks.train_step [--model small] [--batch 8] [--seconds 2] [--compile]
 
-`of it: scans`: the selective scans of all layers alone, forward and backward, on the tensors that the network gives
+`of it: scans`: only the selective scans of all layers, forward and backward, on the tensors that the network gives
 them. `audio/s`: seconds of sound trained on per second. All loss terms are computed. Medians.
 """
 

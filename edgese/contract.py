@@ -70,7 +70,7 @@ def _problems(network: Network, x: Tensor) -> Iterator[str]:
             yield f"state {name} after {FRAMES} frames: found {found}, wanted {_described(tensor)}"
     other = torch.cat([x[:1], -3 * x[1:]])
     if not _relative(y[:1], network(other, state)[0][:1]) <= LEAK:
-        yield "what one stream hears changes another, wanted each as if alone"
+        yield "the sound of one stream changes another, wanted each as if alone"
     if network.causal:
         yield from _leaks(network, x, y)
         yield from _forgets(network, x, y)
@@ -84,7 +84,7 @@ def _leaks(network: Network, x: Tensor, y: Tensor) -> Iterator[str]:
         if differs.any():
             first = int(differs.nonzero()[0])
             yield (
-                f"looks ahead: a change in frame {frame} is heard {frame - first} earlier, in frame {first}; wanted "
+                f"looks ahead: a change in frame {frame} shows {frame - first} earlier, in frame {first}; wanted "
                 "nothing of later frames in one that says it is causal"
             )
 

@@ -132,9 +132,9 @@ def _group(
             unfit.append(f"{requirement.name} {version}, wanted {requirement.specifier}")
         else:
             found.append(f"{requirement.name} {version}")
-    told = [", ".join(found), f"missing: {', '.join(missing)}" * bool(missing), "; ".join(unfit)]
+    parts = [", ".join(found), f"missing: {', '.join(missing)}" * bool(missing), "; ".join(unfit)]
     state: State = "wrong" if unfit or (missing and needed) else "absent" if missing else "ok"
-    return Finding(part, state, "; ".join(filter(None, told)), mend if state != "ok" else "")
+    return Finding(part, state, "; ".join(filter(None, parts)), mend if state != "ok" else "")
 
 
 def _rivals(version_of: Callable[[str], str | None]) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ class EdgeseError(Exception):
 
 
 class ConfigError(EdgeseError):
-    """A setting that cannot be."""
+    """A setting that is unknown, of the wrong type or out of range."""
 
 
 class AudioError(EdgeseError):

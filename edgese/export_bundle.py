@@ -91,7 +91,7 @@ def export_bundle(
         ConfigError: a block size that cannot be; blocks for a network that looks ahead, segments for a causal one.
         CheckpointError, AudioError, ExportError: weights, sound or bundle cannot be read or written.
     """
-    tell = on_progress or (lambda step: None)
+    report = on_progress or (lambda step: None)
     enhancer = load_enhancer(weights) if isinstance(weights, Path) else weights
     blocks = _blocks(enhancer, blocks, segment_hops)
     multiple = int(np.lcm.reduce(blocks))
@@ -110,7 +110,7 @@ def export_bundle(
         for precision, plan in plans.items():
             kinds = [graph_of(enhancer, block, precision.value, variant) for variant in variants for block in blocks]
             for graph in kinds:
-                tell(f"{graph.file}: to ONNX")
+                report(f"{graph.file}: to ONNX")
                 metadata = graph_metadata(name, digest, graph, plan.calibration)
                 write_graph(variants[graph.variant], graph, staging / graph.file, plan, metadata)
             share_weights([staging / graph.file for graph in kinds], staging / f"weights.{precision.value}.bin")
@@ -118,7 +118,7 @@ def export_bundle(
         truths = {variant: pytorch_truth(variants[variant], wave, multiple) for variant in variants}
         results = []
         for graph in graphs:
-            tell(f"{graph.file}: against PyTorch, {VERIFICATION_HOPS} hops")
+            report(f"{graph.file}: against PyTorch, {VERIFICATION_HOPS} hops")
             results.append(verify_graph(staging, graph, truths[graph.variant]))
         reference = _write_reference(variants, staging, sound.name, truths[""].wave, blocks[0])
         if model_card:

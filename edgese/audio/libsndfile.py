@@ -17,7 +17,7 @@ SoundFileError = soundfile.SoundFileError
 
 
 class SoundFile(soundfile.SoundFile):  # type: ignore[misc,unused-ignore]  # untyped in older releases
-    """A sound file read and written straight on: soundfile seeks after each call, which is slow and no codec needs."""
+    """Sound file that is read and written without seeking: soundfile seeks after each call, which no codec needs."""
 
     def seekable(self) -> bool:
         return False

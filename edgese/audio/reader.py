@@ -38,7 +38,7 @@ _MAX_CHUNKS = 1000
 
 
 class AudioReader:
-    """An open audio file, checked as far as its header and its end can tell. A context manager.
+    """Reader of an open audio file, checked as far as its header and its end show. A context manager.
 
     Args:
         path: a regular file; its content decides the format, not its suffix.
@@ -86,20 +86,20 @@ class AudioReader:
             AudioError: NaN or Inf, a file that ends before its header says, no sound in the whole file.
         """
         rate_hz = self.info.sample_rate_hz
-        heard = False
+        audible = False
         while len(block := self._read(self._block_frames)):
             if not np.isfinite(block).all():
                 frame = self.n_read + int(np.argmin(np.isfinite(block).all(axis=1)))
                 raise AudioError(
                     f"{self.name}: found NaN or Inf at {frame / rate_hz:.3f} s, wanted finite samples: export it again"
                 )
-            heard = heard or bool(block.any())
+            audible = audible or bool(block.any())
             self.n_read += len(block)
             yield block
         if self.info.exact and self.n_read != self.info.n_frames:
             raise self._truncated(f"it ends at {self.n_read / rate_hz:.2f} s of {self.info.duration_s:.2f} s")
         self._check_length(self.n_read)
-        if not heard:
+        if not audible:
             raise AudioError(
                 f"{self.name}: found silence, {self.n_read / rate_hz:.2f} s of nothing but zeros; wanted sound: "
                 "check the recording"

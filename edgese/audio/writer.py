@@ -24,7 +24,7 @@ _VORBIS_FRAMES = 4096  # libvorbis keeps what it is given on the thread's stack
 
 
 class AudioWriter:
-    """An audio file being written; it appears under its name when `publish` is called, or not at all.
+    """Writer of an audio file, which appears under its name when `publish` is called, or not at all.
 
     A context manager. Integer subtypes are rounded and clipped at full scale; `n_clipped` counts the samples.
 

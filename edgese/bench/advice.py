@@ -3,8 +3,8 @@
 The rules, all of them:
 
 - *Lowest latency*: of the cases whose paced calls missed no deadline and whose p99 is within half the block, those of
-  the smallest block; of these the fastest median. Where the medians of its turns overlap with another's, the two are
-  not told apart, and the first in the order of runtimes and precisions is taken.
+  the smallest block; of these the fastest median. Where the medians of its turns overlap with another's, the two cannot
+  be distinguished, and the first in the order of runtimes and precisions is taken.
 - *Most streams*: of the cases that carry the most streams on the whole device, or as many within the search's
   resolution, the one of the smallest block; then the first in order.
 - *Most sound*, of a network that looks ahead and so has no latency to speak of: the fastest median.
@@ -98,7 +98,7 @@ def _lowest_latency(results: Sequence[Result]) -> Advice:
         f"{len(best.paced.took_s):,} paced calls"
     )
     if level[1:]:
-        words += f"; not told apart from {', '.join(map(_name, level[1:]))}"
+        words += f"; not distinguishable from {', '.join(map(_name, level[1:]))}"
     words += "".join(f"; not {_passed_over(results, smaller)}" for smaller in blocks if smaller < block)
     return Advice(purpose, best, words)
 

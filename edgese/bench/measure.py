@@ -73,7 +73,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """All that was measured of one case."""
+    """Measurements of one case: its turns, and the streams that it carries."""
 
     case: Case
     streams: int
@@ -84,12 +84,12 @@ class Result:
 
     @property
     def back(self) -> Timing:
-        """The calls back to back of all turns."""
+        """Timing of the calls back to back of all turns together."""
         return pooled([turn.back for turn in self.turns])
 
     @property
     def paced(self) -> Timing:
-        """The calls in real time of all turns; of live cases only."""
+        """Timing of the calls in real time of all turns together; of live cases only."""
         return pooled([turn.paced for turn in self.turns if turn.paced is not None])
 
     @property
@@ -167,7 +167,7 @@ class Report:
 
     @property
     def gpu(self) -> str | None:
-        """The GPU that was measured; None: it was the CPU."""
+        """Name of the GPU that was measured; None if it was the CPU."""
         return None if self.settings.device == "cpu" else str(read_device() or "") or None
 
     def entry(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Python 3.10 and the standard library. Both ends speak in frames: one byte for th
 (big-endian), then the content.
 
     to the board      REQUEST (JSON), DATA (of a file), BEAT (every few seconds, so that silence means a dead link)
-    from the board    ANSWER (JSON, ends a request), DATA (of a file), OUT (a command's stdout), TOLD (its stderr)
+    from the board    ANSWER (JSON, ends a request), DATA (of a file), OUT (a command's stdout), ERR (its stderr)
 
 It ends, and with it the command that it runs, when its input ends (the link was cut, the other side is gone) and when
 nothing has come for `QUIET_S` (a pulled cable sends no end). A request that comes while another is being served
@@ -33,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REQUEST, DATA, BEAT, ANSWER, OUT, TOLD = b"R", b"D", b"B", b"A", b"O", b"T"
+REQUEST, DATA, BEAT, ANSWER, OUT, ERR = b"R", b"D", b"B", b"A", b"O", b"T"
 HELLO = "edgese-agent"
 
 QUIET_S = 60  # without a frame: the link is dead
@@ -80,7 +80,7 @@ class _GoneError(Exception):
 
 
 class _RefusedError(Exception):
-    """A request that cannot be served; the message is for the user, without the board's name."""
+    """Error of a request that cannot be served; the message is for the user, without the board's name."""
 
 
 class _Agent:
@@ -158,7 +158,7 @@ class _Agent:
                         "wait until it is done"
                     ) from None
                 if not waited:
-                    self._send(TOLD, b"another edgese is at work there: waiting\n")
+                    self._send(ERR, b"another edgese is at work there: waiting\n")
                 waited += 0.5
                 self._pump(0.5)
                 if self._next:
@@ -264,7 +264,7 @@ class _Agent:
         child = self._child
         assert child.stdout is not None
         assert child.stderr is not None
-        streams = {child.stdout.fileno(): OUT, child.stderr.fileno(): TOLD}
+        streams = {child.stdout.fileno(): OUT, child.stderr.fileno(): ERR}
         while streams and not self._next:
             for number in self._pump(1.0, *streams):
                 content = os.read(number, _CHUNK)

@@ -49,13 +49,13 @@ class Kit:
 
 
 def for_tensorrt(
-    bundle: Bundle, *, replace: bool = False, tell: Callable[[str], None] = lambda line: None
+    bundle: Bundle, *, replace: bool = False, on_message: Callable[[str], None] = lambda line: None
 ) -> BuiltEngines | Kit:
     """Build an engine of every graph that is for TensorRT, or write `NAME.device.tar.gz` beside the bundle.
 
     Args:
         replace: an archive that lies there may be replaced.
-        tell: gets one line before an engine is built.
+        on_message: gets one line before an engine is built.
 
     Raises:
         ExportError: an engine cannot be built, or no graph is for TensorRT.
@@ -70,4 +70,4 @@ def for_tensorrt(
         archive = bundle.path.with_name(archive_name(bundle))
         return Kit(write_archive(bundle, archive, replace=replace), str(error))
     folder = engine_folder(bundle)
-    return BuiltEngines({graph.file: folder.engine(bundle, graph, tell) for graph in graphs})
+    return BuiltEngines({graph.file: folder.engine(bundle, graph, on_message) for graph in graphs})

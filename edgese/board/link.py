@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgese.atomic_file import shown
-from edgese.board.agent import ANSWER, BEAT, DATA, HELLO, OUT, QUIET_S, REQUEST, TOLD, Frames, packed
+from edgese.board.agent import ANSWER, BEAT, DATA, ERR, HELLO, OUT, QUIET_S, REQUEST, Frames, packed
 from edgese.errors import EdgeseError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _BOOT = (
     "exec(compile(zlib.decompress(base64.b64decode(open(0,'rb',0,closefd=False).readline())),'agent','exec'))"
 )
 
-Tell = Callable[[str], None]
+OnMessage = Callable[[str], None]
 Take = Callable[[bytes], object]
 
 
@@ -58,15 +58,15 @@ def _ignore(content: bytes) -> None:
 
 
 class RemoteError(EdgeseError):
-    """A board that cannot be reached, or on which something cannot be done."""
+    """Error where a board cannot be reached, or where something cannot be done on it."""
 
 
 class LinkLost(RemoteError):  # noqa: N818 - it may come back
-    """The link is down, or cannot be made at the moment: trying again may help."""
+    """Error where the link is down, or cannot be made at the moment: trying again may help."""
 
 
 class RemoteStopped(RemoteError):  # noqa: N818 - nothing went wrong
-    """The user asked to stop."""
+    """Error where the user asked to stop."""
 
 
 class Link:
@@ -144,7 +144,7 @@ class Link:
         do: str,
         *,
         on_out: Take = _ignore,
-        on_told: Take = _ignore,
+        on_err: Take = _ignore,
         on_data: Take = _ignore,
         **details: Any,
     ) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class Link:
             RemoteError: it was refused; or the time is up, or the user asked to stop.
             LinkLost: the link is down.
         """
-        takers = {OUT: on_out, TOLD: on_told, DATA: on_data}
+        takers = {OUT: on_out, ERR: on_err, DATA: on_data}
         number = self.ask(do, **details)
         while True:
             kind, content = self.receive()

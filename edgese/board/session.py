@@ -1,6 +1,6 @@
 """Session with a bundle on a board, where its commands can be run; the link may drop and come back.
 
-    with Session("user@board", tell=print) as session:
+    with Session("user@board", on_message=print) as session:
         session.place(bundle)
         session.run("self-test", "--json")
 
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgese.atomic_file import shown
 from edgese.board.agent import ANSWER, DATA, OUT
 from edgese.board.archive import SUFFIX, archive_name, write_archive
-from edgese.board.link import CHUNK, Link, LinkLost, RemoteError, Tell
+from edgese.board.link import CHUNK, Link, LinkLost, OnMessage, RemoteError
 from export.bundle import Bundle, sha256_of
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class Ran:
 
     code: int
     out: str
-    told: tuple[str, ...]  # its lines on stderr
+    lines: tuple[str, ...]  # on stderr
 
     @property
     def reason(self) -> str:
         """Last line that the command wrote to stderr, without "error: "."""
-        lines = [line for line in self.told if line]
+        lines = [line for line in self.lines if line]
         return lines[-1].removeprefix("error: ") if lines else f"exit code {self.code}, without a word"
 
 
@@ -75,7 +75,7 @@ class Session:
         host: as ssh takes it.
         timeout_s: for all of it.
         keep: leave the unpacked bundle and its engines there for the next time.
-        tell: gets lines about what goes on, those of the board's commands among them.
+        on_message: gets lines about what goes on, those of the board's commands among them.
         on_bytes: called while files are copied.
         stop: set when the user asks to stop.
         root: what stands for `/` there, where the board itself is read.
@@ -91,7 +91,7 @@ class Session:
         *,
         timeout_s: float = float("inf"),
         keep: bool = True,
-        tell: Tell = lambda line: None,
+        on_message: OnMessage = lambda line: None,
         on_bytes: OnBytes = lambda what, done, total: None,
         stop: threading.Event | None = None,
         root: Path = Path("/"),
@@ -101,7 +101,7 @@ class Session:
         self.root = root
         self.facts: dict[str, Any] = {}  # what the board reported of itself at the last connection
         self._deadline = time.monotonic() + timeout_s
-        self._keep, self._tell, self._on_bytes = keep, tell, on_bytes
+        self._keep, self._on_message, self._on_bytes = keep, on_message, on_bytes
         self._stop = stop or threading.Event()
         self._pauses_s = pauses_s
         self._work = f"work-{secrets.token_hex(4)}"
@@ -127,7 +127,7 @@ class Session:
             link.stop, link.deadline = threading.Event(), time.monotonic() + 10
             kept = link.request("leave", **self._names(), keep=self._keep)["kept"]
             if self._keep and self._placed:
-                self._tell(
+                self._on_message(
                     f"kept on {self.host} for the next time: {self.facts['home']}, {kept / 1e6:.1f} MB "
                     "(--no-keep removes it)"
                 )
@@ -155,7 +155,7 @@ class Session:
             self._archive, self._root = f"{self._folder}{SUFFIX}", self._kind
             if self._steadily("looking at it", self._look)["there"]:
                 self._placed = True
-                self._tell(f"{bundle.manifest['name']}: is on {self.host} already")
+                self._on_message(f"{bundle.manifest['name']}: is on {self.host} already")
                 return
             unpacked = int.from_bytes(packed.path.read_bytes()[-4:], "little")  # RFC 1952: the length, modulo 2^32
             needed = packed.n_bytes - int(self.facts["part"]) + unpacked + SPARE_BYTES
@@ -176,9 +176,9 @@ class Session:
         command = ["run", *map(str, arguments), "--cache", f"../../engines/{self._kind}"]
 
         def step(link: Link) -> Ran:
-            out, lines = bytearray(), _Lines(self._tell)
+            out, lines = bytearray(), _Lines(self._on_message)
             names = self._names() | {"command": command, "cwd": f"{self._folder}/{self._root}"}
-            answer = link.request("run", on_out=out.extend, on_told=lines.add, **names)
+            answer = link.request("run", on_out=out.extend, on_err=lines.add, **names)
             lines.end()
             return Ran(int(answer["code"]), out.decode(errors="replace"), tuple(lines.said))
 
@@ -186,7 +186,7 @@ class Session:
         if ran.code < 0:
             raise RemoteError(
                 f"{self.host}: {arguments[0]} was ended by signal {-ran.code} ({ran.reason}): out of memory? "
-                "dmesg there may tell"
+                "see dmesg there"
             )
         if ran.code > 1:
             raise RemoteError(f"{self.host}: {arguments[0]} ended with exit code {ran.code}: {ran.reason}")
@@ -245,7 +245,7 @@ class Session:
 
     def _look(self, link: Link) -> dict[str, Any]:
         self.facts = link.request(
-            "look", on_told=_Lines(self._tell).add, **self._names(), modules=_MODULES, tidy=bool(self._root)
+            "look", on_err=_Lines(self._on_message).add, **self._names(), modules=_MODULES, tidy=bool(self._root)
         )
         return self.facts
 
@@ -283,7 +283,9 @@ class Session:
                             begun = True
                             stream.seek(have)
                             if have:
-                                self._tell(f"{what}: {have / 1e6:.1f} of {n_bytes / 1e6:.1f} MB are there already")
+                                self._on_message(
+                                    f"{what}: {have / 1e6:.1f} of {n_bytes / 1e6:.1f} MB are there already"
+                                )
                     elif kind == ANSWER:
                         answer = json.loads(content)
                         if "error" in answer:
@@ -321,7 +323,7 @@ class Session:
                     ) from error
                 pause_s = self._pauses_s[failures]
                 failures += 1
-                self._tell(
+                self._on_message(
                     f"{error}, while {what}: trying again in {pause_s:g} s ({failures} of {len(self._pauses_s)})"
                 )
                 self._stop.wait(pause_s)
@@ -344,9 +346,9 @@ class Session:
 class _Lines:
     """Bytes as they come, passed on line by line."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, on_message: OnMessage) -> None:
         self.said: list[str] = []
-        self._tell = tell
+        self._on_message = on_message
         self._waiting = b""
 
     def add(self, content: bytes) -> None:
@@ -354,7 +356,7 @@ class _Lines:
         for line in whole:
             self.said.append(shown(line.decode(errors="replace")))
             with contextlib.suppress(BrokenPipeError):
-                self._tell(self.said[-1])
+                self._on_message(self.said[-1])
 
     def end(self) -> None:
         if self._waiting:

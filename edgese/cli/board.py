@@ -91,7 +91,7 @@ def board_session(
             bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     timeout_s = 60 * (timeout_minutes or DEFAULT_MINUTES)
-    with Session(host, timeout_s=timeout_s, keep=not no_keep, tell=tell, on_bytes=count, stop=stop) as session:
+    with Session(host, timeout_s=timeout_s, keep=not no_keep, on_message=tell, on_bytes=count, stop=stop) as session:
         yield session
 
 

@@ -143,7 +143,7 @@ def export_command(
             replace=force,
             on_progress=tell,
         )
-    made = for_tensorrt(exported.bundle, replace=force, tell=_tell) if trt and exported.bundle else None
+    made = for_tensorrt(exported.bundle, replace=force, on_message=_tell) if trt and exported.bundle else None
     if as_json:
         results = [result.entry() for result in exported.results]
         typer.echo(

@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         content = Content.open(root)
         done: int = options.command(content, EngineFolder(options.cache or content.engines, options.most), options)
     except (EdgeseError, ExportError, CalibrationError, RuntimeUnavailable) as error:
-        _tell(f"error: {error}")
+        _log(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        _tell("stopped")
+        _log("stopped")
         return 130
     return done
 
@@ -60,8 +60,8 @@ def _self_test(content: Content, engines: EngineFolder, options: argparse.Namesp
         runtimes=options.runtime,
         precisions=options.precision,
         blocks=options.block,
-        on_trial=_tell if options.json else _say,
-        tell=_tell,
+        on_trial=_log if options.json else _say,
+        on_message=_log,
     )
     _say(json.dumps(found.entry(), indent=2) if options.json else found)
     return 0 if found.passed else 1
@@ -70,29 +70,29 @@ def _self_test(content: Content, engines: EngineFolder, options: argparse.Namesp
 def _build(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     library = tensorrt_library()
     graphs = content.choose(options.precision, options.block)
-    _tell(f"{library_name(library)}, {read_device() or 'no GPU'}; engines go to {engines.folder}")
+    _log(f"{library_name(library)}, {read_device() or 'no GPU'}; engines go to {engines.folder}")
     built, failed = [], 0
     for graph in (graph for graph in graphs if is_for(graph, TENSORRT)):
-        began, told = time.perf_counter(), list[str]()
+        began, lines = time.perf_counter(), list[str]()
 
-        def tell(line: str, told: list[str] = told) -> None:
-            told.append(line)
-            _tell(line)  # now: it takes minutes
+        def on_message(line: str, lines: list[str] = lines) -> None:
+            lines.append(line)
+            _log(line)  # now: it takes minutes
 
         try:
-            path = engines.engine(content.bundle, graph, tell, rebuild=options.force)
+            path = engines.engine(content.bundle, graph, on_message, rebuild=options.force)
         except ExportError as error:
             failed += 1
-            _tell(f"{graph.file}: FAILED: {error}")
+            _log(f"{graph.file}: FAILED: {error}")
             continue
         n_bytes, seconds = path.stat().st_size, round(time.perf_counter() - began, 1)
-        why = f"built in {seconds} s, as {told[-1].rpartition(': ')[2]}" if told else "there already"
-        (_tell if options.json else _say)(f"{graph.file}: {why}; {path.name}, {n_bytes / 1e6:.1f} MB")
-        built.append({"graph": graph.file, "engine": str(path), "bytes": n_bytes, "told": told, "seconds": seconds})
+        why = f"built in {seconds} s, as {lines[-1].rpartition(': ')[2]}" if lines else "there already"
+        (_log if options.json else _say)(f"{graph.file}: {why}; {path.name}, {n_bytes / 1e6:.1f} MB")
+        built.append({"graph": graph.file, "engine": str(path), "bytes": n_bytes, "told": lines, "seconds": seconds})
     if options.json:
         _say(json.dumps({"engines": built, "failed": failed}, indent=2))
     if failed or not built:
-        _tell(f"build: {failed} graphs FAILED" if failed else "build: FAILED: no graph here is for TensorRT")
+        _log(f"build: {failed} graphs FAILED" if failed else "build: FAILED: no graph here is for TensorRT")
         return 1
     return 0
 
@@ -106,8 +106,8 @@ def _bench(content: Content, engines: EngineFolder, options: argparse.Namespace)
         blocks=options.block,
         streams=options.streams,
         seconds=options.seconds,
-        on_result=_tell if options.json else _say,
-        tell=_tell,
+        on_result=_log if options.json else _say,
+        on_message=_log,
         root=options.root,
     )
     _say(json.dumps(report.entry(), indent=2) if options.json else report.here)
@@ -136,12 +136,12 @@ def _enhance(content: Content, engines: EngineFolder, options: argparse.Namespac
         raise RuntimeUnavailable(f"no runtime for {graph.file} opens here: {reasons}")
     for name, reason in left_out.items():
         if CANDIDATES.index(name) < CANDIDATES.index(usable[0]):
-            _tell(f"{name} is left out: {reason}")
+            _log(f"{name} is left out: {reason}")
     done = enhance_wav(
-        *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, tell=_tell
+        *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, on_message=_log
     )
     if done.n_clipped:
-        _tell(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
+        _log(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
     channels = f", {done.n_channels} channels" if done.n_channels > 1 else ""
     _say(
         f"{options.output}: {done.duration_s:.1f} s{channels}, {graph.file} in {usable[0]}, "
@@ -224,7 +224,7 @@ def _say(result: object) -> None:
     sys.stdout.flush()
 
 
-def _tell(line: object) -> None:
+def _log(line: object) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 

@@ -14,7 +14,7 @@ from edgese.audio import Samples
 from edgese.device.content import Content
 from edgese.device.wav import WavReader, WavWriter
 from edgese.errors import AudioError, OutputError
-from edgese.graphs.artefacts import TENSORRT, EngineFolder, Tell, open_artefact
+from edgese.graphs.artefacts import TENSORRT, EngineFolder, OnMessage, open_artefact
 from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Graph
 from runtimes.base import Stream
@@ -44,7 +44,7 @@ def enhance_wav(
     engines: EngineFolder,
     *,
     replace: bool = False,
-    tell: Tell = lambda line: None,
+    on_message: OnMessage = lambda line: None,
 ) -> Enhanced:
     """Enhance `source`; `target` appears whole or not at all.
 
@@ -71,7 +71,7 @@ def enhance_wav(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
         with open_artefact(
-            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), tell=tell
+            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
         ) as opened:
             began, left = time.perf_counter(), info.n_frames
             stream = opened.stream(graph.states, streams=info.n_channels)

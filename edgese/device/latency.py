@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgese.bench.timing import Timing, back_to_back, calls_for, paced
 from edgese.device.candidates import find_runtimes
 from edgese.device.content import Content
-from edgese.graphs.artefacts import TENSORRT, EngineFolder, Tell, is_for, open_artefact
+from edgese.graphs.artefacts import TENSORRT, EngineFolder, OnMessage, is_for, open_artefact
 from edgese.graphs.streaming import samples
 from edgese.machine import host as machine
 from edgese.machine.jetson import JetsonError
@@ -126,7 +126,7 @@ def measure(
     streams: int = 1,
     seconds: float = 5.0,
     on_result: Callable[[Latency], None] = lambda result: None,
-    tell: Tell = lambda line: None,
+    on_message: OnMessage = lambda line: None,
     root: Path = _ROOT,
 ) -> Report:
     """Measure the graphs without a variant; nothing named: all precisions, blocks and runtimes that there are.
@@ -145,7 +145,7 @@ def measure(
     here = machine.describe(root=root)
     found, left_out = find_runtimes(runtimes)
     for name, reason in left_out.items():
-        tell(f"{name} is left out: {reason}")
+        on_message(f"{name} is left out: {reason}")
     if not found:
         raise RuntimeUnavailable("no runtime opens here, nothing was measured: install TensorRT or onnxruntime")
     try:
@@ -156,10 +156,10 @@ def measure(
     for graph in sorted(graphs, key=lambda graph: graph.block):
         for runtime in (runtime for runtime in found if is_for(graph, runtime)):
             try:
-                results.append(_measure(content, graph, runtime, engines, streams, seconds, watched, tell))
+                results.append(_measure(content, graph, runtime, engines, streams, seconds, watched, on_message))
             except (ExportError, RuntimeUnavailable) as error:
                 failures[f"{graph.file} in {runtime}"] = str(error)
-                tell(f"{graph.file} in {runtime}: FAILED: {error}")
+                on_message(f"{graph.file} in {runtime}: FAILED: {error}")
             else:
                 on_result(results[-1])
     readings = {**NOTHING, "missing": {"board": reason}} if watched is None else watched.entry()
@@ -176,7 +176,7 @@ def _measure(
     streams: int,
     seconds: float,
     watched: Watched | None,
-    tell: Tell,
+    on_message: OnMessage,
 ) -> Latency:
     size = samples(graph, graph.block)
     wave = content.golden_vectors()[0]
@@ -197,7 +197,9 @@ def _measure(
     pinned = contextlib.nullcontext() if core is None else machine.pinned([core])
     with (
         pinned,
-        open_artefact(content.bundle, graph, runtime, engines, metadata=content.metadata(graph), tell=tell) as opened,
+        open_artefact(
+            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
+        ) as opened,
     ):
         stream = opened.stream(graph.states, streams=streams)
         for index in range(_WARM_UP_CALLS if segments is None else _SEGMENT_CALLS // 10):

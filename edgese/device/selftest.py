@@ -15,7 +15,7 @@ from edgese.audio import Wave
 from edgese.device.candidates import find_runtimes
 from edgese.device.content import Content
 from edgese.errors import EdgeseError
-from edgese.graphs.artefacts import EngineFolder, Tell, is_for, open_artefact
+from edgese.graphs.artefacts import EngineFolder, OnMessage, is_for, open_artefact
 from edgese.graphs.streaming import run, samples
 from edgese.metrics.difference import agreement
 from export import ExportError
@@ -86,13 +86,13 @@ def self_test(
     precisions: Collection[str] = (),
     blocks: Collection[int] = (),
     on_trial: Callable[[Trial], None] = lambda trial: None,
-    tell: Tell = lambda line: None,
+    on_message: OnMessage = lambda line: None,
 ) -> SelfTest:
     """Try the graphs of these precisions and blocks in these runtimes; nothing named: all that there is.
 
     Args:
         on_trial: called after each.
-        tell: gets a line before an engine is built, and one where a runtime does not open.
+        on_message: gets a line before an engine is built, and one where a runtime does not open.
 
     Raises:
         ExportError: no graph of a precision or block that is named.
@@ -101,17 +101,17 @@ def self_test(
     graphs = content.choose(precisions, blocks)
     found, left_out = find_runtimes(runtimes)
     for name, reason in left_out.items():
-        tell(f"{name} is left out: {reason}")
+        on_message(f"{name} is left out: {reason}")
     trials = []
     for runtime in found:
         for graph in graphs:
             if is_for(graph, runtime):
-                trials.append(_try(content, graph, runtime, engines, tell))
+                trials.append(_try(content, graph, runtime, engines, on_message))
                 on_trial(trials[-1])
     return SelfTest(tuple(trials), left_out)
 
 
-def _try(content: Content, graph: Graph, runtime: str, engines: EngineFolder, tell: Tell) -> Trial:
+def _try(content: Content, graph: Graph, runtime: str, engines: EngineFolder, on_message: OnMessage) -> Trial:
     began = time.perf_counter()
     ratio_db = limit_db = max_abs = math.nan
     failures: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ def _try(content: Content, graph: Graph, runtime: str, engines: EngineFolder, te
         wave, wanted = _whole_blocks(graph, *content.golden_vectors(graph.variant))
         n_hops = len(wave) // samples(graph, 1)
         with open_artefact(
-            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), tell=tell
+            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
         ) as opened:
             stream = opened.stream(graph.states, streams=1)
             enhanced = run(stream, graph, wave)

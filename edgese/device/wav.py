@@ -88,7 +88,7 @@ class WavReader:
         Raises:
             AudioError: NaN or Inf, nothing but silence, a file that ends too early.
         """
-        info, n_read, heard = self.info, 0, silent
+        info, n_read, audible = self.info, 0, silent
         while n_read < info.n_frames:
             n_frames = min(info.sample_rate_hz, info.n_frames - n_read)
             content = self._stream.read(n_frames * info.n_channels * info.sample_bytes)
@@ -97,10 +97,10 @@ class WavReader:
             block = _decoded(content, info.subtype).reshape(-1, info.n_channels)
             if not np.isfinite(block).all():
                 raise AudioError(f"{self.name}: found NaN or Inf, wanted finite samples: export it again")
-            heard = heard or bool(block.any())
+            audible = audible or bool(block.any())
             n_read += n_frames
             yield block
-        if not heard:
+        if not audible:
             raise AudioError(f"{self.name}: found silence, nothing but zeros; wanted sound: check the recording")
 
     def _read_header(self, path: Path) -> WavInfo:

@@ -146,7 +146,7 @@ def _check_suffix(target: Path, options: EnhanceOptions) -> None:
     by_suffix = FORMATS.get(target.suffix.lower(), (None, None))[0]
     if options.container is None and by_suffix is None:
         raise AudioError(
-            f"{shown(target)}: its suffix tells no audio format, wanted one of {', '.join(FORMATS)}, "
+            f"{shown(target)}: its suffix names no audio format, wanted one of {', '.join(FORMATS)}, "
             "or a / at its end to make it a folder"
         )
     if None not in (options.container, by_suffix) and {options.container, by_suffix} not in (

@@ -19,7 +19,7 @@ from runtimes.registry import load_runtime, open_runtime
 TENSORRT = "tensorrt"
 CPU_ONLY = "int8-cpu"  # asymmetric 8 bits: TensorRT takes symmetric ones only
 
-Tell = Callable[[str], None]  # gets one line of progress
+OnMessage = Callable[[str], None]  # gets one line of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ class EngineFolder:
     folder: Path
     streams: int  # at most, in one call; engines are fastest at one
 
-    def engine(self, bundle: Bundle, graph: Graph, tell: Tell, *, rebuild: bool = False) -> Path:
+    def engine(self, bundle: Bundle, graph: Graph, on_message: OnMessage, *, rebuild: bool = False) -> Path:
         """Path of a graph's engine for this machine, built unless it is there.
 
         Args:
-            tell: gets one line before an engine is built.
+            on_message: gets one line before an engine is built.
 
         Raises:
             ExportError: no TensorRT, or the engine cannot be built or is damaged.
@@ -45,7 +45,7 @@ class EngineFolder:
             bundle.path / graph.file,
             self.folder,
             BuildOptions(axes, timing_cache=self.folder / "timing.cache"),
-            tell,
+            on_message,
             precision=graph.precision,
             rebuild=rebuild,
         )
@@ -64,13 +64,13 @@ def open_artefact(
     *,
     metadata: Mapping[str, str],
     threads: int = 1,
-    tell: Tell,
+    on_message: OnMessage,
 ) -> Runtime:
     """Open a graph in the runtime of that name; close it.
 
     Args:
         metadata: what the graph must carry; another graph is refused.
-        tell: gets one line before an engine is built.
+        on_message: gets one line before an engine is built.
 
     Raises:
         RuntimeUnavailable: the runtime is missing, or cannot open the graph.
@@ -80,5 +80,5 @@ def open_artefact(
     path = bundle.path / graph.file
     if runtime == TENSORRT:
         load_runtime(runtime)  # raises for what is missing before anything is built
-        path = engines.engine(bundle, graph, tell)
+        path = engines.engine(bundle, graph, on_message)
     return open_runtime(runtime, path, threads=threads, metadata=metadata)

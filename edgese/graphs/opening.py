@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgese.graphs.artefacts import EngineFolder, Tell, open_artefact
+from edgese.graphs.artefacts import EngineFolder, OnMessage, open_artefact
 from export.bundle import WEIGHTS, Bundle, Graph
 from runtimes.base import Runtime
 from runtimes.registry import open_runtime
@@ -26,7 +26,7 @@ def open_graph(
     runtime: str = "onnxruntime",
     *,
     threads: int = 1,
-    tell: Tell = logger.warning,
+    on_message: OnMessage = logger.warning,
 ) -> Iterator[Runtime]:
     """Open a graph in the runtime of that name; a context manager that gives the runtime.
 
@@ -34,7 +34,7 @@ def open_graph(
     now.
 
     Args:
-        tell: gets one line before an engine is built.
+        on_message: gets one line before an engine is built.
 
     Raises:
         RuntimeUnavailable: the runtime is missing, or cannot open the graph.
@@ -45,7 +45,9 @@ def open_graph(
     wanted = wanted_metadata(bundle, graph)
     if runtime != "pytorch":
         engines = engine_folder(bundle)
-        with open_artefact(bundle, graph, runtime, engines, metadata=wanted, threads=threads, tell=tell) as opened:
+        with open_artefact(
+            bundle, graph, runtime, engines, metadata=wanted, threads=threads, on_message=on_message
+        ) as opened:
             yield opened
         return
     from edgese.graphs.form import write_program

@@ -236,7 +236,7 @@ def compare_ranges(
         CalibrationError: the batches are not of this network, or a product's input is always zero.
         ExportError: the network cannot be exported.
     """
-    tell = on_progress or (lambda done, total: None)
+    report = on_progress or (lambda done, total: None)
     n_passes = len(METHODS) + 2
     block = batches[0]["wave"].shape[1] // enhancer.audio.hop
     with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
@@ -247,13 +247,13 @@ def compare_ranges(
             raise CalibrationError("the network has no product that INT8 can take; nothing to calibrate")
         wanted = list(dict.fromkeys(tensors.values()))
         extents = find_ranges(path, batches, wanted, method="minmax", symmetric=False)
-        tell(1, n_passes)
+        report(1, n_passes)
         chosen = {}
         for done, method in enumerate(METHODS):
             chosen[method] = find_ranges(path, batches, wanted, method=method)
-            tell(2 + done, n_passes)
+            report(2 + done, n_passes)
         counted = histograms(path, batches, wanted)
-        tell(n_passes, n_passes)
+        report(n_passes, n_passes)
     return tuple(
         Span(
             *(product, tensor, extents[tensor]),

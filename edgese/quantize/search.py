@@ -111,14 +111,14 @@ def search_int8(
         CalibrationError: the batches do not fit the network.
         VerificationError: the budget cannot be met; the message lists what costs most.
     """
-    tell = on_progress or (lambda step: None)
+    report = on_progress or (lambda step: None)
     if method not in (BEST, *METHODS):
         raise ConfigError(f"calibrator: found {method}, wanted one of {', '.join((BEST, *METHODS))}")
     if not 0 < budget <= LIMIT:
         raise ConfigError(f"PESQ budget: found {budget}, wanted more than 0 and at most {LIMIT}")
     with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
         methods = METHODS if method == BEST else (method,)
-        search = _Search(Path(folder), enhancer, calibration, recordings, precision, methods, tell)
+        search = _Search(Path(folder), enhancer, calibration, recordings, precision, methods, report)
         alone = [cost for name in methods for cost in search.alone(name)]
         chosen = _least_noise(alone, search.tensors)
         ranges = {product: search.offered[name][product] for product, name in chosen.items()}
@@ -204,13 +204,13 @@ class _Search:
         recordings: Sequence[Recording],
         precision: Precision,
         methods: Sequence[str],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self.folder, self.enhancer, self.precision = folder, enhancer, precision
-        self.recordings, self.tell = recordings, tell
+        self.recordings, self.report = recordings, report
         self.graph = graph_of(enhancer, _block_of(calibration, enhancer))
         self.float32 = folder / self.graph.file
-        tell("ranges of activations")
+        report("ranges of activations")
         write_graph(enhancer, self.graph, self.float32, Plan())
         self.tensors = {product: found.activation for product, found in quantizable(self.float32, enhancer).items()}
         wanted = set(self.tensors.values())
@@ -226,7 +226,7 @@ class _Search:
         }
         macs = product_macs(enhancer)
         self.macs = {product: macs[product] for product in self.tensors}
-        tell("float32, for comparison")
+        report("float32, for comparison")
         (self.reference,) = self._scored([self.float32])
 
     def alone(self, method: str) -> list[Cost]:
@@ -249,7 +249,7 @@ class _Search:
         for scored in in_processes(score_graph, tasks, None, died):
             found.append(scored)
             if sets:
-                self.tell(f"INT8 in {_named(sets[len(found) - 1])} ({len(found)} of {len(sets)})")
+                self.report(f"INT8 in {_named(sets[len(found) - 1])} ({len(found)} of {len(sets)})")
         return found
 
     def _cost(self, chosen: Sequence[str], scored: Sequence[Scored]) -> Cost:

@@ -1,4 +1,4 @@
-"""Rooms: impulse responses that were measured, or made by pyroomacoustics where the data has none."""
+"""Room impulse responses that were measured, or made by pyroomacoustics where the data has none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_MADE_T60_S = 0.6  # images grow with its cube
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """An impulse response from its direct sound on, at unit energy, and how long it rings."""
+    """Impulse response of a room from its direct sound on, at unit energy, and its reverberation time."""
 
     response: Wave
     t60_s: float

@@ -1,1 +1,1 @@
-"""`edgese verify`: every graph of a bundle held against PyTorch."""
+"""Verification of every graph of a bundle against PyTorch: `edgese verify`."""

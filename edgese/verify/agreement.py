@@ -1,4 +1,4 @@
-"""Does a graph do what the network does in PyTorch? Streamed with carried state over real sound, and judged.
+"""Comparison of one graph with the network in PyTorch: streamed with carried state over real sound, and judged.
 
 The truth is the enhancer in PyTorch in its training form (FFT, chunked scan), run over thousands of frames at once:
 another transform, another scan and another cut than the graph has, so agreement says more than a repetition would.
@@ -26,7 +26,7 @@ from runtimes.registry import open_runtime
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How far one graph is from PyTorch, and the verdict with its reasons."""
+    """Differences of one graph from PyTorch, and the verdict with its reasons."""
 
     graph: str
     runtime: str
@@ -54,7 +54,7 @@ class Result:
 
 
 def verify_graph(folder: Path, graph: Graph, truth: Truth, *, runtime: str = "onnxruntime") -> Result:
-    """Streams one graph of a bundle with carried state over the truth's sound and compares.
+    """Stream one graph of a bundle with carried state over the truth's sound and compare; returns the verdict.
 
     Raises:
         VerificationError: no limits for its precision, or outputs that are not those it should have.
@@ -75,7 +75,7 @@ def verify_graph(folder: Path, graph: Graph, truth: Truth, *, runtime: str = "on
 def judge(
     graph: Graph, runtime: str, truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[np.float32]]
 ) -> Result:
-    """The verdict on what a graph gave; anything missing, unequal in length or not finite is a failure."""
+    """Verdict on a graph's output and states; anything missing, unequal in length or not finite is a failure."""
     limits = LIMITS[graph.precision]
     output = agreement(truth.enhanced, enhanced, least_snr_db=limits.snr_db, most_abs=limits.max_abs)
     failures = [f"output: {failure}" for failure in output.failures]

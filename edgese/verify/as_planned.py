@@ -1,7 +1,7 @@
-"""Is a graph as coarse as its bundle says, and only there? Read from the file, whatever the samples show.
+"""Check that a graph is rounded as its bundle's plan says: which products in half precision or INT8, and no others.
 
 A wrong scale or one more operation in half precision may cost so little in the sound that is verified that no limit
-notices; here it is found by what the graph is made of.
+notices; here it is found in the graph's file, whatever its samples show.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HALF_STEP = 0.501  # of a weight's scale
 
 
 def rounded_as_planned(bundle: Bundle, graph: Graph, enhancer: WaveformEnhancer) -> Check:
-    """Half precision and INT8 stand where the manifest says, with its ranges, and the weights are those of float32.
+    """Check that half precision and INT8 stand where the manifest says, with its ranges and float32's weights.
 
     Args:
         enhancer: the bundle's network, which knows its products.
@@ -58,7 +58,7 @@ def _half_problems(bundle: Bundle, graph: Graph, plan: Plan, product: dict[str, 
     read, given = ({tensor for node in in_half for tensor in getattr(node, kind)} for kind in ("inputs", "outputs"))
 
     def serves(node: Node) -> bool:
-        """A Cast to what a product reads, or back from what it gives; others round what is no product's."""
+        """True for a Cast to a product's input or back from its output; any other one rounds something else."""
         return node.operator == "Cast" and (node.outputs[0] in read or node.inputs[0] in given)
 
     strange = [node for node in nodes if node not in in_half and not serves(node)]
@@ -113,12 +113,12 @@ def _weight_problems(name: str, found: QuantizedProduct, wanted: np.ndarray) -> 
         return [f"{name}: weights {steps:.2f} steps from those in float32, not half a step"]
     others = tuple(axis for axis in range(wanted.ndim) if axis != own)
     largest = np.abs(wanted).max(axis=others, keepdims=True)
-    coarsest = float((127 * scale / largest)[largest > 0].max(initial=0.0))  # a column of zeros has any scale
-    return [f"{name}: weights in steps {coarsest:.2f} times as wide as 8 bits have"] if coarsest > 1 + _SAME else []
+    widest = float((127 * scale / largest)[largest > 0].max(initial=0.0))  # a column of zeros has any scale
+    return [f"{name}: weights in steps {widest:.2f} times as wide as 8 bits have"] if widest > 1 + _SAME else []
 
 
 def _weights(anatomy: Anatomy, product: dict[str, str]) -> dict[str, np.ndarray]:
-    """The weight that each product multiplies with, on whichever side it stands."""
+    """Weight that each product multiplies with, by its name, on whichever side it stands."""
     return {
         product[node.name]: anatomy.weights[tensor]
         for node in anatomy.nodes

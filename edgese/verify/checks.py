@@ -1,8 +1,6 @@
-"""What streaming rests on, tried on open graphs: interface, reset, several streams, causality, delay, extremes, splits.
+"""Checks of open graphs for streaming: interface, reset, several streams, causality, delay, extremes, random blocks.
 
-And what segments rest on: their seams.
-
-Each trial gives a `Check`: what was found, what was wanted, and whether it holds.
+For graphs of segments: their seams. Each gives a `Check`: what was found, what was wanted, and whether it holds.
 """
 
 from __future__ import annotations
@@ -32,24 +30,24 @@ SEED = 0
 
 SEAMS = 4
 SEAM_SAMPLES = 512  # 32 ms: over so many a difference at a seam is averaged
-# A network that hears 16 frames to either side: -123 dB, without an overlap -6. The shipped one made to look ahead
+# A network that looks 16 frames to either side: -123 dB, without an overlap -6. The shipped one made to look ahead
 # remembers for seconds: 0 to 6 dB more near the seams than far from them (benchmarks/segment_seams.py).
-SEAM_DB = -40.0  # over the level of the sound: not heard
+SEAM_DB = -40.0  # over the level of the sound: inaudible
 SEAM_MARGIN_DB = 10.0
 NEAR = 4096  # samples, 256 ms: so near a seam a difference is the seam's; twice as far away it is not
 
 
 def interface(opened: Runtime, graph: Graph) -> Check:
-    """Names, shapes and types of all inputs and outputs are the manifest's."""
+    """Check that names, shapes and types of all inputs and outputs are the manifest's."""
 
-    def told(specs: Sequence[Any]) -> dict[str, str]:
+    def described(specs: Sequence[Any]) -> dict[str, str]:
         return {spec.name: f"{tuple(spec.shape)} {spec.dtype}" for spec in specs}
 
     problems = [
         f"{kind} {name} is {found.get(name, 'missing')}, not {wanted.get(name, 'known')}"
         for kind, found, wanted in (
-            ("input", told(opened.inputs), told(graph.inputs)),
-            ("output", told(opened.outputs), told(graph.outputs)),
+            ("input", described(opened.inputs), described(graph.inputs)),
+            ("output", described(opened.outputs), described(graph.outputs)),
         )
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
@@ -59,7 +57,7 @@ def interface(opened: Runtime, graph: Graph) -> Check:
 
 
 def reset(opened: Runtime, graph: Graph, wave: Wave) -> Check:
-    """A stream that is reset gives the same bits again, and one that is not gives others."""
+    """Check that a stream that is reset gives the same bits again, and one that is not gives others."""
     part = wave[: samples(graph, WARM_UP_HOPS)]
     stream = opened.stream(graph.states, streams=1)
     first, went_on = (run(stream, graph, part) for _ in range(2))
@@ -72,7 +70,7 @@ def reset(opened: Runtime, graph: Graph, wave: Wave) -> Check:
 
 
 def streams_at_once(opened: Runtime, graph: Graph, wave: Wave, limits: Limits) -> Check:
-    """Streams in one call do not hear each other."""
+    """Check that streams in one call do not affect each other."""
     length, size = samples(graph, WARM_UP_HOPS), samples(graph, graph.block)
     starts = [len(wave) // STREAMS * at // size * size for at in range(STREAMS)]
     parts = np.stack([wave[start : start + length] for start in starts])
@@ -81,17 +79,17 @@ def streams_at_once(opened: Runtime, graph: Graph, wave: Wave, limits: Limits) -
     together = np.concatenate([stream({"wave": call})["enhanced"] for call in calls], axis=1)
     alone = np.stack([run(opened.stream(graph.states, streams=1), graph, part) for part in parts])
     worst_db = min(snr_db(one, of_several) for one, of_several in zip(alone, together, strict=True))
-    told_apart = not np.array_equal(alone[0], alone[1])
+    distinct = not np.array_equal(alone[0], alone[1])
     return Check(
         f"{STREAMS} streams at once",
-        worst_db >= limits.snr_db and told_apart,
-        f"SNR {worst_db:.1f} dB" if told_apart else "the same output for different sound",
+        worst_db >= limits.snr_db and distinct,
+        f"SNR {worst_db:.1f} dB" if distinct else "the same output for different sound",
         f"each as if alone: SNR >= {limits.snr_db:.0f} dB",
     )
 
 
 def causality(opened: Runtime, graph: Graph, wave: Wave) -> Check:
-    """The first sample of a hop is changed: no bit before that hop may change, and something after it must."""
+    """Check that a changed first sample of a hop changes no bit before that hop, and something after it."""
     n_before = -(-WARM_UP_HOPS // graph.block) * graph.block
     part = wave[: (n_before + 4 * graph.block) * samples(graph, 1)]
     before = run(opened.stream(graph.states, streams=1), graph, part)
@@ -105,7 +103,7 @@ def causality(opened: Runtime, graph: Graph, wave: Wave) -> Check:
         if not len(different):
             problems.append(f"nothing follows a change in hop {place} of a block")
         elif different[0] < at:
-            problems.append(f"a change in hop {place} of a block is heard {at - different[0]} samples before it")
+            problems.append(f"a change in hop {place} of a block shows {at - different[0]} samples before it")
     return Check(
         "causality",
         not problems,
@@ -115,7 +113,7 @@ def causality(opened: Runtime, graph: Graph, wave: Wave) -> Check:
 
 
 def delay(opened: Runtime, graph: Graph, noisy: Wave, wanted: int) -> Check:
-    """Output runs behind input by as much as the manifest says: the lag of their largest cross-correlation."""
+    """Check the delay of output behind input, the lag of their largest cross-correlation, against the manifest's."""
     size = samples(graph, graph.block)
     part = noisy[: len(noisy) // size * size]
     output = run(opened.stream(graph.states, streams=1), graph, part)
@@ -127,7 +125,7 @@ def delay(opened: Runtime, graph: Graph, noisy: Wave, wanted: int) -> Check:
 
 
 def extremes(opened: Runtime, graph: Graph) -> Check:
-    """Silence gives silence; noise at full scale, and silence after it, give finite samples and states."""
+    """Check that silence gives silence, and noise at full scale and silence after it finite samples and states."""
     length = samples(graph, WARM_UP_HOPS)
     silence = np.zeros(length, np.float32)
     noise = np.sign(np.random.default_rng(SEED).standard_normal(length)).astype(np.float32)
@@ -143,7 +141,7 @@ def extremes(opened: Runtime, graph: Graph) -> Check:
 
 
 def reference_vectors(opened: Runtime, graph: Graph, wave: Wave, enhanced: Wave, limits: Limits) -> Check:
-    """The bundle's vectors for a self-test on devices that have no PyTorch: the graph gives what they say."""
+    """Check a graph against the bundle's golden vectors, which devices without PyTorch test themselves with."""
     size = samples(graph, graph.block)
     length = len(wave) // size * size
     found = run(opened.stream(graph.states, streams=1), graph, wave[:length])
@@ -157,7 +155,7 @@ def reference_vectors(opened: Runtime, graph: Graph, wave: Wave, enhanced: Wave,
 
 
 def taking_over(opened: Sequence[tuple[Graph, Runtime]], truth: Truth, limits: Limits) -> Check:
-    """Blocks of random sizes: each call is made by another graph, which goes on from the states of the last one.
+    """Check blocks of random sizes: each call is made by another graph, which goes on from the last one's states.
 
     Args:
         opened: the graphs of one precision and variant, each open.
@@ -189,19 +187,19 @@ def taking_over(opened: Sequence[tuple[Graph, Runtime]], truth: Truth, limits: L
 
 
 def seam_samples(segments: Segments) -> int:
-    """So much sound has `SEAMS` seams, the last one with a segment that is shifted back."""
+    """Samples of a sound that has `SEAMS` seams, the last one with a segment that is shifted back."""
     return segments.size + SEAMS * segments.advance - segments.advance // (2 * segments.hop) * segments.hop
 
 
 def seams(opened: Runtime, graph: Graph, segments: Segments, wave: Wave, whole: Wave) -> Check:
-    """Overlapped segments give what one pass over the whole recording gives, at their seams above all.
+    """Check that overlapped segments give what one pass over the whole recording gives, at their seams above all.
 
     A network that remembers for seconds, or whose norms span a segment, gives something else in every segment, far from
     the seams as well: that is its nature, and no fault of theirs, as long as they are not much worse than the rest.
 
     Args:
         wave: sound that begins with what `whole` was made of.
-        whole: what PyTorch makes of `seam_samples` in one pass, in time with it.
+        whole: what PyTorch makes of `seam_samples` in one pass, aligned with it.
     """
     found = in_overlapped(opened, graph, wave[: len(whole)], segments)
     difference = np.square(found.astype(np.float64) - whole)
@@ -226,5 +224,5 @@ def seams(opened: Runtime, graph: Graph, segments: Segments, wave: Wave, whole: 
 
 
 def bound(value: float | None) -> str:
-    """A limit in words."""
+    """Words for a limit: "any bound" for None."""
     return "any bound" if value is None else f"{value:.0e}"

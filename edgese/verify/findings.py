@@ -20,7 +20,7 @@ from export.bundle import Bundle, Graph
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that must hold."""
+    """Result of one check: what was found, what was wanted, and whether it holds."""
 
     name: str
     passed: bool
@@ -33,7 +33,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Listener:
-    """What PESQ and STOI hear in one recording: PyTorch's output and the graph's, both against the clean one."""
+    """PESQ and STOI of PyTorch's output and of the graph's for one recording, both against the clean one."""
 
     file: str
     pesq_pytorch: float
@@ -44,7 +44,7 @@ class Listener:
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """What came of the long stream, beside PyTorch's answer to the same sound."""
+    """Differences of the long stream from PyTorch's output for the same sound, and the duration of its calls."""
 
     n_hops: int
     tensors: tuple[TensorError, ...]  # output and states against PyTorch in float32, after all hops
@@ -52,21 +52,21 @@ class Streamed:
     wave: WaveError
     wave_float64: WaveError
     pytorch_float64: WaveError  # PyTorch's own distance from float64
-    tenths_db: tuple[float, ...]  # SNR against PyTorch in each tenth; all tenths hear the same
+    tenths_db: tuple[float, ...]  # SNR against PyTorch in each tenth; all tenths are of the same sound
     difference_dbfs: NDArray[np.float64]  # level of the difference from PyTorch, second by second
     call_s: NDArray[np.float64]  # what each call took; not measured with care, that is what `bench` is for
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """All that was found out about one graph in one runtime; what could not be run is None, and a check says why."""
+    """Findings about one graph in one runtime; what could not be run is None, and a check says why."""
 
     graph: Graph
     runtime: str
     checks: tuple[Check, ...]
     streamed: Streamed | None = None
     listeners: tuple[Listener, ...] = ()
-    excerpt: Wave | None = None  # what it made of the first recording, in time with it
+    excerpt: Wave | None = None  # what it made of the first recording, aligned with it
 
     @property
     def label(self) -> str:
@@ -79,7 +79,7 @@ class Proof:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """The whole verdict, and all that is needed to judge or repeat it."""
+    """Verdict on a bundle, with all that is needed to judge or repeat it."""
 
     bundle: Bundle
     minutes: float
@@ -96,7 +96,7 @@ class Verification:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each check that does not hold."""
+        """Lines for the checks that do not hold, one each, and for graphs that were not checked."""
         checks = [("", check) for check in self.checks] + [(f"{p.label}: ", c) for p in self.proofs for c in p.checks]
         unchecked = [f"{proof.label}: nothing was checked" for proof in self.proofs if not proof.checks]
         failed = (*(f"{where}{check}" for where, check in checks if not check.passed), *unchecked)

@@ -1,8 +1,8 @@
-"""Where a graph first parts from PyTorch: the node, its layer, and what is wrong with it.
+"""Search for a graph's first divergence from PyTorch: the node, its layer, and what is wrong with it.
 
     print(first_divergence(bundle, graph, "onnxruntime", noisy))
 
-The graph is run beside the same graph exported anew (lockstep.py), with all inner tensors as outputs. Fed the same
+The graph is run beside the same graph exported anew (side_by_side.py), with all inner tensors as outputs. Fed the same
 states, no call depends on an earlier one: of the tensors that are ever off, the first in the graph's order is the
 cause, since all that its node reads agrees. What is off only when each carries its own states is what they carry.
 A difference too small for that, lost in the rounding of its own tensor, is looked for where a node or a weight is not
@@ -36,7 +36,7 @@ SAME = 1e-3  # of its largest value: another state is never that near
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """The first tensor that is not what it should be, and what is known of the node that gives it."""
+    """First tensor that is not what it should be, and what is known of the node that gives it."""
 
     graph: str
     runtime: str
@@ -52,12 +52,12 @@ class Divergence:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What to print: where, which node, how far off, why."""
+        """Lines to print: where, which node, how far off, why."""
         source = f"node: {self.operator} {self.node}({', '.join(self.inputs)}) -> " if self.operator else "input: "
         return (
             f"first differs in {self.module or 'the waveform enhancer'}, at hop {self.hop}",
             f"  {source}{self.tensor}",
-            f"  error: {_told(self.error)}",
+            f"  error: {_error_in_words(self.error)}",
             f"  why: {self.why}",
             *([f"  structure: {self.structure}"] if self.structure else []),
         )
@@ -69,18 +69,18 @@ class Divergence:
 def first_divergence(
     bundle: Bundle, graph: Graph, runtime: str, wave: Wave, on_progress: Callable[[str], None] | None = None
 ) -> Divergence:
-    """Where a graph that failed its verification first parts from what the bundle's weights give.
+    """Search for the first tensor of a graph that differs from what the bundle's weights give.
 
-    Takes about half a minute.
+    For a graph that failed its verification. Takes about half a minute.
 
     Args:
         wave: (n_samples,) at the network's rate; its loudest 320 hops are used.
-        on_progress: told what is being done.
+        on_progress: called with the name of each step.
 
     Raises:
-        VerificationError: it cannot be told; the message says what is known.
+        VerificationError: no divergence can be found; the message says what is known.
     """
-    tell = on_progress or (lambda step: None)
+    report = on_progress or (lambda step: None)
     label = f"{graph.file} in {runtime}"
     if runtime == "pytorch":
         raise VerificationError(
@@ -88,9 +88,9 @@ def first_divergence(
         )
     try:
         with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-            tell(f"{label}: exported anew")
+            report(f"{label}: exported anew")
             pair = Pair.prepare(bundle, graph, runtime, wave, Path(folder))
-            return _interface(pair) or _search(pair, tell)
+            return _interface(pair) or _search(pair, report)
     except (RuntimeUnavailable, ExportError, CheckpointError) as error:
         raise VerificationError(f"{label}: cannot be searched: {error}") from error
 
@@ -100,7 +100,7 @@ def first_divergence(
 
 @dataclasses.dataclass(frozen=True)
 class _Parting:
-    """A tensor that is off, and the call in which it is."""
+    """Tensor that is off, and the call in which it is."""
 
     survey: Survey
     tensor: str
@@ -109,14 +109,14 @@ class _Parting:
     notes: tuple[str, ...] = ()
 
 
-def _search(pair: Pair, tell: Callable[[str], None]) -> Divergence:
+def _search(pair: Pair, report: Callable[[str], None]) -> Divergence:
     inner = set() if pair.other_form else pair.wanted.makers.keys() & pair.found.makers.keys()
     n_tensors = len(inner | pair.wanted.outputs.keys())
-    tell(f"{pair.label}: {n_tensors} tensors compared")
+    report(f"{pair.label}: {n_tensors} tensors compared")
     fed_the_same = survey(pair, inner, carried=False)
     parting = _off(fed_the_same) or _off(survey(pair, inner, carried=True), fed_the_same)
     if parting is None and inner:
-        parting = _hidden(pair, inner, tell)
+        parting = _hidden(pair, inner, report)
     parting = parting or _slightly_off(fed_the_same, None, "nothing else differs")
     if parting is None:
         raise VerificationError(f"{pair.label}: {'; '.join(_known(pair, n_tensors))}")
@@ -124,7 +124,10 @@ def _search(pair: Pair, tell: Callable[[str], None]) -> Divergence:
 
 
 def _off(found: Survey, fed_the_same: Survey | None = None) -> _Parting | None:
-    """What is off, of the graph or else of the runtime; behind a node that is as exported, what is off before it."""
+    """First tensor that is off in the graph, else in the runtime; None if none is.
+
+    Where its node is as exported, the cause before it is taken instead, if one is found.
+    """
     pair = found.pair
     if first := found.first(found.of_graph):
         tensor, call = first
@@ -141,7 +144,7 @@ def _off(found: Survey, fed_the_same: Survey | None = None) -> _Parting | None:
 
 
 def _slightly_off(found: Survey, among: Collection[str] | None, note: str) -> _Parting | None:
-    """Of the tensors that differ at all, and whose node or weight is not as exported, the one that differs most."""
+    """Tensor that differs most of those whose node or weight is not as exported; None if there is none."""
     pair = found.pair
     suspects = {
         name: max(off)
@@ -155,24 +158,24 @@ def _slightly_off(found: Survey, among: Collection[str] | None, note: str) -> _P
     return _Parting(found, tensor, call, notes=("no more than another order of sums would give", note))
 
 
-def _hidden(pair: Pair, inner: Collection[str], tell: Callable[[str], None]) -> _Parting | None:
-    """What is off only while inner tensors are no outputs, sought with as few of them as are needed to see where."""
+def _hidden(pair: Pair, inner: Collection[str], report: Callable[[str], None]) -> _Parting | None:
+    """Tensor that is off only while inner tensors are no outputs, sought with as few outputs as show where; or None."""
 
     def off(marked: Collection[str]) -> _Parting | None:
         return _off(survey(pair, marked, carried=False)) or _off(survey(pair, marked, carried=True))
 
-    tell(f"{pair.label}: without inner tensors as outputs")
+    report(f"{pair.label}: without inner tensors as outputs")
     bare = off(())
     if bare is None:
         return None
-    tell(f"{pair.label}: with the tensors between layers as outputs")
+    report(f"{pair.label}: with the tensors between layers as outputs")
     parting = off(_between_layers(pair.wanted) & set(inner)) or bare
     note = f"with all tensors as outputs it agrees: {pair.runtime} errs where it fuses nodes"
     return dataclasses.replace(parting, notes=(*parting.notes, note))
 
 
 def _between_layers(anatomy: Anatomy) -> set[str]:
-    """Tensors that are given in one layer and read in another."""
+    """Names of the tensors that are given in one layer and read in another."""
     return {
         tensor
         for node in anatomy.nodes
@@ -182,7 +185,7 @@ def _between_layers(anatomy: Anatomy) -> set[str]:
 
 
 def _layer(node: Node) -> str:
-    """Such as network.blocks.0, for whatever is part of it."""
+    """Name of a node's layer: network.blocks.0 for whatever is part of it."""
     return ".".join(_module(node).split(".")[:3])
 
 
@@ -191,7 +194,7 @@ def _module(node: Node) -> str:
 
 
 def _ancestors(anatomy: Anatomy, tensor: str) -> set[str]:
-    """All that a tensor is made of, step by step."""
+    """Names of all tensors that a tensor is computed from, directly or not."""
     found: set[str] = set()
     waiting = [tensor]
     while waiting:
@@ -206,7 +209,7 @@ def _ancestors(anatomy: Anatomy, tensor: str) -> set[str]:
 
 
 def _faults(pair: Pair, tensor: str) -> list[str]:
-    """How the node that gives a tensor is not as it was exported: other weights, another operator, other inputs."""
+    """Faults of the node that gives a tensor, against the exported one: other weights, operator or inputs."""
     if pair.other_form:
         return []
     return [*_changed_weights(pair, tensor), *filter(None, [node_difference(pair.wanted, pair.found, tensor)])]
@@ -226,13 +229,13 @@ def _changed_weights(pair: Pair, tensor: str) -> list[str]:
             n_changed = int(np.count_nonzero(wanted != found))
             changed.append(
                 f"weight {other} differs from the bundle's in {n_changed} of {wanted.size} values: "
-                f"{_told(tensor_error(other, wanted, found))}"
+                f"{_error_in_words(tensor_error(other, wanted, found))}"
             )
     return changed
 
 
 def _held(anatomy: Anatomy, node: Node) -> list[str]:
-    """What a node reads; instead of a weight that is dequantized, what that is made of."""
+    """Names of a node's inputs; in place of a dequantized weight, the inputs of its DequantizeLinear."""
     held: list[str] = []
     for tensor in node.inputs:
         maker = anatomy.makers.get(tensor)
@@ -245,7 +248,7 @@ def _held(anatomy: Anatomy, node: Node) -> list[str]:
 
 
 def _interface(pair: Pair) -> Divergence | None:
-    """The first input or output that the suspect lacks, has in another type, or has besides."""
+    """Divergence at the first input or output that the suspect lacks, has in another type, or has besides; or None."""
     for kind, wanted, found in (
         ("input", pair.wanted.inputs, pair.found.inputs),
         ("output", pair.wanted.outputs, pair.found.outputs),
@@ -313,7 +316,7 @@ def _of_module(pair: Pair, tensor: str) -> str:
 
 
 def _known(pair: Pair, n_tensors: int) -> list[str]:
-    """What is known of a graph whose tensors all agree."""
+    """Lines on what is known of a graph whose tensors all agree."""
     weights = {} if pair.other_form else pair.wanted.weights
     without_effect = [
         f"weight {name} differs from the bundle's, without effect here"
@@ -337,7 +340,7 @@ def _wrong_metadata(pair: Pair) -> list[str]:
     ]
 
 
-def _told(error: TensorError | None) -> str:
+def _error_in_words(error: TensorError | None) -> str:
     if error is None:
         return "nothing to compare"
     if error.n_bad:

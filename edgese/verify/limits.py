@@ -9,7 +9,7 @@ VERIFICATION_HOPS = 3000  # 24 s: what an export is verified over, and what PyTo
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a graph of one precision must meet to be shipped; None: no limit is set."""
+    """Limits that a graph of one precision must meet to be shipped; None: no limit is set."""
 
     max_abs: float | None  # largest difference of a sample
     snr_db: float  # of PyTorch's output over the difference

@@ -1,15 +1,15 @@
-"""All that a bundle must show before it is trusted: every graph, in every runtime asked for, against PyTorch.
+"""Verification of a bundle before it is trusted: every graph, in every runtime asked for, against PyTorch.
 
     verification = prove(Bundle.open(path), runtimes=["onnxruntime"], recordings=recordings(data))
     verification.passed, verification.failures
 
 A graph is streamed for minutes with carried state over speech at several levels (samples, states, drift), compared with
-a float64 run of the same network, heard by PESQ and STOI, and tried for what streaming rests on: reset, several streams
+a float64 run of the same network, scored by PESQ and STOI, and tried for what streaming needs: reset, several streams
 at once, causality, delay, silence and full scale. The graphs of a bundle must also take over from each other at any
 block. What is missing, unequal, not finite or was not run is a failure, never a gap.
 
-A network that is not causal has no stream: its graph hears minutes of segments, and the seams of overlapped ones are
-held against one pass over the whole recording. What only a stream has is named as not tried (`NOT_OF_SEGMENTS`).
+A network that is not causal has no stream: its graph is run over minutes of segments, and the seams of overlapped ones
+are compared with one pass over the whole recording. What only a stream has is named as not tried (`NOT_OF_SEGMENTS`).
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def prove(
     minutes: float = MINUTES,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Verification:
-    """Every graph of the bundle in every runtime.
+    """Verify every graph of a bundle in every runtime.
 
     Args:
         precisions: only graphs in these; none: all.
         minutes: length of the long stream; never less than 3,000 hops.
-        on_progress: told of the steps done, of those in all, and of what is done next.
+        on_progress: called with the steps done, those in all, and the name of the next.
 
     Raises:
         CheckpointError: the bundle's weights are missing or broken.
@@ -122,7 +122,7 @@ def prove(
 
 
 class _Steps:
-    """Progress: PyTorch's answers, then each graph in each runtime."""
+    """Counter of the steps: PyTorch's output for each variant, then each graph in each runtime."""
 
     def __init__(self, on_progress: Callable[[int, int, str], None] | None, n_proofs: int, variants: set[str]) -> None:
         self.on_progress, self.total, self.done = on_progress, n_proofs + len(variants), 0
@@ -138,15 +138,15 @@ class _Steps:
 
 @dataclasses.dataclass(frozen=True)
 class _Reference:
-    """PyTorch's answers to all that a graph of one variant is asked."""
+    """PyTorch's outputs for all that the graphs of one variant are run on."""
 
     enhancer: WaveformEnhancer
     truth: Truth  # float32, the long stream
     exact: Truth  # float64, its first 3,000 hops
     own_error: WaveError  # of float32 from float64
-    enhanced: tuple[Wave, ...]  # each recording, in time with it
+    enhanced: tuple[Wave, ...]  # each recording, aligned with it
     scores: tuple[tuple[float, float], ...]  # PESQ-WB and STOI of each
-    segments: Segments | None  # of a network that is not causal, which hears each recording in these
+    segments: Segments | None  # of a network that is not causal, which takes each recording in these
     whole: Wave | None  # what it makes of the long stream's beginning in one pass
 
     @classmethod
@@ -162,7 +162,7 @@ class _Reference:
         multiple = math.lcm(*(graph.block for graph in graphs))
 
         def whole(n_hops: float) -> int:
-            """At least so many hops, in samples, of whole blocks of every size."""
+            """Samples of at least `n_hops` hops, in whole blocks of every size."""
             return math.ceil(n_hops / multiple) * multiple * audio.hop
 
         n_seams = 0 if segments is None else trials.seam_samples(segments) // audio.hop
@@ -184,20 +184,20 @@ class _Reference:
 
 @torch.no_grad()
 def _enhanced(enhancer: WaveformEnhancer, wave: Wave, segments: Segments | None) -> Wave:
-    """A recording as PyTorch enhances it, in time with it: in overlapped segments, or in one pass."""
+    """PyTorch's output for a recording, aligned with it: in overlapped segments, or in one pass."""
     if segments is None:
         enhanced: Wave = enhancer.enhance(torch.from_numpy(wave)[None])[0].numpy()
         return enhanced
 
     def call(segment: Wave) -> Wave:
-        heard: Wave = in_segments(enhancer, torch.from_numpy(segment[0]), segments.size).numpy()
-        return heard[None]
+        enhanced: Wave = in_segments(enhancer, torch.from_numpy(segment[0]), segments.size).numpy()
+        return enhanced[None]
 
     return segments.recording(wave, call)
 
 
 def _as_declared(segments: Segments | None, enhancer: WaveformEnhancer) -> list[Check]:
-    """Where either of both says that the network is not causal, the other says so too."""
+    """Check that manifest and network agree on being causal; nothing where both say that it is."""
     if segments is None and enhancer.network.causal:
         return []
     found, wanted = ("causal" if causal else "not causal" for causal in (segments is None, enhancer.network.causal))
@@ -223,8 +223,8 @@ def _prove_graph(
             checks.append(trials.interface(opened, graph))
             if checks[0].passed:
                 streamed, found = _stream_long(opened, graph, reference, limits)
-                listeners, excerpt = _listen(opened, graph, reference, recordings)
-                checks += [*found, *_heard(listeners, limits)]
+                listeners, excerpt = _score_recordings(opened, graph, reference, recordings)
+                checks += [*found, *_score_checks(listeners, limits)]
                 if reference.segments is None or reference.whole is None:
                     overlap = audio_facts(bundle).overlap_samples
                     checks += [
@@ -246,7 +246,7 @@ def _prove_graph(
 
 
 def _together(bundle: Bundle, graphs: Sequence[Graph], runtime: str, truth: Truth) -> list[Check]:
-    """The graphs of each precision go on from each other's states."""
+    """Checks that the graphs of each precision go on from each other's states."""
     checks = []
     for precision in dict.fromkeys(graph.precision for graph in graphs if graph.precision in LIMITS):
         same = [graph for graph in graphs if graph.precision == precision]
@@ -262,7 +262,7 @@ def _together(bundle: Bundle, graphs: Sequence[Graph], runtime: str, truth: Trut
 
 
 def _half_in_pytorch(bundle: Bundle, precision: str, variant: str, reference: _Reference) -> list[Check]:
-    """The products that a precision takes in half, so taken by PyTorch over 3,000 hops: operands and results rounded.
+    """Check of a precision's half-precision products in PyTorch over 3,000 hops, operands and results rounded.
 
     ONNX Runtime and OpenVINO compute float16 in float32 on most CPUs: there, only the weights are rounded, and what is
     too large for float16 is not found.
@@ -288,7 +288,7 @@ def _half_in_pytorch(bundle: Bundle, precision: str, variant: str, reference: _R
 
 
 def _reference_vectors(bundle: Bundle, variant: str) -> tuple[Wave, Wave]:
-    """Input and output that the bundle keeps for devices."""
+    """Input and output that a bundle keeps for self-tests on devices."""
     reference = bundle.manifest["reference"]
     (batch,) = read_batches(bundle.path / reference["file"], reference["digest"]).batches
     return batch["wave"][0], batch[f"enhanced_{variant}" if variant else "enhanced"][0]
@@ -353,7 +353,7 @@ def _tensor_errors(truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[An
     return tuple(tensor_error(name, wanted, found) for name, (wanted, found) in pairs.items())
 
 
-def _listen(
+def _score_recordings(
     opened: Runtime, graph: Graph, reference: _Reference, recordings: Sequence[Recording]
 ) -> tuple[tuple[Listener, ...], Wave]:
     overlap, segments = reference.enhancer.audio.overlap, reference.segments
@@ -363,17 +363,17 @@ def _listen(
         else in_overlapped(opened, graph, recording.noisy, segments)
         for recording in recordings
     ]
-    heard = []
+    listeners = []
     for recording, wave, (quality, clearness) in zip(recordings, waves, reference.scores, strict=True):
         try:
             found = pesq_wb(recording.clean, wave), stoi(recording.clean, wave)
         except EdgeseError:  # silence, or NaN: PyTorch's output of the same recording could be scored
             found = math.nan, math.nan
-        heard.append(Listener(recording.name, quality, found[0], clearness, found[1]))
-    return tuple(heard), waves[0]
+        listeners.append(Listener(recording.name, quality, found[0], clearness, found[1]))
+    return tuple(listeners), waves[0]
 
 
-def _heard(listeners: Sequence[Listener], limits: Limits) -> list[Check]:
+def _score_checks(listeners: Sequence[Listener], limits: Limits) -> list[Check]:
     losses = {
         "PESQ-WB": ([listener.pesq_pytorch - listener.pesq for listener in listeners], limits.pesq_loss),
         "STOI": ([listener.stoi_pytorch - listener.stoi for listener in listeners], limits.stoi_loss),

@@ -1,9 +1,9 @@
-"""A graph of a bundle and the same graph exported anew, run call by call on the same sound, tensor beside tensor.
+"""Comparison of a bundle's graph with the same graph exported anew, call by call on the same sound, by tensor.
 
 The fresh graph is made from the bundle's own weights and checked against PyTorch. It runs in the suspect's runtime,
-which tells a graph's fault from a runtime's, in ONNX Runtime, and in float64. How much a tensor may be off is measured,
-not assumed: what the fresh graph's float32 loses to its float64 is the rounding of each tensor, more of it after a
-cancellation or in a logarithm than in a sum.
+which separates a graph's fault from a runtime's, in ONNX Runtime, and in float64. How much a tensor may be off is
+measured, not assumed: what the fresh graph's float32 loses to its float64 is the rounding of each tensor, more of it
+after a cancellation or in a logarithm than in a sum.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ TINY = float(np.finfo(np.float32).tiny)  # what is smaller may become zero
 ROUNDING = 2.0**-24  # of one value in float32
 
 # How many times its rounding a tensor may be off. Measured on the shipped network, 320 hops, blocks of 1 and 16 hops.
-GRAPH_MARGIN = 16.0  # the suspect from the fresh graph: sums in another order, norms taken apart gave up to 3.7
+GRAPH_MARGIN = 16.0  # the suspect from the fresh graph: sums in another order, norms split into parts gave up to 3.7
 RUNTIME_MARGIN = 256.0  # another runtime from float64: OpenVINO gave 1.5, with another softplus 44, in float16 20,000
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The suspect and the fresh graph, with all that it takes to run them."""
+    """Pair of the suspect graph and the fresh one, with all that it takes to run them."""
 
     graph: Graph
     runtime: str
@@ -111,7 +111,7 @@ class Pair:
 
     @cached_property
     def other_form(self) -> str:
-        """What tells the suspect's form from the fresh one's; "" where they are alike, and names mean the same."""
+        """Sentence on the suspect's other form; "" where it has the fresh one's, so that names mean the same."""
         n_alike, n_nodes = n_nodes_alike(self.wanted, self.found), len(self.wanted.nodes)
         if n_alike >= ALIKE * n_nodes:
             return ""
@@ -120,7 +120,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """How far each tensor was off in each call, as a part of what may be: above 1 is no rounding.
+    """Difference of each tensor in each call, as a part of what it may be: above 1 is no rounding.
 
     With `carried` states each graph goes on from its own; otherwise all go on from the fresh graph's, so that no call
     depends on an earlier one.
@@ -133,7 +133,7 @@ class Survey:
     of_runtime: Mapping[str, list[float]]  # the fresh graph from float64, both in the suspect's runtime
 
     def first(self, largest_difference: Mapping[str, list[float]]) -> tuple[str, int] | None:
-        """The first tensor off in the graph's order, or in time where states are carried, and the call."""
+        """First tensor that is off, in the graph's order, or in time where states are carried, and its call."""
         calls = {
             name: next((call for call, much in enumerate(off) if much > 1), None)
             for name, off in largest_difference.items()
@@ -143,7 +143,7 @@ class Survey:
 
 
 def survey(pair: Pair, marked: Collection[str], *, carried: bool) -> Survey:
-    """Runs all four over all the sound, with the inner tensors `marked` as outputs."""
+    """Run all four graphs over all the sound, with the inner tensors `marked` as outputs, and compare them."""
     of_graph: dict[str, list[float]] = {}
     of_runtime: dict[str, list[float]] = {}
     rounding: dict[str, float] = {}
@@ -165,7 +165,7 @@ def survey(pair: Pair, marked: Collection[str], *, carried: bool) -> Survey:
 
 
 def calls(pair: Pair, marked: Collection[str], *, carried: bool) -> Generator[dict[str, dict[str, NDArray[Any]]]]:
-    """Call by call, what was fed to each and what it gave: suspect, fresh, fresh in the usual runtime, in float64."""
+    """Inputs and outputs of each, call by call: suspect, fresh, fresh in the usual runtime, fresh in float64."""
     folder = pair.fresh.parent
     write_float64(pair.fresh, folder / "exact.onnx")
     files = {"fresh": pair.fresh, "usual": pair.fresh, "exact": folder / "exact.onnx", "suspect": pair.suspect}
@@ -194,11 +194,11 @@ def calls(pair: Pair, marked: Collection[str], *, carried: bool) -> Generator[di
 
 
 def _part(off: float, limit: float) -> float:
-    """Nothing is beyond a limit that is infinite: the fresh graph is not finite itself."""
+    """Difference over its limit; 0 where the limit is infinite, as the fresh graph is not finite itself."""
     return 0.0 if math.isinf(limit) else off / limit
 
 
 def _loudest(wave: Wave, n_samples: int) -> Wave:
-    """The part of so many samples that holds most energy, of parts that begin at multiples of their length."""
+    """Part of `n_samples` samples that holds most energy, of parts that begin at multiples of their length."""
     parts = [wave[start : start + n_samples] for start in range(0, max(len(wave), 1), n_samples)]
     return max(parts, key=lambda part: float(np.square(part, dtype=np.float64).sum()))

@@ -1,4 +1,4 @@
-"""PyTorch's answer to minutes of sound, in float32 and float64: what every graph is held against."""
+"""PyTorch's output for minutes of sound, in float32 and float64, with which every graph is compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEVELS = (1.0, 0.32, 0.1)  # about 0, -10 and -20 dB
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """PyTorch's answer to a stretch of sound: samples as streamed (with their lag) and the states after it."""
+    """PyTorch's output for a stretch of sound: samples as streamed (with their lag) and the states after it."""
 
     wave: Wave  # (n_samples,) what went in, whole hops
     enhanced: Wave  # (n_samples,)
@@ -30,9 +30,9 @@ class Truth:
 
 @torch.no_grad()
 def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -> Truth:
-    """What a graph is compared with; `wave` is cut to whole blocks of `block_multiple` hops.
+    """PyTorch's output for `wave`, cut to whole blocks of `block_multiple` hops, to compare graphs with.
 
-    A network that is not causal hears each of them as a segment of its own.
+    A network that is not causal takes each of them as a segment of its own.
 
     Raises:
         VerificationError: nothing is left of it, or PyTorch itself gives NaN.
@@ -53,7 +53,7 @@ def pytorch_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -
 
 @torch.no_grad()
 def float64_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -> Truth:
-    """The answer of the same weights in double precision, by the scan's definition; outputs and states are float64.
+    """Output of the same weights in double precision, by the scan's definition; outputs and states are float64.
 
     Args:
         wave: whole blocks of `block_multiple` hops: the segments of a network that is not causal.
@@ -72,7 +72,7 @@ def float64_truth(enhancer: WaveformEnhancer, wave: Wave, block_multiple: int) -
 def streamed(
     enhancer: WaveformEnhancer, sound: Tensor, size: int, states: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What is made of (n_samples,), `size` at a time, and the states after it."""
+    """Output for a sound (n_samples,), `size` samples at a time, and the states after it."""
     pieces = []
     for piece in sound[None].split(size, dim=1):
         enhanced, states = enhancer(piece, states)
@@ -81,13 +81,13 @@ def streamed(
 
 
 def in_segments(enhancer: WaveformEnhancer, sound: Tensor, size: int) -> Tensor:
-    """What is made of (n_samples,), each `size` heard by itself; not joined."""
+    """Output for a sound (n_samples,), each `size` samples as a segment of its own; not cross-faded."""
     step = SegmentStep(enhancer)
     return torch.cat([step(segment)[0] for segment in sound[None].split(size, dim=1)])
 
 
 def long_sound(recordings: Sequence[Wave], n_samples: int) -> Wave:
-    """So many samples of these recordings, all of them at each level in turn, as often as it takes."""
+    """Sound of `n_samples` samples: these recordings at each level in turn, as often as it takes."""
     once = [wave * np.float32(gain) for gain in LEVELS for wave in recordings]
     length = sum(map(len, once))
     if not length:

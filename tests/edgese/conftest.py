@@ -36,7 +36,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 # They export a network, which takes PyTorch a minute unless the cache has it, train one by the command, or install.
 SLOW_FIXTURES = (
-    *({"bundle", "tiny_config"}, {"coarse"}, {"ahead"}, {"plain"}, {"good"}, {"desk"}, {"trained"}, {"bare_python"}),
+    *({"bundle", "tiny_config"}, {"quantized"}, {"ahead"}, {"plain"}, {"good"}, {"desk"}, {"trained"}, {"bare_python"}),
 )
 
 
@@ -82,16 +82,16 @@ def bundle(tiny_enhancer: WaveformEnhancer, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def coarse(
+def quantized(
     tiny_enhancer: WaveformEnhancer,
     tmp_path_factory: pytest.TempPathFactory,
     speech_like: SpeechLike,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Bundle:
-    """The tiny network's in every precision."""
-    from .helpers.coarse_bundle import coarse_bundle
+    """The tiny network's bundle in every precision."""
+    from .helpers.precision_bundle import precision_bundle
 
-    return coarse_bundle(tiny_enhancer, tmp_path_factory, speech_like, monkeypatch)
+    return precision_bundle(tiny_enhancer, tmp_path_factory, speech_like, monkeypatch)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def data(waves: dict[str, tuple[Wave, Wave]], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[int, int]]:
+def progress() -> list[tuple[int, int]]:
     return []
 
 
@@ -87,8 +87,8 @@ def systems(
 
 
 @pytest.fixture(scope="module")
-def results(data: Path, systems: list[Path], told: list[tuple[int, int]]) -> list[Evaluation]:
-    return evaluate_all(data, systems, jobs=2, on_progress=lambda done, total: told.append((done, total)))
+def results(data: Path, systems: list[Path], progress: list[tuple[int, int]]) -> list[Evaluation]:
+    return evaluate_all(data, systems, jobs=2, on_progress=lambda done, total: progress.append((done, total)))
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,9 @@ def test_means_are_over_the_pairs_that_were_scored(mixed: Evaluation) -> None:
         assert mixed.mean("gain")[name] == pytest.approx((sum(enhanced) - sum(noisy)) / 2)
 
 
-def test_progress_counts_every_recording_once(results: list[Evaluation], told: list[tuple[int, int]]) -> None:
+def test_progress_counts_every_recording_once(results: list[Evaluation], progress: list[tuple[int, int]]) -> None:
     assert len(results) == 3
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_a_bundle_that_changes_nothing_scores_as_the_noisy_input(identity: Evaluation, identity_bundle: Path) -> None:

@@ -406,7 +406,7 @@ def test_a_replacement_that_breaks_leaves_the_old_bundle_whole(
     assert names(tmp_path) == ["bundle"]
 
 
-def test_graphs_that_disagree_are_kept_aside_and_refused(
+def test_graphs_that_disagree_are_not_published_and_refused(
     bundle: Bundle, quick_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One graph of two is off by half a per cent: the whole bundle fails, and the one that lay there stays."""
@@ -424,7 +424,7 @@ def test_graphs_that_disagree_are_kept_aside_and_refused(
     assert [result.passed for result in export.results] == [True, False]
     assert (export.path, export.bundle) == (tmp_path / "bundle.unverified", None)
     assert names(tmp_path) == ["bundle", "bundle.unverified"]
-    with pytest.raises(VerificationError, match=rf"bundle\.unverified: kept aside.* {bad.file}: output: differs by"):
+    with pytest.raises(VerificationError, match=rf"bundle\.unverified: does not.* {bad.file}: output: differs by"):
         require_passed(export)
     kept = Bundle.open(export.path)
     assert not kept.verified

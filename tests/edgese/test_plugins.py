@@ -265,7 +265,7 @@ def test_a_network_that_looks_ahead_is_refused_with_the_reason(
     (desk / "work").mkdir(exist_ok=True)
     done = edgese(*cheat, *command, "--quiet", cwd=desk / "work", code=1)
     (line,) = (line for line in done.stderr.decode().splitlines() if line.startswith("error: "))
-    assert "network gru-mask: looks ahead: a change in frame 3 is heard 1 earlier, in frame 2" in line
+    assert "network gru-mask: looks ahead: a change in frame 3 shows 1 earlier, in frame 2" in line
     assert done.stdout == b""
     assert not list((desk / "work").rglob("*.onnx"))
     assert not list((desk / "work").rglob("*.safetensors"))
@@ -308,7 +308,7 @@ class Forgets(Smooth):
         return y, after
 
 
-class HearsOthers(Smooth):
+class MixesStreams(Smooth):
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return super().forward(x + 0.01 * x.mean(dim=0, keepdim=True), state)
 
@@ -378,10 +378,10 @@ def test_honest_networks_keep_the_contract_and_their_mode(kind: type[Network]) -
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (LooksAhead, "looks ahead: a change in frame 3 is heard 2 earlier, in frame 1"),
-        (NormOverTime, "looks ahead: a change in frame 3 is heard 3 earlier, in frame 0"),
+        (LooksAhead, "looks ahead: a change in frame 3 shows 2 earlier, in frame 1"),
+        (NormOverTime, "looks ahead: a change in frame 3 shows 3 earlier, in frame 0"),
         (Forgets, r"a stream cut into 1, 4, 1, 16, 18 frames differs from the whole by 0\.\d+ of its largest value"),
-        (HearsOthers, "what one stream hears changes another"),
+        (MixesStreams, "the sound of one stream changes another"),
         (ChangesItsState, "state memory: changed in place"),
         (LosesItsState, r"state memory after 40 frames: found none, wanted \(2, 257, 2\) float32"),
         (GrowsItsState, r"state memory after 40 frames: found \(2, 257, 4\) float32, wanted \(2, 257, 2\) float32"),

@@ -1,4 +1,4 @@
-"""Pictures and sounds for a page, small and without words: the page writes titles, ticks and legends itself.
+"""Pictures and sounds for an HTML page, small and without words: the page writes titles, ticks and legends itself.
 
 So text has its own size at every width, follows dark mode, and can be read aloud. A `Plot` fills a square of 100 by 100
 that the page stretches; a spectrogram is a bare bitmap. Nothing here needs a plotting library.
@@ -28,7 +28,7 @@ except ImportError as error:
 Values = NDArray[np.float64]
 
 MINUS = "\N{MINUS SIGN}"
-MAX_POINTS = 200  # of a curve: more cannot be told apart where it is shown
+MAX_POINTS = 200  # of a curve: more cannot be distinguished where it is shown
 N_SERIES = 6  # colours of lines
 N_BINS = 64  # of a histogram
 SPECTROGRAM_SIZE = (560, 128)  # most columns, rows
@@ -43,7 +43,7 @@ COLOURS = (
 
 @dataclasses.dataclass(frozen=True)
 class Tick:
-    """A place on an axis, in percent from its start, and what is written there."""
+    """Tick of an axis: its place in percent from the axis's start, and its label."""
 
     percent: float
     label: str
@@ -51,7 +51,7 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high`, laid out over 100 percent."""
+    """Axis of values from `low` to `high`, laid out over 100 percent."""
 
     low: float
     high: float
@@ -59,7 +59,7 @@ class Axis:
 
     @classmethod
     def linear(cls, low: float, high: float, n_ticks: int = 5, unit: str = "") -> Axis:
-        """Ticks at round values, at most so many; the last one carries the unit."""
+        """Linear axis with ticks at round values, at most `n_ticks` steps; the last one carries the unit."""
         step = _round_step((high - low) / n_ticks)
         values = step * np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
         labels = [f"{value:g}".replace("-", MINUS) for value in np.round(values, 9) + 0.0]
@@ -67,7 +67,7 @@ class Axis:
 
     @classmethod
     def decades(cls, low: float, high: float, unit: str = "") -> Axis:
-        """Logarithmic: the axis holds exponents of ten."""
+        """Logarithmic axis, which holds exponents of ten."""
         exponents = np.arange(math.ceil(low), math.floor(high) + 1)
         return cls._with_ticks(low, high, exponents, [f"{10.0**exponent:g}" for exponent in exponents], unit)
 
@@ -85,7 +85,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Lines in a square of 100 by 100, y downwards as in SVG."""
+    """Plot of lines in a square of 100 by 100, y downwards as in SVG."""
 
     alt: str
     x: Axis
@@ -102,7 +102,7 @@ def curves(
     *,
     steps: bool = False,
 ) -> Plot:
-    """Lines of class s0, s1, ... (`series`) and, across the whole width, limits.
+    """Plot of lines of class s0, s1, ... (`series`) and, across the whole width, limits.
 
     Args:
         lines: x and y of each; where y is not finite there is a gap.
@@ -118,7 +118,7 @@ def curves(
 
 
 def histogram(alt: str, x: Axis, exponents: Values, mark: float) -> Plot:
-    """Counts as an outline that is filled, their height logarithmic, so that a single one is seen; and one mark."""
+    """Plot of counts as a filled outline of logarithmic height, so that a single one is seen; and one mark."""
     counts, edges = np.histogram(exponents, bins=N_BINS, range=(x.low, x.high))
     heights = 92 * np.log1p(counts) / np.log1p(counts.max())
     places = np.repeat(x.percent(edges), 2)
@@ -128,12 +128,12 @@ def histogram(alt: str, x: Axis, exponents: Values, mark: float) -> Plot:
 
 
 def series(at: int) -> str:
-    """The class of a graph's line: so many colours, then the same ones dashed."""
+    """CSS class of a graph's line: `N_SERIES` colours, then the same ones dashed."""
     return f"s{at % N_SERIES}" + " dashed" * (at % (2 * N_SERIES) >= N_SERIES)
 
 
 def thinned(values: Values) -> tuple[Values, int]:
-    """The largest of so many neighbours each (NaN only where all are), at most `MAX_POINTS`; and how many."""
+    """Largest of each group of neighbours (NaN only where all are), at most `MAX_POINTS` groups; and a group's size."""
     size = -(-len(values) // MAX_POINTS)
     padded = np.pad(values, (0, -len(values) % size), constant_values=np.nan).reshape(-1, size)
     return np.fmax.reduce(padded, axis=1), size
@@ -149,7 +149,7 @@ def _path(x: Values, y: Values) -> str:
 
 
 def _round_step(step: float) -> float:
-    """The next of 1, 2, 5, 10, 20, ..."""
+    """Smallest of 1, 2, 5, 10, 20, ... that is not below a step."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
@@ -158,7 +158,7 @@ def _round_step(step: float) -> float:
 
 
 def spectrogram_db(wave: Wave, n_fft: int, hop: int) -> Values:
-    """Levels (columns, rows) of time and frequency; 0 dB is a sine at full scale that fills a frame.
+    """Spectrogram in dB, (columns, rows) of time and frequency; 0 dB is a sine at full scale that fills a frame.
 
     Frames end with their hop as the network's do; neighbours are pooled by their mean power to `SPECTROGRAM_SIZE`.
     """
@@ -172,13 +172,13 @@ def spectrogram_db(wave: Wave, n_fft: int, hop: int) -> Values:
 
 
 def bitmap(levels_db: Values, low_db: float, high_db: float) -> str:
-    """A spectrogram (columns, rows) as the data URI of a PNG, low frequencies at the bottom."""
+    """Data URI of a spectrogram (columns, rows) as a PNG, low frequencies at the bottom."""
     steps = np.round((levels_db - low_db) / (high_db - low_db) * (N_COLOURS - 1))
     return _uri("image/png", _png(np.clip(steps, 0, N_COLOURS - 1).astype(np.uint8).T[::-1]))
 
 
 def _png(indices: NDArray[np.uint8]) -> bytes:
-    """Rows of palette indices as a PNG of 8 bits."""
+    """PNG of 8 bits from rows of palette indices."""
     known = np.array([list(bytes.fromhex(colour[1:])) for colour in COLOURS])
     places = np.linspace(0, len(known) - 1, N_COLOURS)
     palette = np.stack([np.interp(places, range(len(known)), channel) for channel in known.T], axis=1)
@@ -193,7 +193,7 @@ def _png(indices: NDArray[np.uint8]) -> bytes:
 
 
 def flac(wave: Wave, rate_hz: int) -> str:
-    """A sound as the data URI of a FLAC of 16 bits; what exceeds full scale is clipped.
+    """Data URI of a sound as a FLAC of 16 bits; what exceeds full scale is clipped.
 
     Raises:
         EdgeseError: this machine's libsndfile writes no FLAC.

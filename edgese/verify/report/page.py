@@ -1,4 +1,4 @@
-"""The report of `edgese verify --report DIR`: one HTML file that needs nothing else, and the same facts as JSON.
+"""Report of `edgese verify --report DIR`: one HTML file that needs nothing else, and the same facts as JSON.
 
     write_report(verification, folder)      # folder/report.html and folder/report.json
 
@@ -43,7 +43,7 @@ PROVENANCE = {
 
 
 def write_report(verification: Verification, folder: Path) -> Path:
-    """Writes `report.json` and `report.html`, each whole or not at all, over older ones; returns the page's path.
+    """Write `report.json` and `report.html`, each whole or not at all, over older ones; returns the page's path.
 
     Raises:
         EdgeseError: the folder cannot be written to.
@@ -70,7 +70,7 @@ def write_report(verification: Verification, folder: Path) -> Path:
 
 
 def render(verification: Verification) -> str:
-    """The page's text."""
+    """HTML of the report's page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""What a report shows beside its tables: the first recording, the error over time, and how long calls took."""
+"""Plots and sounds of a report: the first recording, the error over time, and the duration of calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EQUAL_DBFS = -199.0  # a second whose difference is below this has none
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """One version of the recording; where there is nothing to show or to play, the note says why."""
+    """Version of the recording as picture and player; where there is nothing to show or play, the note says why."""
 
     title: str
     note: str
@@ -52,7 +52,7 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Excerpts:
-    """The first recording as it was and as all made it, and what the graphs made differently from PyTorch."""
+    """First recording as it was and as PyTorch and the graphs enhanced it, and the graphs' differences from PyTorch."""
 
     recording: str
     time: Axis
@@ -64,7 +64,7 @@ class Excerpts:
 
 
 def excerpts(verification: Verification) -> Excerpts:
-    """Noisy, clean, PyTorch's, and for each runtime, precision and variant the graph with the lowest SNR."""
+    """Excerpts: noisy, clean, PyTorch's, and for each runtime, precision and variant the graph with the lowest SNR."""
     audio, recording = verification.bundle.manifest["audio"], verification.recordings[0]
     length = min(len(recording.noisy), round(EXCERPT_S * audio["sample_rate_hz"]))
     pytorch = {variant: wave[:length] for variant, wave in verification.pytorch.items()}
@@ -94,7 +94,7 @@ def excerpts(verification: Verification) -> Excerpts:
 
 
 def representatives(proofs: Sequence[Proof]) -> Iterator[tuple[Proof, Wave, str]]:
-    """Of each runtime, precision and variant the graph with the lowest SNR, NaN being lowest; its sound, and why it."""
+    """Graph with the lowest SNR (NaN is lowest) of each runtime, precision and variant, its sound, and a note on it."""
     groups: dict[tuple[str, str, str], list[tuple[float, Proof, Wave]]] = {}
     for proof in proofs:
         if proof.streamed is not None and proof.excerpt is not None:
@@ -107,7 +107,7 @@ def representatives(proofs: Sequence[Proof]) -> Iterator[tuple[Proof, Wave, str]
 
 
 class _Studio:
-    """Shows sounds, all in one scale that ends above the loudest of them."""
+    """Maker of pictures and players of sounds, all in one colour scale that ends above the loudest of them."""
 
     def __init__(self, audio: Mapping[str, Any], waves: Sequence[Wave], range_db: int) -> None:
         self.audio = audio
@@ -127,21 +127,22 @@ class _Studio:
         return spectrogram_db(wave, self.audio["n_fft"], self.audio["hop"])
 
 
-def _difference(audio: Mapping[str, Any], graph: str, apart: Wave) -> Sound:
+def _difference(audio: Mapping[str, Any], graph: str, difference: Wave) -> Sound:
     title = f"{graph} {MINUS} PyTorch"
-    if not np.isfinite(apart).all():
+    if not np.isfinite(difference).all():
         return Sound(title, "Not a number: nothing to show or to play")
-    if not apart.any():
+    if not difference.any():
         return Sound(title, "No sample differs")
-    level_db, peak_db = _decibels(np.sqrt(np.mean(apart.astype(np.float64) ** 2))), _decibels(np.abs(apart).max())
+    rms = np.sqrt(np.mean(difference.astype(np.float64) ** 2))
+    level_db, peak_db = _decibels(rms), _decibels(np.abs(difference).max())
     gain_db = math.floor(min(DIFFERENCE_DBFS - level_db, -peak_db))
-    magnifier = _Studio(audio, [apart], DIFFERENCE_RANGE_DB)
+    magnifier = _Studio(audio, [difference], DIFFERENCE_RANGE_DB)
     low_db, high_db = magnifier.scale_db
     note = (
         f"Level {level_db:.0f} dBFS, played {abs(gain_db)} dB {'louder' if gain_db >= 0 else 'softer'}; "
         f"colours from {low_db} to {high_db} dB"
     )
-    return magnifier.sound(title, note.replace("-", MINUS), apart, gain_db)
+    return magnifier.sound(title, note.replace("-", MINUS), difference, gain_db)
 
 
 def _title(runtime: str, precision: str, variant: str) -> str:
@@ -157,7 +158,7 @@ def _decibels(amplitude: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """How far one runtime's graphs were from PyTorch while they streamed."""
+    """Difference of one runtime's graphs from PyTorch over the long stream."""
 
     runtime: str
     legend: tuple[tuple[str, str], ...]  # class of a line, graph
@@ -167,7 +168,7 @@ class Timeline:
 
 
 def timelines(proofs: Sequence[Proof]) -> list[Timeline]:
-    """One for each runtime that streamed."""
+    """Timelines, one for each runtime that streamed."""
     return [
         _timeline(runtime, [(proof, proof.streamed) for proof in proofs if proof.runtime == runtime and proof.streamed])
         for runtime in dict.fromkeys(proof.runtime for proof in proofs if proof.streamed)
@@ -210,7 +211,7 @@ def _curves(
     *,
     steps: bool = False,
 ) -> Plot | None:
-    """Lines on an axis of whole tens; None where no value is finite."""
+    """Plot of lines on an axis of whole tens; None where no value is finite."""
     values = np.concatenate([values for _, values in lines])
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -226,7 +227,7 @@ def _curves(
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """The calls of one graph's long stream."""
+    """Durations of the calls of one graph's long stream."""
 
     graph: str
     runtime: str
@@ -240,7 +241,7 @@ class Latency:
 
 
 def latencies(proofs: Sequence[Proof], audio: Mapping[str, Any]) -> list[Latency]:
-    """One for each graph that streamed, on one axis."""
+    """Latencies, one for each graph that streamed, on one axis."""
     calls_ms = [(proof, 1e3 * proof.streamed.call_s) for proof in proofs if proof.streamed is not None]
     deadlines_ms = [1e3 * proof.graph.block * audio["hop"] / audio["sample_rate_hz"] for proof, _ in calls_ms]
     if not calls_ms:

@@ -1,4 +1,4 @@
-"""The words and numbers of a report: what fails, a row for each graph, how near the limits are."""
+"""Words and numbers of a report: failures, a row for each graph, margins to the limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def fixed(value: float | None, digits: int = 1, unit: str = "") -> str:
-    """So many decimals; what is missing as a dash, what is not finite in words."""
+    """Number with `digits` decimals; a missing one as a dash, one that is not finite in words."""
     if value is None:
         return "\N{EN DASH}"
     if not math.isfinite(value):
@@ -27,18 +27,18 @@ def fixed(value: float | None, digits: int = 1, unit: str = "") -> str:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """The same with its sign; nothing has none."""
+    """Number with `digits` decimals and its sign; a missing one as a dash, zero without a sign."""
     text = fixed(value, digits)
     return f"+{text}" if value is not None and math.isfinite(value) and round(value, digits) > 0 else text
 
 
 def scientific(value: float) -> str:
-    """Two digits and an exponent, as the checks write it: 8.3e-07."""
+    """Number with two digits and an exponent, as the checks write it: 8.3e-07."""
     return (f"{value:.1e}" if value else "0") if math.isfinite(value) else _word(value)
 
 
 def from_one(cosine: float) -> str:
-    """How far a cosine is from one; less than what rounding makes is nothing."""
+    """Distance of a cosine from one; 0 where it is less than rounding makes."""
     return scientific(1 - cosine if not abs(1 - cosine) < 1e-15 else 0.0)
 
 
@@ -62,7 +62,7 @@ LIMITED: tuple[tuple[str, str, bool, Callable[[float], str], str], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """One thing that does not hold, and where the page says more."""
+    """Check that does not hold, and the anchor where the page says more."""
 
     anchor: str
     where: str
@@ -73,7 +73,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One graph in one runtime, and where its details are."""
+    """Table row of one graph in one runtime, and the anchor of its details."""
 
     anchor: str
     proof: Proof
@@ -88,13 +88,13 @@ class Row:
 
     @property
     def reason(self) -> str:
-        """Why it was not streamed."""
+        """Reason why the graph was not streamed."""
         return "; ".join(check.found for check in self.proof.checks if not check.passed) or "nothing was tried"
 
 
 @dataclasses.dataclass(frozen=True)
 class Margin:
-    """How near the worst graph came to a limit."""
+    """Nearness of the worst graph to a limit."""
 
     what: str
     limit: str
@@ -103,7 +103,7 @@ class Margin:
 
 
 def failures(verification: Verification) -> Iterator[Failure]:
-    """Every check that does not hold, and every absence of checks."""
+    """Failures of a verification: every check that does not hold, and every absence of checks."""
     for check in verification.checks:
         if not check.passed:
             yield Failure("together", "Graphs together", check.name, check.found, check.wanted)
@@ -118,7 +118,7 @@ def failures(verification: Verification) -> Iterator[Failure]:
 
 
 def margins(precision: str, proofs: Sequence[Proof]) -> list[Margin]:
-    """The worst of all graphs of one precision, in all that has a limit; NaN is the worst of all."""
+    """Margins of one precision's worst graph to each limit; NaN is the worst of all."""
     measured = {proof.label: _measured(proof) for proof in proofs if proof.graph.precision == precision}
     rows = []
     for what, field, is_least, show, unit in LIMITED:
@@ -139,7 +139,7 @@ def margins(precision: str, proofs: Sequence[Proof]) -> list[Margin]:
 
 
 def _measured(proof: Proof) -> dict[str, float]:
-    """What was measured of one graph, by the names of `LIMITED`."""
+    """Measured values of one graph, by the names of `LIMITED`."""
     found: dict[str, float] = {}
     streamed = proof.streamed
     if streamed is not None:
@@ -164,28 +164,28 @@ def _largest(values: Sequence[float]) -> float:
 
 
 def _lost(listeners: Sequence[Listener], score: str) -> float:
-    """Mean of what a graph loses against PyTorch."""
+    """Mean loss of a score against PyTorch over the recordings."""
     lost: list[float] = [getattr(listener, f"{score}_pytorch") - getattr(listener, score) for listener in listeners]
     return sum(lost) / len(lost)
 
 
 def scope(verification: Verification) -> str:
-    """What was tried, in one sentence."""
+    """Sentence that says what was tried."""
     proofs, audio = verification.proofs, verification.bundle.manifest["audio"]
     runtimes = list(dict.fromkeys(proof.runtime for proof in proofs))
     n_graphs = len({proof.graph.file for proof in proofs})
     n_hops = max((proof.streamed.n_hops for proof in proofs if proof.streamed), default=0)
     seconds = n_hops * audio["hop"] / audio["sample_rate_hz"]
     length = f"{seconds / 60:.1f} min" if seconds > 3 * 60 else f"{seconds:.0f} s"
-    n_heard = max((len(proof.listeners) for proof in proofs), default=0)
-    heard, tried = "streamed with carried state", "reset, several streams, causality, delay and extremes"
+    n_scored = max((len(proof.listeners) for proof in proofs), default=0)
+    way, tried = "streamed with carried state", "reset, several streams, causality, delay and extremes"
     if verification.not_tried:
-        heard, tried = "heard in segments", "seams, several streams and extremes"
+        way, tried = "in segments", "seams, several streams and extremes"
     left_out = f" Not tried, as the network is not causal: {', '.join(verification.not_tried)}."
     return (
         f"{_several(n_graphs, 'graph')} in {' and '.join(runtimes) or 'no runtime'}, each against PyTorch in float32 "
-        f"and in float64: {f'{length} ({n_hops:,} hops)' if n_hops else 'nothing'} {heard}, "
-        f"{_several(n_heard, 'recording')} heard by PESQ and STOI, and trials of {tried}."
+        f"and in float64: {f'{length} ({n_hops:,} hops)' if n_hops else 'nothing'} {way}, "
+        f"{_several(n_scored, 'recording')} scored by PESQ and STOI, and trials of {tried}."
         f"{left_out if verification.not_tried else ''}"
     )
 

@@ -455,12 +455,12 @@ def test_what_repeats_do_not_tell_apart_is_not_told_apart(bundle: Bundle) -> Non
     found = latency_advice(bundle, lab, blocks=(1,))
     assert found.result is not None
     assert found.result.case.runtime == "quick"
-    assert found.words.endswith("; not told apart from slow, fp32, block 1")
+    assert found.words.endswith("; not distinguishable from slow, fp32, block 1")
     lab = FakeLab(costs(quick_1=0.50, slow_1=0.20), paced_factor=factor)
     found = latency_advice(bundle, lab, blocks=(1,))
     assert found.result is not None
     assert found.result.case.runtime == "slow"
-    assert "told apart" not in found.words
+    assert "distinguishable" not in found.words
 
 
 @pytest.mark.usefixtures("two_runtimes")

@@ -245,7 +245,7 @@ def test_blocks_multiply_what_a_hop_costs(shipped: Bundle, hop: Workload, block:
     }
 
 
-def test_coarser_weights_are_fewer_bytes(shipped: Bundle) -> None:
+def test_weights_of_lower_precision_are_fewer_bytes(shipped: Bundle) -> None:
     sizes = [
         read_workload(shipped.path / shipped.graph(block=1, precision=precision).file).weight_bytes
         for precision in ("fp32", "fp16", "int8")

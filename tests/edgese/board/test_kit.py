@@ -58,7 +58,7 @@ def test_with_a_gpu_every_graph_that_tensorrt_takes_gets_its_engine(
     monkeypatch.setattr(engines, "load_runtime", lambda name: None)
     monkeypatch.setattr(EngineFolder, "engine", build)
     for_cpus = dataclasses.replace(golden.graphs[0], file="cpu.onnx", precision="int8-cpu")
-    made = for_tensorrt(dataclasses.replace(golden, graphs=(*golden.graphs, for_cpus)), tell=told.append)
+    made = for_tensorrt(dataclasses.replace(golden, graphs=(*golden.graphs, for_cpus)), on_message=told.append)
     assert isinstance(made, BuiltEngines)
     assert list(made.paths) == asked == [graph.file for graph in golden.graphs]
     assert told == [f"{name}: building" for name in asked]

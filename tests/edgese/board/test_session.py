@@ -151,7 +151,7 @@ def test_engines_are_built_once_and_kept_for_the_next_session(board: SshBoard, g
     told: list[str] = []
     found = []
     for bundle in (golden, heavy):  # the same graphs in another archive
-        with Session("board", tell=told.append) as session:
+        with Session("board", on_message=told.append) as session:
             session.place(bundle)
             found.append(session.result("build", "--json", "--block", 1)["engines"])
     (first,), (second,) = found
@@ -440,7 +440,7 @@ def test_a_link_that_is_cut_in_mid_copy_goes_on_from_there(board: SshBoard, heav
     told: list[str] = []
     with Wire(board.port, limit=2_000_000) as wire:
         board.write_config(port=wire.port)
-        with Session("board", tell=told.append, pauses_s=AT_ONCE) as session:
+        with Session("board", on_message=told.append, pauses_s=AT_ONCE) as session:
             assert self_test_there(session, heavy, ORT)["passed"]
     _, second = wire.sent
     (resumed,) = (line for line in told if "are there already" in line)
@@ -467,7 +467,7 @@ def test_a_link_that_is_cut_for_good_is_one_error_and_the_next_command_goes_on(
     assert part.stat().st_size > 100_000
     board.write_config()
     told: list[str] = []
-    with Session("board", tell=told.append) as session:
+    with Session("board", on_message=told.append) as session:
         session.place(heavy)
     assert sum("are there already" in line for line in told) == 1
     assert names(board.kept) == set()
@@ -486,7 +486,7 @@ def test_a_link_that_is_cut_during_a_command_runs_it_again_and_leaves_nothing_be
     board.log_in(board.home, site=SLOW)
     with Wire(board.port) as wire:
         board.write_config(port=wire.port)
-        with Session("board", tell=tell, pauses_s=AT_ONCE) as session:
+        with Session("board", on_message=tell, pauses_s=AT_ONCE) as session:
             assert self_test_there(session, golden, ORT)["passed"]
             assert before
             assert not set(before) & set(board.processes())
@@ -573,7 +573,7 @@ def test_one_session_at_a_time_has_a_board(board: SshBoard, golden: Bundle) -> N
             told.append(line)
             first.close()
 
-        with Session("board", tell=tell) as second:
+        with Session("board", on_message=tell) as second:
             second.place(golden)
     assert told[0] == "another edgese is at work there: waiting"
 
@@ -616,7 +616,7 @@ def test_a_command_does_not_outlive_an_agent_that_is_killed(board: SshBoard, gol
     def tell(line: str) -> None:
         killed.set()
 
-    with Session("board", tell=tell, pauses_s=()) as session:
+    with Session("board", on_message=tell, pauses_s=()) as session:
         session.place(golden)
         owner = int((board.kept / "lock").read_text())
 
@@ -633,7 +633,7 @@ def test_a_command_does_not_outlive_an_agent_that_is_killed(board: SshBoard, gol
 
 
 def test_frames_come_whole_however_they_are_cut() -> None:
-    content = agent.packed(agent.DATA, b"abc") + agent.packed(agent.BEAT) + agent.packed(agent.TOLD, bytes(300))
+    content = agent.packed(agent.DATA, b"abc") + agent.packed(agent.BEAT) + agent.packed(agent.ERR, bytes(300))
     frames, found = agent.Frames(), []
     for byte in content:
         frames.add(bytes([byte]))

@@ -494,7 +494,8 @@ def test_an_export_that_fails_its_proof_is_kept_aside_and_exits_with_1(trained: 
     assert done.returncode == 1
     (error,) = done.stderr.decode().splitlines()
     assert error.startswith(
-        "error: out.unverified: kept aside, it does not agree with PyTorch. block4.fp32.onnx: output:"
+        "error: out.unverified: does not agree with PyTorch; not published, kept under this name. "
+        "block4.fp32.onnx: output:"
     )
     assert "FAILED" in done.stdout.decode()
     assert [path.name for path in folder.iterdir()] == ["out.unverified"]

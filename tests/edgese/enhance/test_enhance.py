@@ -411,7 +411,7 @@ def test_what_cannot_be_planned_is_told(tmp_path: Path, tree: Path) -> None:
     assert "takes one file" in refused([tree], output="-")
     assert "takes one file" in refused(["-", tmp_path / "a.wav"], output="-")
     assert "no place for a plot" in refused(["-"], plot=True)
-    assert "tells no audio format" in refused([tmp_path / "a.wav"], output=str(tmp_path / "out"))
+    assert "names no audio format" in refused([tmp_path / "a.wav"], output=str(tmp_path / "out"))
     assert "choose one" in refused([tmp_path / "a.wav"], output=str(tmp_path / "out.flac"), container="WAV")
     assert targets([tmp_path / "a.wav"], output=str(tmp_path / "out.wav"), container="RF64")
 

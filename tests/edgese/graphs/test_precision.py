@@ -1,4 +1,4 @@
-"""Coarse graphs: what is taken in half precision and in INT8, that nothing else is, and that no other sound comes out.
+"""Graphs of lower precision: what is in half precision and in INT8, that nothing else is, and that the sound stays.
 
 What a graph is made of is read from its file, and what it computes is compared with the network in PyTorch, whose
 products are rounded there by a few lines of this file.
@@ -46,12 +46,12 @@ from export.graph import write_onnx
 from export.inspection import half_nodes
 from runtimes.base import ArtefactError
 
-from ..helpers.coarse_bundle import BLOCKS, IN_FLOAT, IN_HALF
+from ..helpers.precision_bundle import BLOCKS, IN_FLOAT, IN_HALF
 from ..helpers.tiny_bundle import HOP, ONE_NETWORK
 
 MODULE = "enhancer.network."
 N_HOPS = 120
-COARSE = ("fp16", "int8", "int8-cpu")
+LOWER = ("fp16", "int8", "int8-cpu")
 
 # Measured, ONNX Runtime's kernels against PyTorch's over 240 hops: weights in half 125 dB; with 8 bits 71 dB in `int8`
 # and 69 dB in `int8-cpu`: there the last bit of a float decides now and then between two steps of a number of 8 bits.
@@ -201,19 +201,19 @@ def test_the_exported_form_leaves_the_network_as_it_was(tiny_enhancer: WaveformE
     before, keys = forms(tiny_enhancer), list(tiny_enhancer.state_dict())
     wanted, _ = tiny_enhancer(sound, start)
     every = products(tiny_enhancer.network)
-    coarse = []
+    found = []
 
     def broken() -> None:
         with exported_form(tiny_enhancer, every):
             assert all(product.in_half for product in every.values())
-            coarse.append(tiny_enhancer(sound, start)[0])
+            found.append(tiny_enhancer(sound, start)[0])
             raise KeyError
 
     with pytest.raises(KeyError):
         broken()
     assert forms(tiny_enhancer) == before
     assert torch.equal(tiny_enhancer(sound, start)[0], wanted)
-    assert 50 < snr_db(wanted.numpy(), coarse[0].numpy()) < 95  # 11 bits of mantissa
+    assert 50 < snr_db(wanted.numpy(), found[0].numpy()) < 95  # 11 bits of mantissa
     assert list(tiny_enhancer.state_dict()) == keys
 
 
@@ -280,7 +280,7 @@ def test_a_graph_in_float32_is_the_same_bytes_after_half_precision(tmp_path: Pat
 
 
 class Traced:
-    """A coarse graph as it is written, and the type that each of its tensors has when it runs."""
+    """A graph of lower precision as it is written, and the type that each of its tensors has when it runs."""
 
     def __init__(self, bundle: Bundle, precision: str, block: int) -> None:
         graph = bundle.graph(block=block, precision=precision)
@@ -325,9 +325,9 @@ def module(node: onnx.NodeProto) -> str:
 @ONE_NETWORK
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_islands_of_float32_are_all_but_the_products(
-    block: int, coarse: Bundle, tiny_enhancer: WaveformEnhancer
+    block: int, quantized: Bundle, tiny_enhancer: WaveformEnhancer
 ) -> None:
-    traced = Traced(coarse, "fp16", block)
+    traced = Traced(quantized, "fp16", block)
     assert {node.op_type for node in traced.in_half} == {"Cast", "MatMul"}
     every = list(products(tiny_enhancer.network))
     assert sorted(module(node) for node in traced.in_half if node.op_type == "MatMul") == sorted(every)
@@ -344,19 +344,19 @@ def test_the_islands_of_float32_are_all_but_the_products(
 
 
 @ONE_NETWORK
-@pytest.mark.parametrize("precision", COARSE)
-def test_inputs_outputs_and_states_are_float32(precision: str, coarse: Bundle) -> None:
+@pytest.mark.parametrize("precision", LOWER)
+def test_inputs_outputs_and_states_are_float32(precision: str, quantized: Bundle) -> None:
     for block in BLOCKS:
-        graph = coarse.graph(block=block, precision=precision)
-        with open_graph(coarse, graph) as opened:
+        graph = quantized.graph(block=block, precision=precision)
+        with open_graph(quantized, graph) as opened:
             for specs in (opened.inputs, opened.outputs):
                 assert {spec.dtype for spec in specs} == {"float32"}
             assert [spec.name for spec in opened.inputs] == ["wave", *graph.states]
 
 
 @ONE_NETWORK
-def test_casts_stand_before_and_behind_products_only(coarse: Bundle) -> None:
-    traced = Traced(coarse, "fp16", 3)
+def test_casts_stand_before_and_behind_products_only(quantized: Bundle) -> None:
+    traced = Traced(quantized, "fp16", 3)
     read = {name for node in traced.in_half if node.op_type == "MatMul" for name in node.input}
     given = {name for node in traced.in_half if node.op_type == "MatMul" for name in node.output}
     casts = [node for node in traced.in_half if node.op_type == "Cast"]
@@ -369,10 +369,10 @@ def test_casts_stand_before_and_behind_products_only(coarse: Bundle) -> None:
 
 
 @ONE_NETWORK
-def test_half_nodes_are_those_whose_tensors_are_float16_when_the_graph_runs(coarse: Bundle) -> None:
-    for precision in ("fp32", *COARSE):
-        traced = Traced(coarse, precision, 3)
-        found = half_nodes(coarse.path / coarse.graph(block=3, precision=precision).file)
+def test_half_nodes_are_those_whose_tensors_are_float16_when_the_graph_runs(quantized: Bundle) -> None:
+    for precision in ("fp32", *LOWER):
+        traced = Traced(quantized, precision, 3)
+        found = half_nodes(quantized.path / quantized.graph(block=3, precision=precision).file)
         assert [node.name for node in found] == [node.name for node in traced.in_half]
         assert bool(found) == (precision in ("fp16", "int8"))
 
@@ -383,39 +383,39 @@ def test_half_nodes_are_those_whose_tensors_are_float16_when_the_graph_runs(coar
 @ONE_NETWORK
 @pytest.mark.parametrize(("precision", "others"), [("int8", IN_HALF), ("int8-cpu", IN_FLOAT)])
 def test_the_planned_products_are_in_8_bits_and_no_others(
-    precision: str, others: tuple[str, ...], coarse: Bundle, tiny_enhancer: WaveformEnhancer
+    precision: str, others: tuple[str, ...], quantized: Bundle, tiny_enhancer: WaveformEnhancer
 ) -> None:
     every = set(products(tiny_enhancer.network))
     for block in BLOCKS:
-        traced = Traced(coarse, precision, block)
+        traced = Traced(quantized, precision, block)
         makers = {name: node for node in traced.model.graph.node for name in node.output}
-        quantized, plain = set(), {}
+        in_int8, plain = set(), {}
         for node in traced.model.graph.node:
             if node.op_type == "MatMul":
                 sources = [makers[name].op_type if name in makers else "weight" for name in node.input]
                 if sources == ["DequantizeLinear"] * 2:
-                    quantized.add(module(node))
+                    in_int8.add(module(node))
                     continue
                 assert "DequantizeLinear" not in sources, node.name
                 plain[module(node)] = traced.types(node)
             elif node.op_type != "DequantizeLinear":  # no other node reads what is rounded
                 assert "DequantizeLinear" not in {makers[name].op_type for name in node.input if name in makers}
-        assert quantized == every - set(others) == plan_of(coarse, precision).ranges.keys()
-        assert set(plan_of(coarse, precision).half) == (set(others) if precision == "int8" else set())
+        assert in_int8 == every - set(others) == plan_of(quantized, precision).ranges.keys()
+        assert set(plan_of(quantized, precision).half) == (set(others) if precision == "int8" else set())
         half = {"float16"} if precision == "int8" else {"float32"}
         assert {name: plain[name] for name in others} == dict.fromkeys(others, half)
 
 
 @ONE_NETWORK
-def test_int8_is_what_tensorrt_takes(coarse: Bundle) -> None:
+def test_int8_is_what_tensorrt_takes(quantized: Bundle) -> None:
     """Zero points of 0, int8, no biases in INT32; a weight has no zero point in either."""
     found = {}
     for precision in ("int8", "int8-cpu"):
-        traced = Traced(coarse, precision, 1)
+        traced = Traced(quantized, precision, 1)
         assert "int32" not in traced.dtypes.values()
         held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in traced.model.graph.initializer}
         weights = [n for n in traced.model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in held]
-        assert len(weights) == len(plan_of(coarse, precision).ranges)
+        assert len(weights) == len(plan_of(quantized, precision).ranges)
         assert {held[node.input[0]].dtype.name for node in weights} == {"int8"}
         assert not any(held[node.input[2]].any() for node in weights)
         zeros = [held[n.input[2]] for n in traced.model.graph.node if n.op_type == "QuantizeLinear"]
@@ -427,9 +427,9 @@ def test_int8_is_what_tensorrt_takes(coarse: Bundle) -> None:
 
 
 @ONE_NETWORK
-def test_coarse_weights_take_less_room(coarse: Bundle) -> None:
-    sizes = {name: (coarse.path / f"weights.{name}.bin").stat().st_size for name in ("fp32", *COARSE)}
-    n_weights = sum(parameter.numel() for parameter in load_enhancer(coarse.path / "model.safetensors").parameters())
+def test_quantized_weights_take_less_room(quantized: Bundle) -> None:
+    sizes = {name: (quantized.path / f"weights.{name}.bin").stat().st_size for name in ("fp32", *LOWER)}
+    n_weights = sum(parameter.numel() for parameter in load_enhancer(quantized.path / "model.safetensors").parameters())
     assert sizes["fp32"] - sizes["fp16"] > 1.9 * n_weights  # narrow bands are filled up: more than there are
     assert sizes["int8"] < sizes["fp16"]
     assert sizes["int8-cpu"] < sizes["fp32"]
@@ -443,7 +443,7 @@ def in_half_weights(x: Tensor, weight: Tensor) -> Tensor:
     return x.half().float() @ weight if isinstance(x, nn.Parameter) else x @ weight.half().float()
 
 
-def quantized(x: Tensor, wanted: Range, symmetric: bool) -> Tensor:
+def in_8_bits(x: Tensor, wanted: Range, symmetric: bool) -> Tensor:
     """The nearest numbers of 8 bits, by the definition of QuantizeLinear."""
     low, high = min(wanted.low, 0.0), max(wanted.high, 0.0)
     if symmetric:
@@ -474,7 +474,7 @@ class Rounding:
         if self.wanted is None:
             y = in_half_weights(x, right)
         else:
-            y = quantized(x, self.wanted, self.symmetric) @ quantized_weight(right)
+            y = in_8_bits(x, self.wanted, self.symmetric) @ quantized_weight(right)
         bias = self.layer.bias if isinstance(self.layer, Linear) else None
         return y if bias is None else y + bias
 
@@ -505,11 +505,11 @@ def streamed(bundle: Bundle, precision: str, block: int, wave: Wave) -> Wave:
     ("precision", "least_db"),
     [("fp16", HALF_WEIGHTS_DB), ("int8", FAKE_QUANTIZATION_DB), ("int8-cpu", FAKE_QUANTIZATION_DB)],
 )
-def test_a_coarse_graph_gives_what_the_network_gives_with_these_products_rounded(
-    precision: str, least_db: float, coarse: Bundle, tiny_enhancer: WaveformEnhancer, wave: Wave
+def test_a_quantized_graph_gives_what_the_network_gives_with_these_products_rounded(
+    precision: str, least_db: float, quantized: Bundle, tiny_enhancer: WaveformEnhancer, wave: Wave
 ) -> None:
-    plan, symmetric = plan_of(coarse, precision), precision == "int8"
-    found = {block: streamed(coarse, precision, block, wave) for block in BLOCKS}
+    plan, symmetric = plan_of(quantized, precision), precision == "int8"
+    found = {block: streamed(quantized, precision, block, wave) for block in BLOCKS}
     for block, enhanced in found.items():
         wanted = in_pytorch(tiny_enhancer, wave, block, plan, symmetric=symmetric)
         assert snr_db(wanted, enhanced) > least_db
@@ -527,11 +527,11 @@ def test_a_coarse_graph_gives_what_the_network_gives_with_these_products_rounded
 @ONE_NETWORK
 @torch.no_grad()
 def test_half_precision_in_pytorch_is_the_graph_s_within_its_rounding(
-    coarse: Bundle, tiny_enhancer: WaveformEnhancer, wave: Wave
+    quantized: Bundle, tiny_enhancer: WaveformEnhancer, wave: Wave
 ) -> None:
-    with exported_form(tiny_enhancer, plan_of(coarse, "fp16").half):
+    with exported_form(tiny_enhancer, plan_of(quantized, "fp16").half):
         wanted, _ = tiny_enhancer(torch.from_numpy(wave)[None], tiny_enhancer.initial_state())
-    found = streamed(coarse, "fp16", 3, wave)
+    found = streamed(quantized, "fp16", 3, wave)
     assert 60 < snr_db(wanted[0].numpy(), found) < 110
 
 
@@ -539,14 +539,14 @@ def test_half_precision_in_pytorch_is_the_graph_s_within_its_rounding(
 
 
 @ONE_NETWORK
-def test_a_plan_survives_the_manifest(coarse: Bundle) -> None:
+def test_a_plan_survives_the_manifest(quantized: Bundle) -> None:
     plan = Plan(("a", "b"), {"c": Range(-1.5, 0.1), "d": Range(0.0, 3e-7)}, "digest", {"method": "minmax", "n": [1]})
     assert Plan.from_entry(json.loads(json.dumps(plan.entry(), allow_nan=False))) == plan
     assert Plan.from_entry(json.loads(json.dumps(Plan().entry()))) == Plan()
-    assert plan_of(coarse, "fp32") == Plan()
-    written = json.loads((coarse.path / "manifest.json").read_text(encoding="utf-8"))["precisions"]
-    assert written.keys() == {"fp32", *COARSE}
-    assert list(plan_of(coarse, "fp16").half) == written["fp16"]["half"]
+    assert plan_of(quantized, "fp32") == Plan()
+    written = json.loads((quantized.path / "manifest.json").read_text(encoding="utf-8"))["precisions"]
+    assert written.keys() == {"fp32", *LOWER}
+    assert list(plan_of(quantized, "fp16").half) == written["fp16"]["half"]
 
 
 @ONE_NETWORK
@@ -561,32 +561,34 @@ def test_a_plan_survives_the_manifest(coarse: Bundle) -> None:
         {"precisions": {"int8": None}},
     ],
 )
-def test_a_manifest_that_does_not_say_how_a_graph_was_made_is_refused(manifest: dict[str, Any], coarse: Bundle) -> None:
-    others = {key: value for key, value in coarse.manifest.items() if key != "precisions"}
-    bundle = Bundle(coarse.path, {**others, **manifest}, coarse.graphs)
+def test_a_manifest_that_does_not_say_how_a_graph_was_made_is_refused(
+    manifest: dict[str, Any], quantized: Bundle
+) -> None:
+    others = {key: value for key, value in quantized.manifest.items() if key != "precisions"}
+    bundle = Bundle(quantized.path, {**others, **manifest}, quantized.graphs)
     with pytest.raises(ExportError, match=r"does not say how its int8 graphs were made \(.*\); export it again"):
         plan_of(bundle, "int8")
     assert plan_of(bundle, "fp32") == Plan()
 
 
 @ONE_NETWORK
-def test_a_graph_in_8_bits_names_its_calibration(coarse: Bundle) -> None:
-    digest = coarse.manifest["calibration"]["digest"]
+def test_a_graph_in_8_bits_names_its_calibration(quantized: Bundle) -> None:
+    digest = quantized.manifest["calibration"]["digest"]
     assert len(digest) == 64
-    for graph in coarse.graphs:
-        wanted = wanted_metadata(coarse, graph)
+    for graph in quantized.graphs:
+        wanted = wanted_metadata(quantized, graph)
         assert wanted["edgese.precision"] == graph.precision
         assert wanted.get("edgese.calibration") == (digest if "int8" in graph.precision else None)
-        with open_graph(coarse, graph) as opened:
+        with open_graph(quantized, graph) as opened:
             assert opened.metadata == wanted
-    assert coarse.manifest["calibration"]["provenance"]["block"] == 3
+    assert quantized.manifest["calibration"]["provenance"]["block"] == 3
 
 
 @ONE_NETWORK
-def test_a_graph_of_another_calibration_is_refused(coarse: Bundle) -> None:
-    plans = json.loads(json.dumps(coarse.manifest["precisions"]))
+def test_a_graph_of_another_calibration_is_refused(quantized: Bundle) -> None:
+    plans = json.loads(json.dumps(quantized.manifest["precisions"]))
     plans["int8"]["calibration"] = "0" * 64
-    bundle = Bundle(coarse.path, {**coarse.manifest, "precisions": plans}, coarse.graphs)
+    bundle = Bundle(quantized.path, {**quantized.manifest, "precisions": plans}, quantized.graphs)
     with (
         pytest.raises(ArtefactError, match=r"block1\.int8\.onnx: .*edgese\.calibration.*0000"),
         open_graph(bundle, bundle.graph(block=1, precision="int8")),
@@ -597,11 +599,11 @@ def test_a_graph_of_another_calibration_is_refused(coarse: Bundle) -> None:
 
 
 @ONE_NETWORK
-def test_pytorch_refuses_8_bits(coarse: Bundle, tmp_path: Path) -> None:
+def test_pytorch_refuses_8_bits(quantized: Bundle, tmp_path: Path) -> None:
     for precision in ("int8", "int8-cpu"):
-        graph = coarse.graph(block=1, precision=precision)
+        graph = quantized.graph(block=1, precision=precision)
         with pytest.raises(ExportError, match=f"found {precision}, which PyTorch does not run; choose another runtime"):
-            write_program(coarse, graph, tmp_path / "graph.pt2", {})
+            write_program(quantized, graph, tmp_path / "graph.pt2", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -621,7 +623,7 @@ def test_what_int8_cannot_take_is_refused(
     half: tuple[str, ...],
     named: str,
     reason: str,
-    coarse: Bundle,
+    quantized: Bundle,
     tiny_enhancer: WaveformEnhancer,
     tmp_path: Path,
 ) -> None:
@@ -644,8 +646,8 @@ def test_half_precision_in_no_product_of_the_network_is_refused(
 
 
 @ONE_NETWORK
-def test_an_empty_range_is_refused(coarse: Bundle, tiny_enhancer: WaveformEnhancer, tmp_path: Path) -> None:
-    source = coarse.path / coarse.graph(block=3).file
+def test_an_empty_range_is_refused(quantized: Bundle, tiny_enhancer: WaveformEnhancer, tmp_path: Path) -> None:
+    source = quantized.path / quantized.graph(block=3).file
     with pytest.raises(CalibrationError, match=r"the range of .* is 0\.5 to 0\.5, wanted one that is not empty"):
         quantize_graph(tiny_enhancer, source, tmp_path / "q.onnx", {"magnitude_head": Range(0.5, 0.5)}, Precision.INT8)
     assert list(tmp_path.iterdir()) == []
@@ -654,11 +656,11 @@ def test_an_empty_range_is_refused(coarse: Bundle, tiny_enhancer: WaveformEnhanc
 @ONE_NETWORK
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_ranges_of_other_batches_than_the_bundle_s_are_refused(
-    calibrated: bool, coarse: Bundle, tmp_path: Path
+    calibrated: bool, quantized: Bundle, tmp_path: Path
 ) -> None:
-    plan = dataclasses.replace(plan_of(coarse, "int8"), calibration="1" * 64)
+    plan = dataclasses.replace(plan_of(quantized, "int8"), calibration="1" * 64)
     if not calibrated:
         plan = dataclasses.replace(plan, ranges={})
     with pytest.raises(ConfigError, match=r"int8: found the ranges of \d+ products, from the batches 1111.*wanted"):
-        export_bundle(coarse.path / "model.safetensors", tmp_path / "b", name="b", plans={Precision.INT8: plan})
+        export_bundle(quantized.path / "model.safetensors", tmp_path / "b", name="b", plans={Precision.INT8: plan})
     assert list(tmp_path.iterdir()) == []

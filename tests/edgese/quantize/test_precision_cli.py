@@ -1,4 +1,4 @@
-"""Coarse precisions as a user meets them: exported, heard, verified and scored from the command line."""
+"""Lower precisions as a user meets them: exported, enhanced with, verified and scored from the command line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from edgese.model.product import products
 from edgese.model.registry import build
 from export.bundle import Bundle
 
-from ..helpers.coarse_bundle import write_calibration
 from ..helpers.command_line import Done, edgese, one_error, parsed
+from ..helpers.precision_bundle import write_calibration
 from ..helpers.tiny_bundle import TINY
 
 RATE_HZ = 16_000
@@ -120,7 +120,7 @@ def test_the_bundle_says_how_each_precision_was_made(desk: Desk) -> None:
     assert set(facts["together"][-1]["products"]) == plan.ranges.keys()
 
 
-def test_coarser_weights_are_smaller_files(desk: Desk) -> None:
+def test_weights_of_lower_precision_are_smaller_files(desk: Desk) -> None:
     sizes = [(desk.path / f"weights.{precision}.bin").stat().st_size for precision in ("fp32", "fp16", "int8")]
     assert sizes[0] > sizes[1] > sizes[2]
 

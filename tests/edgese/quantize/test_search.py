@@ -36,7 +36,7 @@ from edgese.quantize.scoring import Scored, ScoringTask, died, score_graph
 from edgese.quantize.search import Cost, Quantization, make_plans, search_int8
 from export.bundle import Bundle
 
-from ..helpers.coarse_bundle import CALIBRATED, LEFT_HAND, calibration, make_ranges, write_calibration
+from ..helpers.precision_bundle import CALIBRATED, LEFT_HAND, calibration, make_ranges, write_calibration
 from ..helpers.tiny_bundle import HOP, TINY
 
 SpeechLike = Callable[..., Wave]
@@ -246,7 +246,7 @@ def test_fp16_needs_nothing_and_fp32_no_plan(tiny_enhancer: WaveformEnhancer) ->
     assert make_plans(tiny_enhancer, []) == {}
 
 
-@pytest.mark.usefixtures("coarse")
+@pytest.mark.usefixtures("quantized")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -297,7 +297,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("precision", [Precision.INT8_CPU])
 def test_costs_are_those_of_the_graphs(
     precision: Precision,
-    coarse: Bundle,
+    quantized: Bundle,
     tiny_enhancer: WaveformEnhancer,
     batches: Batches,
     speech_like: SpeechLike,
@@ -326,13 +326,13 @@ def test_costs_are_those_of_the_graphs(
     assert result.steps[0].share == pytest.approx(1)
     assert result.steps[-1].pesq_loss <= 0.05
     # the plan's graph is the one that was heard
-    float32, coarser = tmp_path / "float32.onnx", tmp_path / "coarser.onnx"
+    float32, rounded = tmp_path / "float32.onnx", tmp_path / "rounded.onnx"
     wanted = make_ranges(tiny_enhancer, batches, float32, symmetric=False)
     assert dict(result.plan.ranges) == {name: wanted[name] for name in result.plan.ranges}
     graph = graph_of(tiny_enhancer, CALIBRATED, precision.value)
-    write_graph(tiny_enhancer, graph, coarser, result.plan)
+    write_graph(tiny_enhancer, graph, rounded, result.plan)
     overlap = tiny_enhancer.audio.overlap
-    before, after = (score_graph(ScoringTask(path, graph, overlap, tuple(recordings))) for path in (float32, coarser))
+    before, after = (score_graph(ScoringTask(path, graph, overlap, tuple(recordings))) for path in (float32, rounded))
     waves = (np.concatenate([heard.wave for heard in both]) for both in (before, after))
     assert snr_db(*waves) == pytest.approx(result.steps[-1].snr_db, abs=1e-6)
     lost = [one.pesq - other.pesq for one, other in zip(before, after, strict=True)]
@@ -345,12 +345,12 @@ def test_costs_are_those_of_the_graphs(
 
 
 def test_a_recording_is_heard_in_time_with_its_input(
-    coarse: Bundle, tiny_enhancer: WaveformEnhancer, speech_like: SpeechLike
+    quantized: Bundle, tiny_enhancer: WaveformEnhancer, speech_like: SpeechLike
 ) -> None:
     """What PESQ hears is the network's own version of the whole recording."""
     (recording, _) = noisy_recordings(speech_like, 9_001)
-    graph = coarse.graph(block=3)
-    path = coarse.path / graph.file
+    graph = quantized.graph(block=3)
+    path = quantized.path / graph.file
     (heard,) = score_graph(ScoringTask(path, graph, tiny_enhancer.audio.overlap, (recording,)))
     assert isinstance(heard, Scored)
     wanted = tiny_enhancer.enhance(torch.from_numpy(recording.noisy)[None])[0].detach().numpy()
@@ -359,14 +359,14 @@ def test_a_recording_is_heard_in_time_with_its_input(
     assert heard.pesq == pytest.approx(pesq_wb(recording.clean, wanted), abs=1e-3)
 
 
-def test_a_process_that_dies_is_an_error(coarse: Bundle) -> None:
-    task = ScoringTask(Path("3.onnx"), coarse.graphs[0], 384, ())
-    with pytest.raises(VerificationError, match=r"3\.onnx: the process that heard it died \(no memory left"):
+def test_a_process_that_dies_is_an_error(quantized: Bundle) -> None:
+    task = ScoringTask(Path("3.onnx"), quantized.graphs[0], 384, ())
+    with pytest.raises(VerificationError, match=r"3\.onnx: the process that scored it died \(no memory left"):
         died(task)
 
 
-def test_the_weights_that_a_bundle_holds_make_the_same_products(coarse: Bundle) -> None:
-    inside = load_enhancer(coarse.path / "model.safetensors")
+def test_the_weights_that_a_bundle_holds_make_the_same_products(quantized: Bundle) -> None:
+    inside = load_enhancer(quantized.path / "model.safetensors")
     assert make_plans(inside, [Precision.FP16])[Precision.FP16].half == tuple(
-        coarse.manifest["precisions"]["fp16"]["half"]
+        quantized.manifest["precisions"]["fp16"]["half"]
     )

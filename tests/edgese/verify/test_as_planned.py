@@ -29,7 +29,7 @@ from edgese.verify.prove import prove
 from export.bundle import Bundle
 from export.inspection import read_anatomy
 
-from ..helpers.coarse_bundle import (
+from ..helpers.precision_bundle import (
     compute_in_half,
     forget_types,
     held,
@@ -55,11 +55,11 @@ def tiny_config() -> MbsConfig:
 
 
 @pytest.fixture
-def reseal(coarse: Bundle, tmp_path: Path) -> Reseal:
+def reseal(quantized: Bundle, tmp_path: Path) -> Reseal:
     """`reseal(precision, change, manifest)`: see `resealed`."""
 
     def sealed(*arguments: Any, **options: Any) -> Bundle:
-        return resealed(coarse, tmp_path / "changed", *arguments, **options)
+        return resealed(quantized, tmp_path / "changed", *arguments, **options)
 
     return sealed
 
@@ -78,10 +78,10 @@ Checked = Callable[[Bundle, str], Check]
 # What is as planned
 
 
-def test_every_graph_of_an_export_is_as_planned(coarse: Bundle, tiny_enhancer: WaveformEnhancer) -> None:
+def test_every_graph_of_an_export_is_as_planned(quantized: Bundle, tiny_enhancer: WaveformEnhancer) -> None:
     found = {}
-    for graph in coarse.graphs:
-        check = rounded_as_planned(coarse, graph, tiny_enhancer)
+    for graph in quantized.graphs:
+        check = rounded_as_planned(quantized, graph, tiny_enhancer)
         assert (check.name, check.passed) == (PRECISION, True), check
         found[graph.precision] = check.found.removesuffix(", all else in float32")
         assert check.wanted == (
@@ -300,13 +300,13 @@ def test_what_is_rounded_otherwise_is_named(
 
 
 def test_a_product_in_8_bits_that_is_not_planned_is_named(
-    coarse: Bundle, reseal: Reseal, check: Checked, tiny_enhancer: WaveformEnhancer, tmp_path: Path
+    quantized: Bundle, reseal: Reseal, check: Checked, tiny_enhancer: WaveformEnhancer, tmp_path: Path
 ) -> None:
     """`split.product` is left in float32 by the plan."""
-    plan = plan_of(coarse, "int8-cpu")
+    plan = plan_of(quantized, "int8-cpu")
     ranges = {**plan.ranges, "split.product": plan.ranges[CHANGED]}
     path = tmp_path / "more.onnx"
-    quantize_graph(tiny_enhancer, coarse.path / coarse.graph(block=BLOCK).file, path, ranges, Precision.INT8_CPU)
+    quantize_graph(tiny_enhancer, quantized.path / quantized.graph(block=BLOCK).file, path, ranges, Precision.INT8_CPU)
 
     def change(model: onnx.ModelProto) -> None:
         metadata = list(model.metadata_props)
@@ -318,11 +318,11 @@ def test_a_product_in_8_bits_that_is_not_planned_is_named(
 
 
 def test_8_bits_in_a_graph_that_claims_float32_are_named(
-    coarse: Bundle, reseal: Reseal, check: Checked, tiny_enhancer: WaveformEnhancer, tmp_path: Path
+    quantized: Bundle, reseal: Reseal, check: Checked, tiny_enhancer: WaveformEnhancer, tmp_path: Path
 ) -> None:
-    ranges = {CHANGED: plan_of(coarse, "int8").ranges[CHANGED]}
+    ranges = {CHANGED: plan_of(quantized, "int8").ranges[CHANGED]}
     quantize_graph(
-        tiny_enhancer, coarse.path / coarse.graph(block=BLOCK).file, tmp_path / "q.onnx", ranges, Precision.INT8
+        tiny_enhancer, quantized.path / quantized.graph(block=BLOCK).file, tmp_path / "q.onnx", ranges, Precision.INT8
     )
     bundle = reseal("fp32", lambda model: model.CopyFrom(onnx.load(tmp_path / "q.onnx")))
     assert check(bundle, "fp32").found == f"{CHANGED} in INT8"
@@ -334,30 +334,30 @@ def without(ranges: Any, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["int8", "int8-cpu"])
 def test_what_the_plan_lacks_or_has_besides_is_named(
-    precision: str, coarse: Bundle, reseal: Reseal, check: Checked
+    precision: str, quantized: Bundle, reseal: Reseal, check: Checked
 ) -> None:
-    ranges = dict(plan_of(coarse, precision).ranges)
-    less = planned(coarse, precision, ranges=without(ranges, CHANGED))
+    ranges = dict(plan_of(quantized, precision).ranges)
+    less = planned(quantized, precision, ranges=without(ranges, CHANGED))
     assert check(reseal(precision, None, less), precision).found == f"{CHANGED} in INT8"
-    more = planned(coarse, precision, ranges={**ranges, "fusions.0.mix": ranges[CHANGED]})
-    bundle = Bundle(coarse.path, {**coarse.manifest, **more}, coarse.graphs)
+    more = planned(quantized, precision, ranges={**ranges, "fusions.0.mix": ranges[CHANGED]})
+    bundle = Bundle(quantized.path, {**quantized.manifest, **more}, quantized.graphs)
     assert check(bundle, precision).found == "fusions.0.mix not in INT8"
 
 
-def test_half_precision_that_the_plan_lacks_or_has_besides_is_named(coarse: Bundle, check: Checked) -> None:
-    half = plan_of(coarse, "fp16").half
+def test_half_precision_that_the_plan_lacks_or_has_besides_is_named(quantized: Bundle, check: Checked) -> None:
+    half = plan_of(quantized, "fp16").half
 
     def found(*products: str) -> str:
-        manifest = {**coarse.manifest, **planned(coarse, "fp16", half=products)}
-        return check(Bundle(coarse.path, manifest, coarse.graphs), "fp16").found
+        manifest = {**quantized.manifest, **planned(quantized, "fp16", half=products)}
+        return check(Bundle(quantized.path, manifest, quantized.graphs), "fp16").found
 
     assert found(*half[1:]) == f"{half[0]} in half precision"
     assert found(*half, "blocks.2.in_proj") == "blocks.2.in_proj not in half precision"
 
 
-def test_a_manifest_without_precisions_is_no_plan(coarse: Bundle, check: Checked) -> None:
-    manifest = {key: value for key, value in coarse.manifest.items() if key != "precisions"}
-    bundle = Bundle(coarse.path, manifest, coarse.graphs)
+def test_a_manifest_without_precisions_is_no_plan(quantized: Bundle, check: Checked) -> None:
+    manifest = {key: value for key, value in quantized.manifest.items() if key != "precisions"}
+    bundle = Bundle(quantized.path, manifest, quantized.graphs)
     for precision in ("fp16", "int8", "int8-cpu"):
         failed = check(bundle, precision)
         assert not failed.passed
@@ -373,19 +373,19 @@ def test_a_file_that_is_no_graph_fails_the_check(reseal: Reseal, check: Checked)
     assert "cannot be read as ONNX" in failed.found
 
 
-def test_weights_in_8_bits_are_compared_with_the_float32_graph_s(coarse: Bundle, check: Checked) -> None:
+def test_weights_in_8_bits_are_compared_with_the_float32_graph_s(quantized: Bundle, check: Checked) -> None:
     """Without it nothing can be said."""
-    graphs = tuple(graph for graph in coarse.graphs if graph.precision == "int8")
-    failed = check(Bundle(coarse.path, coarse.manifest, graphs), "int8")
+    graphs = tuple(graph for graph in quantized.graphs if graph.precision == "int8")
+    failed = check(Bundle(quantized.path, quantized.manifest, graphs), "int8")
     assert not failed.passed
     assert "fp32" in failed.found
 
 
-def test_nodes_are_known_by_the_modules_that_they_came_from(coarse: Bundle, tiny_enhancer: WaveformEnhancer) -> None:
+def test_nodes_are_known_by_the_modules_that_they_came_from(quantized: Bundle, tiny_enhancer: WaveformEnhancer) -> None:
     """In every graph: the products of the network, and neither the DFT nor the scan."""
-    every = set(plan_of(coarse, "fp16").half)
-    for graph in coarse.graphs:
-        anatomy = read_anatomy(coarse.path / graph.file)
+    every = set(plan_of(quantized, "fp16").half)
+    for graph in quantized.graphs:
+        anatomy = read_anatomy(quantized.path / graph.file)
         found = product_nodes(anatomy, tiny_enhancer)
         assert set(found.values()) == every
         assert len(found) == len(every) < sum(node.operator == "MatMul" for node in anatomy.nodes)
@@ -395,16 +395,16 @@ def test_nodes_are_known_by_the_modules_that_they_came_from(coarse: Bundle, tiny
 
 
 @pytest.fixture(scope="module")
-def heard() -> list[Recording]:
+def recordings() -> list[Recording]:
     return read_recordings(None)
 
 
 @pytest.fixture
-def proven(heard: list[Recording], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
+def proven(recordings: list[Recording], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
     monkeypatch.setattr("edgese.verify.prove.VERIFICATION_HOPS", 300)
 
     def proof(bundle: Bundle, *precisions: str) -> Verification:
-        return prove(bundle, precisions=precisions, recordings=heard, minutes=0)
+        return prove(bundle, precisions=precisions, recordings=recordings, minutes=0)
 
     return proof
 
@@ -414,12 +414,12 @@ def failed_checks(verification: Verification) -> dict[str, str]:
     return {check.name.partition(" of ")[0]: check.found for check in checks if not check.passed}
 
 
-def test_the_coarse_graphs_prove_themselves(coarse: Bundle, proven: Callable[..., Verification]) -> None:
+def test_the_quantized_graphs_prove_themselves(quantized: Bundle, proven: Callable[..., Verification]) -> None:
     tried = ("fp16", "int8")  # int8-cpu: below
-    verification = proven(coarse, *tried)
+    verification = proven(quantized, *tried)
     assert verification.failures == ()
     assert verification.passed
-    assert [proof.graph for proof in verification.proofs] == [g for g in coarse.graphs if g.precision in tried]
+    assert [proof.graph for proof in verification.proofs] == [g for g in quantized.graphs if g.precision in tried]
     assert [check.name for check in verification.checks] == [
         *(f"random blocks of {name} in onnxruntime" for name in tried),
         *(f"half precision of {name} in PyTorch" for name in tried),
@@ -469,8 +469,8 @@ def test_a_bundle_that_only_its_structure_gives_away_is_not_proven(
     assert checks == {}
 
 
-def test_a_bundle_that_does_not_say_what_is_coarse_is_not_proven(
-    coarse: Bundle, reseal: Reseal, proven: Callable[..., Verification]
+def test_a_bundle_that_does_not_say_what_is_rounded_is_not_proven(
+    quantized: Bundle, reseal: Reseal, proven: Callable[..., Verification]
 ) -> None:
     checks = failed_checks(proven(reseal("int8", None, {"precisions": {}, "calibration": None}), "int8"))
     # nor does the graph carry the digest that such a manifest would want: none, which is not looked at
@@ -480,9 +480,9 @@ def test_a_bundle_that_does_not_say_what_is_coarse_is_not_proven(
 
 
 def test_a_graph_of_another_calibration_does_not_run(
-    coarse: Bundle, reseal: Reseal, proven: Callable[..., Verification]
+    quantized: Bundle, reseal: Reseal, proven: Callable[..., Verification]
 ) -> None:
-    checks = failed_checks(proven(reseal("int8", None, planned(coarse, "int8", calibration="0" * 64)), "int8"))
+    checks = failed_checks(proven(reseal("int8", None, planned(quantized, "int8", calibration="0" * 64)), "int8"))
     assert checks.keys() == {"runs", "random blocks"}
     assert all(re.search(r"edgese\.calibration.*0000", found) for found in checks.values()), checks
 
@@ -546,9 +546,9 @@ def test_half_precision_where_none_should_be_is_found(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-cpu"])
-def test_a_coarse_graph_that_was_not_changed_differs_nowhere(
-    precision: str, coarse: Bundle, search: Callable[[Bundle, str], Divergence]
+def test_a_quantized_graph_that_was_not_changed_differs_nowhere(
+    precision: str, quantized: Bundle, search: Callable[[Bundle, str], Divergence]
 ) -> None:
     message = rf"block3\.{precision}\.onnx in onnxruntime: no tensor differs: 3\d\d compared"
     with pytest.raises(VerificationError, match=message):
-        search(coarse, precision)
+        search(quantized, precision)

@@ -311,7 +311,7 @@ def test_a_graph_of_another_form_is_compared_by_its_outputs(search: Search, tiny
 
 
 class PoorSigmoid(OnnxRuntime):
-    """A runtime whose last sigmoid is coarse, but only where it has few outputs to give: as if it fused it then."""
+    """A runtime whose last sigmoid is rounded, but only where it has few outputs to give: as if it fused it then."""
 
     few = 1000
 

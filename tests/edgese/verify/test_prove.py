@@ -33,7 +33,7 @@ Reseal = Callable[..., Bundle]
 
 
 @pytest.fixture(scope="module")
-def heard() -> list[Recording]:
+def recordings() -> list[Recording]:
     return read_recordings(None)
 
 
@@ -68,17 +68,17 @@ def failed(verification: Verification) -> set[str]:
     return {check.name for check in checks if not check.passed}
 
 
-def proven(bundle: Bundle, heard: list[Recording]) -> Verification:
-    return prove(bundle, recordings=heard, minutes=0)
+def proven(bundle: Bundle, recordings: list[Recording]) -> Verification:
+    return prove(bundle, recordings=recordings, minutes=0)
 
 
 # What passes
 
 
 @pytest.mark.both_networks
-def test_every_graph_of_an_export_proves_itself(bundle: Bundle, heard: list[Recording]) -> None:
+def test_every_graph_of_an_export_proves_itself(bundle: Bundle, recordings: list[Recording]) -> None:
     told: list[tuple[int, int, str]] = []
-    verification = prove(bundle, recordings=heard, minutes=0, on_progress=lambda *step: told.append(step))
+    verification = prove(bundle, recordings=recordings, minutes=0, on_progress=lambda *step: told.append(step))
     assert verification.failures == ()
     assert verification.passed
     assert [proof.graph for proof in verification.proofs] == list(bundle.graphs)
@@ -105,23 +105,23 @@ def test_every_graph_of_an_export_proves_itself(bundle: Bundle, heard: list[Reco
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
-def test_the_verdict_is_plain_json_with_its_provenance(reseal: Reseal, heard: list[Recording]) -> None:
-    verification = proven(reseal(), heard)
+def test_the_verdict_is_plain_json_with_its_provenance(reseal: Reseal, recordings: list[Recording]) -> None:
+    verification = proven(reseal(), recordings)
     entry = json.loads(json.dumps(verification.entry(), allow_nan=False))
     assert entry["passed"] is True
     (graph,) = entry["graphs"]
     assert graph["passed"] is True
     assert len(graph["checks"]) == 14
     assert entry["limits"]["fp32"]["snr_db"] == 100.0
-    assert entry["provenance"]["recordings"] == {"noisy": heard[0].sha256}
+    assert entry["provenance"]["recordings"] == {"noisy": recordings[0].sha256}
     assert {"torch", "onnxruntime", "pesq"} <= entry["provenance"]["verified_with"].keys()
     assert "model.safetensors" in entry["provenance"]["files"]
 
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
-def test_pytorch_runs_a_graph_s_own_form_by_the_same_contract(reseal: Reseal, heard: list[Recording]) -> None:
-    verification = prove(reseal(), runtimes=["pytorch"], recordings=heard, minutes=0)
+def test_pytorch_runs_a_graph_s_own_form_by_the_same_contract(reseal: Reseal, recordings: list[Recording]) -> None:
+    verification = prove(reseal(), runtimes=["pytorch"], recordings=recordings, minutes=0)
     assert verification.failures == ()
     assert [proof.runtime for proof in verification.proofs] == ["pytorch"]
 
@@ -234,8 +234,10 @@ def truncated(model: onnx.ModelProto) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_was_changed_is_found(change: Change, found_by: set[str], reseal: Reseal, heard: list[Recording]) -> None:
-    verification = proven(reseal(change), heard)
+def test_what_was_changed_is_found(
+    change: Change, found_by: set[str], reseal: Reseal, recordings: list[Recording]
+) -> None:
+    verification = proven(reseal(change), recordings)
     assert not verification.passed
     assert verification.failures
     found = {name.partition(" of ")[0] for name in failed(verification)}
@@ -245,39 +247,39 @@ def test_what_was_changed_is_found(change: Change, found_by: set[str], reseal: R
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
-def test_streams_that_mix_are_found_by_nothing_else(reseal: Reseal, heard: list[Recording]) -> None:
+def test_streams_that_mix_are_found_by_nothing_else(reseal: Reseal, recordings: list[Recording]) -> None:
     """A control: the trials do not fail all together."""
-    assert failed(proven(reseal(mix_streams), heard)) == {"3 streams at once"}
+    assert failed(proven(reseal(mix_streams), recordings)) == {"3 streams at once"}
 
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
-def test_a_delay_that_the_manifest_does_not_know_is_found(reseal: Reseal, heard: list[Recording]) -> None:
+def test_a_delay_that_the_manifest_does_not_know_is_found(reseal: Reseal, recordings: list[Recording]) -> None:
     told = {"latency": {"samples": 256, "ms": 16.0, "overlap_samples": 128}}
-    assert failed(proven(reseal(manifest=told), heard)) == {"delay"}
+    assert failed(proven(reseal(manifest=told), recordings)) == {"delay"}
 
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
 def test_reference_vectors_of_another_network_are_found(
-    reseal: Reseal, heard: list[Recording], monkeypatch: pytest.MonkeyPatch
+    reseal: Reseal, recordings: list[Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wave = heard[0].noisy[: 12 * BLOCK * HOP]
+    wave = recordings[0].noisy[: 12 * BLOCK * HOP]
     monkeypatch.setattr("edgese.verify.prove._reference_vectors", lambda bundle, variant: (wave, 0.5 * wave))
-    assert failed(proven(reseal(), heard)) == {"reference vectors"}
+    assert failed(proven(reseal(), recordings)) == {"reference vectors"}
 
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
-def test_a_precision_without_limits_fails(reseal: Reseal, heard: list[Recording]) -> None:
-    verification = proven(reseal(precision="fp8"), heard)
+def test_a_precision_without_limits_fails(reseal: Reseal, recordings: list[Recording]) -> None:
+    verification = proven(reseal(precision="fp8"), recordings)
     assert failed(verification) == {"precision"}
     assert not verification.passed
 
 
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
-def test_pytorch_has_no_int8_to_offer(reseal: Reseal, heard: list[Recording]) -> None:
+def test_pytorch_has_no_int8_to_offer(reseal: Reseal, recordings: list[Recording]) -> None:
     def as_int8(model: onnx.ModelProto) -> None:
         for entry in model.metadata_props:
             if entry.key == "edgese.precision":
@@ -285,7 +287,7 @@ def test_pytorch_has_no_int8_to_offer(reseal: Reseal, heard: list[Recording]) ->
 
     bundle = reseal(as_int8, precision="int8")
     with pytest.raises(ExportError, match="found int8, which PyTorch does not run; choose another runtime"):
-        prove(bundle, runtimes=["pytorch"], recordings=heard, minutes=0)
+        prove(bundle, runtimes=["pytorch"], recordings=recordings, minutes=0)
 
 
 @ONE_NETWORK
@@ -308,9 +310,9 @@ def test_nothing_proven_is_not_passed(identity_bundle: Path) -> None:
 # What is asked wrongly
 
 
-def test_a_runtime_that_is_not_there_is_told_at_once(bundle: Bundle, heard: list[Recording]) -> None:
+def test_a_runtime_that_is_not_there_is_told_at_once(bundle: Bundle, recordings: list[Recording]) -> None:
     with pytest.raises(RuntimeUnavailable, match="runtime nope: unknown; known here: "):
-        prove(bundle, runtimes=["nope"], recordings=heard)
+        prove(bundle, runtimes=["nope"], recordings=recordings)
 
 
 def test_nothing_to_verify_with_is_an_error(bundle: Bundle) -> None:
@@ -345,9 +347,9 @@ def test_the_limits_hold_what_the_design_asks() -> None:
 
 
 def test_a_listener_s_loss_counts_in_the_mean() -> None:
-    from edgese.verify.prove import _heard
+    from edgese.verify.prove import _score_checks
 
     lost = [Listener("a", 2.0, 1.998, 0.9, 0.9), Listener("b", 2.0, 1.997, 0.9, 0.9)]
-    quality, clearness = _heard(lost, LIMITS["fp32"])
+    quality, clearness = _score_checks(lost, LIMITS["fp32"])
     assert not quality.passed
     assert clearness.passed

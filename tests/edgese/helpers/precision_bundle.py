@@ -107,7 +107,7 @@ def make_ranges(enhancer: WaveformEnhancer, batches: Batches, float32: Path, *, 
     return {product: ranges[tensor] for product, tensor in tensors.items()}
 
 
-def coarse_bundle(
+def precision_bundle(
     enhancer: WaveformEnhancer, folders: pytest.TempPathFactory, speech_like: SpeechLike, quick: pytest.MonkeyPatch
 ) -> Bundle:
     """The tiny network in fp32, fp16, int8 and int8-cpu, of 1 and 3 hops; shared, so never to be changed.
@@ -120,27 +120,29 @@ def coarse_bundle(
         batches = calibration(enhancer, folders, speech_like)
         every = tuple(products(enhancer.network))
 
-        def quantized(others: Collection[str], *, symmetric: bool) -> dict[str, Range]:
+        def ranges_without(others: Collection[str], *, symmetric: bool) -> dict[str, Range]:
             ranges = make_ranges(enhancer, batches, folder / "float32.onnx", symmetric=symmetric)
             return {name: found for name, found in ranges.items() if name not in others}
 
         plans = {
             Precision.FP16: Plan(half=every),
             Precision.INT8: Plan(
-                tuple(name for name in every if name in IN_HALF), quantized(IN_HALF, symmetric=True), batches.digest
+                tuple(name for name in every if name in IN_HALF),
+                ranges_without(IN_HALF, symmetric=True),
+                batches.digest,
             ),
-            Precision.INT8_CPU: Plan((), quantized(IN_FLOAT, symmetric=False), batches.digest),
+            Precision.INT8_CPU: Plan((), ranges_without(IN_FLOAT, symmetric=False), batches.digest),
         }
         with pytest.MonkeyPatch.context() as short:
             short.setattr("edgese.export_bundle.VERIFICATION_HOPS", 300)
             weights = tiny_bundle(enhancer, folders).path.with_name("tiny.safetensors")
             exported = export_bundle(
-                *(weights, folder / "coarse.bundle"), name=NAME, blocks=BLOCKS, plans=plans, calibration=batches
+                *(weights, folder / "quantized.bundle"), name=NAME, blocks=BLOCKS, plans=plans, calibration=batches
             )
         require_passed(exported)
 
     if not _bundles:
-        _bundles.append(Bundle.open(made_once("coarse", make, folders) / "coarse.bundle"))
+        _bundles.append(Bundle.open(made_once("quantized", make, folders) / "quantized.bundle"))
     return _bundles[0]
 
 
