@@ -12,7 +12,7 @@ from typing import Any
 
 from edgese.board.link import RemoteError
 from edgese.board.session import Session
-from edgese.graphs.artefacts import TENSORRT
+from edgese.graphs.engines import TENSORRT
 from export.bundle import Bundle
 
 

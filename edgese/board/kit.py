@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgese.board.archive import Packed, archive_name, write_archive
-from edgese.graphs.artefacts import TENSORRT, is_for
+from edgese.graphs.engines import TENSORRT, is_for
 from edgese.graphs.opening import engine_folder
 from export import ExportError
 from export.bundle import Bundle

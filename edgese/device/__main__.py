@@ -20,7 +20,7 @@ from edgese.device.enhancing import enhance_wav
 from edgese.device.latency import measure
 from edgese.device.selftest import self_test
 from edgese.errors import EdgeseError
-from edgese.graphs.artefacts import TENSORRT, EngineFolder, is_for
+from edgese.graphs.engines import TENSORRT, EngineFolder, is_for
 from edgese.graphs.segments import require_streaming_form
 from edgese.machine import host as machine
 from export import ExportError

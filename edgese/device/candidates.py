@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from edgese.graphs.artefacts import TENSORRT
+from edgese.graphs.engines import TENSORRT
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES, load_runtime, require_known
 

@@ -14,7 +14,7 @@ from edgese.audio import Samples
 from edgese.device.content import Content
 from edgese.device.wav import WavReader, WavWriter
 from edgese.errors import AudioError, OutputError
-from edgese.graphs.artefacts import TENSORRT, EngineFolder, OnMessage, open_artefact
+from edgese.graphs.engines import TENSORRT, EngineFolder, OnMessage, open_exported
 from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Graph
 from runtimes.base import Stream
@@ -70,7 +70,7 @@ def enhance_wav(
             raise OutputError(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
-        with open_artefact(
+        with open_exported(
             content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
         ) as opened:
             began, left = time.perf_counter(), info.n_frames

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgese.bench.timing import Timing, back_to_back, calls_for, paced
 from edgese.device.candidates import find_runtimes
 from edgese.device.content import Content
-from edgese.graphs.artefacts import TENSORRT, EngineFolder, OnMessage, is_for, open_artefact
+from edgese.graphs.engines import TENSORRT, EngineFolder, OnMessage, is_for, open_exported
 from edgese.graphs.streaming import samples
 from edgese.machine import host as machine
 from edgese.machine.jetson import JetsonError
@@ -197,7 +197,7 @@ def _measure(
     pinned = contextlib.nullcontext() if core is None else machine.pinned([core])
     with (
         pinned,
-        open_artefact(
+        open_exported(
             content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
         ) as opened,
     ):

@@ -15,7 +15,7 @@ from edgese.audio import Wave
 from edgese.device.candidates import find_runtimes
 from edgese.device.content import Content
 from edgese.errors import EdgeseError
-from edgese.graphs.artefacts import EngineFolder, OnMessage, is_for, open_artefact
+from edgese.graphs.engines import EngineFolder, OnMessage, is_for, open_exported
 from edgese.graphs.streaming import run, samples
 from edgese.metrics.difference import agreement
 from export import ExportError
@@ -121,7 +121,7 @@ def _try(content: Content, graph: Graph, runtime: str, engines: EngineFolder, on
         limit_db = limits["snr_db"]
         wave, wanted = _whole_blocks(graph, *content.golden_vectors(graph.variant))
         n_hops = len(wave) // samples(graph, 1)
-        with open_artefact(
+        with open_exported(
             content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
         ) as opened:
             stream = opened.stream(graph.states, streams=1)

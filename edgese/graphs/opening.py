@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgese.graphs.artefacts import EngineFolder, OnMessage, open_artefact
+from edgese.graphs.engines import EngineFolder, OnMessage, open_exported
 from export.bundle import WEIGHTS, Bundle, Graph
 from runtimes.base import Runtime
 from runtimes.registry import open_runtime
@@ -45,7 +45,7 @@ def open_graph(
     wanted = wanted_metadata(bundle, graph)
     if runtime != "pytorch":
         engines = engine_folder(bundle)
-        with open_artefact(
+        with open_exported(
             bundle, graph, runtime, engines, metadata=wanted, threads=threads, on_message=on_message
         ) as opened:
             yield opened

@@ -39,21 +39,21 @@ from edgese.graphs.streaming import aligned, in_overlapped, run
 from edgese.machine.host import describe, tool_versions
 from edgese.metrics.difference import TensorError, snr_db, tensor_error
 from edgese.metrics.pairs import Recording
-from edgese.metrics.scores import WaveError, packages, pesq_wb, stoi, wave_error
+from edgese.metrics.scores import packages, pesq_wb, stoi, wave_error
 from edgese.model.enhancer import WaveformEnhancer
-from edgese.verify import checks as trials
+from edgese.verify import checks as check
 from edgese.verify.agreement import judge
 from edgese.verify.as_planned import rounded_as_planned
 from edgese.verify.findings import Check, Listener, Proof, Streamed, Verification
-from edgese.verify.limits import LIMITS, VERIFICATION_HOPS, Limits
-from edgese.verify.truth import Truth, float64_truth, in_segments, long_sound, pytorch_truth, streamed
+from edgese.verify.limits import LIMITS, Limits
+from edgese.verify.reference import TENTHS, Reference
+from edgese.verify.truth import Truth, in_segments, streamed
 from export import ExportError
 from export.bundle import MANIFEST, Bundle, Graph
 from runtimes.base import Runtime, RuntimeUnavailable
 from runtimes.registry import load_runtime
 
 MINUTES = 10.0  # a state that loses precision shows it within 3,000 hops, 24 s; drift that is slower, in minutes
-TENTHS = 10
 HALF_BLOCK = 8  # hops at a time
 NOT_OF_SEGMENTS = ("reset of the state", "drift", "causality", "delay", "random blocks")
 
@@ -102,7 +102,7 @@ def prove(
         tell(f"PyTorch{f' with {variant}' if variant else ''}, float32 and float64")
         enhancer = bundle_enhancer(bundle, variant)
         require_contract(enhancer)
-        reference = _Reference.of(enhancer, graphs, recordings, minutes, segments)
+        reference = Reference.of(enhancer, graphs, recordings, minutes, segments)
         if not pytorch:
             together += _as_declared(segments, reference.enhancer)
         pytorch[variant] = reference.enhanced[0]
@@ -136,66 +136,6 @@ class _Steps:
 # What is compared with
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reference:
-    """PyTorch's outputs for all that the graphs of one variant are run on."""
-
-    enhancer: WaveformEnhancer
-    truth: Truth  # float32, the long stream
-    exact: Truth  # float64, its first 3,000 hops
-    own_error: WaveError  # of float32 from float64
-    enhanced: tuple[Wave, ...]  # each recording, aligned with it
-    scores: tuple[tuple[float, float], ...]  # PESQ-WB and STOI of each
-    segments: Segments | None  # of a network that is not causal, which takes each recording in these
-    whole: Wave | None  # what it makes of the long stream's beginning in one pass
-
-    @classmethod
-    def of(
-        cls,
-        enhancer: WaveformEnhancer,
-        graphs: Sequence[Graph],
-        recordings: Sequence[Recording],
-        minutes: float,
-        segments: Segments | None,
-    ) -> _Reference:
-        audio = enhancer.audio
-        multiple = math.lcm(*(graph.block for graph in graphs))
-
-        def whole(n_hops: float) -> int:
-            """Samples of at least `n_hops` hops, in whole blocks of every size."""
-            return math.ceil(n_hops / multiple) * multiple * audio.hop
-
-        n_seams = 0 if segments is None else trials.seam_samples(segments) // audio.hop
-        n_long = whole(max(minutes * 60_000 / audio.hop_ms, VERIFICATION_HOPS, n_seams))
-        once = long_sound([recording.noisy for recording in recordings], -(-n_long // TENTHS))
-        truth = pytorch_truth(enhancer, np.tile(once, TENTHS)[:n_long], multiple)
-        exact = float64_truth(enhancer, truth.wave[: whole(VERIFICATION_HOPS)], multiple)
-        enhanced = tuple(_enhanced(enhancer, recording.noisy, segments) for recording in recordings)
-        scores = tuple(
-            (pesq_wb(recording.clean, wave), stoi(recording.clean, wave))
-            for recording, wave in zip(recordings, enhanced, strict=True)
-        )
-        own_error = wave_error(exact.enhanced, truth.enhanced[: len(exact.enhanced)])
-        in_one_pass = None
-        if segments is not None:
-            in_one_pass = _enhanced(enhancer, truth.wave[: trials.seam_samples(segments)], None)
-        return cls(enhancer, truth, exact, own_error, enhanced, scores, segments, in_one_pass)
-
-
-@torch.no_grad()
-def _enhanced(enhancer: WaveformEnhancer, wave: Wave, segments: Segments | None) -> Wave:
-    """PyTorch's output for a recording, aligned with it: in overlapped segments, or in one pass."""
-    if segments is None:
-        enhanced: Wave = enhancer.enhance(torch.from_numpy(wave)[None])[0].numpy()
-        return enhanced
-
-    def call(segment: Wave) -> Wave:
-        enhanced: Wave = in_segments(enhancer, torch.from_numpy(segment[0]), segments.size).numpy()
-        return enhanced[None]
-
-    return segments.recording(wave, call)
-
-
 def _as_declared(segments: Segments | None, enhancer: WaveformEnhancer) -> list[Check]:
     """Check that manifest and network agree on being causal; nothing where both say that it is."""
     if segments is None and enhancer.network.causal:
@@ -208,7 +148,7 @@ def _as_declared(segments: Segments | None, enhancer: WaveformEnhancer) -> list[
 
 
 def _prove_graph(
-    bundle: Bundle, graph: Graph, runtime: str, reference: _Reference, recordings: Sequence[Recording]
+    bundle: Bundle, graph: Graph, runtime: str, reference: Reference, recordings: Sequence[Recording]
 ) -> Proof:
     if graph.precision not in LIMITS:
         wanted = f"one with limits: {', '.join(LIMITS)}"
@@ -220,7 +160,7 @@ def _prove_graph(
     excerpt: Wave | None = None
     try:
         with open_graph(bundle, graph, runtime) as opened:
-            checks.append(trials.interface(opened, graph))
+            checks.append(check.interface(opened, graph))
             if checks[0].passed:
                 streamed, found = _stream_long(opened, graph, reference, limits)
                 listeners, excerpt = _score_recordings(opened, graph, reference, recordings)
@@ -228,17 +168,17 @@ def _prove_graph(
                 if reference.segments is None or reference.whole is None:
                     overlap = audio_facts(bundle).overlap_samples
                     checks += [
-                        trials.reset(opened, graph, wave),
-                        trials.causality(opened, graph, wave),
-                        trials.delay(opened, graph, recordings[0].noisy, overlap),
+                        check.reset(opened, graph, wave),
+                        check.causality(opened, graph, wave),
+                        check.delay(opened, graph, recordings[0].noisy, overlap),
                     ]
                 else:
-                    checks.append(trials.seams(opened, graph, reference.segments, wave, reference.whole))
+                    checks.append(check.seams(opened, graph, reference.segments, wave, reference.whole))
                 checks += [
-                    trials.streams_at_once(opened, graph, wave, limits),
-                    trials.extremes(opened, graph),
+                    check.streams_at_once(opened, graph, wave, limits),
+                    check.extremes(opened, graph),
                     rounded_as_planned(bundle, graph, reference.enhancer),
-                    trials.reference_vectors(opened, graph, *_reference_vectors(bundle, graph.variant), limits),
+                    check.reference_vectors(opened, graph, *_reference_vectors(bundle, graph.variant), limits),
                 ]
     except RuntimeUnavailable as error:
         checks.append(Check("runs", False, str(error), "no error"))
@@ -253,15 +193,15 @@ def _together(bundle: Bundle, graphs: Sequence[Graph], runtime: str, truth: Trut
         try:
             with contextlib.ExitStack() as stack:
                 opened = [(graph, stack.enter_context(open_graph(bundle, graph, runtime))) for graph in same]
-                check = trials.taking_over(opened, truth, LIMITS[precision])
+                found = check.taking_over(opened, truth, LIMITS[precision])
         except RuntimeUnavailable as error:
-            check = Check("random blocks", False, str(error), "no error")
-        name = " ".join(filter(None, (check.name, "of", precision, same[0].variant, "in", runtime)))
-        checks.append(dataclasses.replace(check, name=name))
+            found = Check("random blocks", False, str(error), "no error")
+        name = " ".join(filter(None, (found.name, "of", precision, same[0].variant, "in", runtime)))
+        checks.append(dataclasses.replace(found, name=name))
     return checks
 
 
-def _half_in_pytorch(bundle: Bundle, precision: str, variant: str, reference: _Reference) -> list[Check]:
+def _half_in_pytorch(bundle: Bundle, precision: str, variant: str, reference: Reference) -> list[Check]:
     """Check of a precision's half-precision products in PyTorch over 3,000 hops, operands and results rounded.
 
     ONNX Runtime and OpenVINO compute float16 in float32 on most CPUs: there, only the weights are rounded, and what is
@@ -294,7 +234,7 @@ def _reference_vectors(bundle: Bundle, variant: str) -> tuple[Wave, Wave]:
     return batch["wave"][0], batch[f"enhanced_{variant}" if variant else "enhanced"][0]
 
 
-def _stream_long(opened: Runtime, graph: Graph, reference: _Reference, limits: Limits) -> tuple[Streamed, list[Check]]:
+def _stream_long(opened: Runtime, graph: Graph, reference: Reference, limits: Limits) -> tuple[Streamed, list[Check]]:
     truth, exact, audio = reference.truth, reference.exact, reference.enhancer.audio
     stream = opened.stream(graph.states, streams=1)
     took: list[float] = []
@@ -323,7 +263,7 @@ def _stream_long(opened: Runtime, graph: Graph, reference: _Reference, limits: L
     n_bad = sum(error.n_bad for error in (*found.tensors, *found.tensors_float64))
     snr = f"SNR >= {limits.snr_db:.0f} dB"
     length = f"{result.n_hops:,} hops" if states else f"{result.n_hops // graph.block:,} segments"
-    of_states = f", states within {trials.bound(limits.state_relative)} of their range" if states else ""
+    of_states = f", states within {check.bound(limits.state_relative)} of their range" if states else ""
     drift = Check(
         "drift",
         falls_db <= limits.drift_db and min(first_db, last_db) >= limits.snr_db,
@@ -335,7 +275,7 @@ def _stream_long(opened: Runtime, graph: Graph, reference: _Reference, limits: L
             "agrees with PyTorch",
             result.passed,
             "; ".join(result.failures) or f"SNR {result.snr_db:.1f} dB, samples within {result.max_abs:.1e}",
-            f"{snr}, samples within {trials.bound(limits.max_abs)}{of_states}, over {length}",
+            f"{snr}, samples within {check.bound(limits.max_abs)}{of_states}, over {length}",
         ),
         Check(
             "agrees with float64",
@@ -354,7 +294,7 @@ def _tensor_errors(truth: Truth, enhanced: Wave, states: Mapping[str, NDArray[An
 
 
 def _score_recordings(
-    opened: Runtime, graph: Graph, reference: _Reference, recordings: Sequence[Recording]
+    opened: Runtime, graph: Graph, reference: Reference, recordings: Sequence[Recording]
 ) -> tuple[tuple[Listener, ...], Wave]:
     overlap, segments = reference.enhancer.audio.overlap, reference.segments
     waves = [

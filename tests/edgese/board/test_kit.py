@@ -11,7 +11,7 @@ import pytest
 from edgese.board import kit as engines
 from edgese.board.kit import BuiltEngines, Kit, for_tensorrt
 from edgese.errors import OutputError
-from edgese.graphs.artefacts import EngineFolder
+from edgese.graphs.engines import EngineFolder
 from export import ExportError
 from export.bundle import Bundle, Graph
 from runtimes.base import RuntimeUnavailable

@@ -438,7 +438,7 @@ class Recorded:
             monkeypatch.setattr(f"{place}.tensorrt_library", lambda: library)
         for place in ("edgese.device.__main__", "edgese.device.latency"):
             monkeypatch.setattr(f"{place}.read_device", lambda: Device("Orin", "SM87", 8))
-        monkeypatch.setattr("edgese.graphs.artefacts.cached_engine", cached)
+        monkeypatch.setattr("edgese.graphs.engines.cached_engine", cached)
         monkeypatch.setitem(candidates.RUNTIMES, "tensorrt", lambda: _AsTensorRt)
 
 
@@ -477,7 +477,7 @@ def test_an_engine_that_cannot_be_built_fails_its_graph_only(
             raise ExportError(f"{graph.name}: cannot be built")
         return graph
 
-    monkeypatch.setattr("edgese.graphs.artefacts.cached_engine", refuse)
+    monkeypatch.setattr("edgese.graphs.engines.cached_engine", refuse)
     code, out, _ = run("self-test", "--runtime", "tensorrt")
     assert (code, out.splitlines()[-1]) == (1, "self-test: 1 of 2 graphs in tensorrt: FAILED")
     assert "fp32-block16.onnx in tensorrt: FAILED: fp32-block16.onnx: cannot be built\n" in out

@@ -13,7 +13,7 @@ from edgese.board.archive import unpack_archive, write_archive
 from edgese.device.__main__ import main
 from edgese.device.content import Content
 from edgese.device.latency import Report, measure
-from edgese.graphs.artefacts import EngineFolder
+from edgese.graphs.engines import EngineFolder
 from edgese.machine import power
 from edgese.machine import watch as readings
 from edgese.machine.jetson import JetsonError

@@ -401,7 +401,7 @@ def recordings() -> list[Recording]:
 
 @pytest.fixture
 def proven(recordings: list[Recording], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verification]:
-    monkeypatch.setattr("edgese.verify.prove.VERIFICATION_HOPS", 300)
+    monkeypatch.setattr("edgese.verify.reference.VERIFICATION_HOPS", 300)
 
     def proof(bundle: Bundle, *precisions: str) -> Verification:
         return prove(bundle, precisions=precisions, recordings=recordings, minutes=0)

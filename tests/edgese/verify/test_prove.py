@@ -40,7 +40,7 @@ def recordings() -> list[Recording]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that shows in 24 s shows in 6."""
-    monkeypatch.setattr("edgese.verify.prove.VERIFICATION_HOPS", 750)
+    monkeypatch.setattr("edgese.verify.reference.VERIFICATION_HOPS", 750)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Opening of a bundle's graph in a runtime: its ONNX file, or the TensorRT engine that is built from it and kept.
+"""TensorRT engines of a bundle's graphs, the folder that keeps them, and the opening of an engine or ONNX file.
 
 On a board and at the desk alike; neither PyTorch nor the onnx package is needed (opening.py adds PyTorch).
 """
@@ -56,7 +56,7 @@ def is_for(graph: Graph, runtime: str) -> bool:
     return not (runtime == TENSORRT and graph.precision == CPU_ONLY)
 
 
-def open_artefact(
+def open_exported(
     bundle: Bundle,
     graph: Graph,
     runtime: str,
