@@ -98,6 +98,6 @@ def test_packing_needs_no_torch_and_no_onnx(folder: Path, tmp_path: Path) -> Non
         "except SystemExit as done: assert not done.code\n"
         "print({'torch', 'onnx', 'onnxruntime'} & set(sys.modules))"
     )
-    done = run_python(["-c", program], tmp_path)
+    done = run_python(["-c", program], tmp_path, cold=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == b"set()"

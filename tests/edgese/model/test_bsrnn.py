@@ -435,6 +435,7 @@ def test_a_streaming_graph_agrees_over_300_carried_hops(
     assert (whole(causal, torch.from_numpy(waves)) - wanted).abs().max() == 0  # exporting changed nothing
 
 
+@pytest.mark.slow
 def test_a_segment_graph_agrees_and_has_a_node_for_each_lstm(
     published: WaveformEnhancer, speech_like, tmp_path: Path
 ) -> None:
