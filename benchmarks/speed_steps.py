@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import edgese.model.mamba
+import edgese.model.mbs_net
 import export.graph
 import runtimes.ort
 from benchmarks import undone
@@ -82,7 +83,10 @@ def steps(enhancer: WaveformEnhancer) -> list[Step]:
     """All steps, the shipped form first."""
     mamba, levels, ort_only = edgese.model.mamba, onnxruntime.GraphOptimizationLevel, ("onnxruntime",)
     state_shapes = undone.with_states_last(MbsNet.initial_state)
-    side_by_side = tuple((MbsNet, name, undone.SideBySide.__dict__[name]) for name in ("forward", "_compress"))
+    side_by_side = (
+        (MbsNet, "forward", undone.SideBySide.forward),
+        (edgese.model.mbs_net, "features", undone.features_side_by_side),
+    )
     return [
         Step("shipped"),
         Step("frame by frame", ((mamba, "unrolled_scan", undone.frame_by_frame),), blocks=SEVERAL),

@@ -117,10 +117,11 @@ class SideBySide(MbsNet):
         cos, sin = rotation.split(1, -1)
         return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-1), state
 
-    def _compress(self, x: Tensor) -> Tensor:
-        log_magnitude = 0.5 * torch.log((x * x).sum(-1, keepdim=True) + POWER_FLOOR)
-        shrink = torch.exp((self.config.compression - 1) * log_magnitude)
-        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-1)
+
+def features_side_by_side(x: Tensor, exponent: float) -> Tensor:
+    """Features of `edgese.model.compression`, worked on as they come: (B, T, F, 2) -> (B, T, F, 3)."""
+    log_magnitude = 0.5 * torch.log((x * x).sum(-1, keepdim=True) + POWER_FLOOR)
+    return torch.cat([x * torch.exp((exponent - 1) * log_magnitude), 0.25 * log_magnitude], dim=-1)
 
 
 def products_per_band(self: BandDecoder, x: Tensor) -> Tensor:

@@ -480,8 +480,8 @@ import sys
 from pathlib import Path
 
 from edgese.config import read_train_config
-from edgese.data import open_data
 from edgese.errors import EdgeseError, TrainingError
+from edgese.train.data import open_data
 
 try:
     config = read_train_config(Path("config.toml"))
