@@ -101,8 +101,15 @@ class AudioWriter:
             file.close()
         except SoundFileError as error:
             raise self._failure(error) from error
-        with AudioReader(self.path, self.name) as written:
-            n_frames = written.info.n_frames if self.info.container != "MP3" else written.count()
+        try:
+            with AudioReader(self.path, self.name) as written:
+                n_frames = written.info.n_frames if self.info.container != "MP3" else written.count()
+        except AudioError as error:
+            found = str(error).removeprefix(f"{self.name}: ").partition(";")[0]
+            raise OutputError(
+                f"{self.name}: what was written cannot be read back ({found}); nothing was left there: free space or "
+                "choose another format"
+            ) from error
         if n_frames != self.n_written:
             raise OutputError(
                 f"{self.name}: {self.n_written} frames were written, {n_frames or 0} can be read back; "

@@ -480,7 +480,9 @@ def test_trained_weights_are_exported_and_enhance(
     assert np.abs(enhanced).max() > 0.01
 
 
-def test_an_export_that_fails_its_verification_is_not_published_and_exits_with_1(trained: Trained, folder: Path) -> None:
+def test_an_export_that_fails_its_verification_is_not_published_and_exits_with_1(
+    trained: Trained, folder: Path
+) -> None:
     """The proof is made to fail by limits that nothing can meet."""
     weights = trained.run / "weights.safetensors"
     program = (

@@ -282,7 +282,8 @@ def test_a_plot_is_a_png_beside_the_output(identity: Denoiser, noisy: Path) -> N
 def test_a_plot_that_cannot_be_made_leaves_no_output_either(
     identity: Denoiser, noisy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "edgese.enhance.plot", raising=False)
+    for drawing in ("edgese.enhance.plot", "edgese.pictures.figure"):
+        monkeypatch.delitem(sys.modules, drawing, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (todo,) = plan_jobs([str(noisy)], EnhanceOptions(plot=True))
     with pytest.raises(OutputError, match=rf"matplotlib is missing.*{re.escape(install_command('plot'))}"):

@@ -345,7 +345,7 @@ def test_another_network_is_refused(stored: Path, tiny_enhancer: WaveformEnhance
 
 def test_reading_takes_no_scipy(tmp_path: Path) -> None:
     """It comes with the [train] extra; `edgese export` reads calibrations without it."""
-    program = "import edgese.calibration, sys; sys.exit('scipy' in sys.modules)"
+    program = "import edgese.quantize.calibration, sys; sys.exit('scipy' in sys.modules)"
     assert run_python(["-c", program], cwd=tmp_path, cold=True).returncode == 0
 
 

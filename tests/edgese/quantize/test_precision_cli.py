@@ -132,7 +132,7 @@ def test_int8_without_what_it_needs_says_how_to_get_it(desk: Desk) -> None:
         code=1,
     )
     line = one_error(done)
-    assert line.startswith("error: int8: needs a calibration and recordings to hear its PESQ on: make one with ")
+    assert line.startswith("error: int8: needs a calibration and recordings to compute PESQ on: make one with ")
     assert "`edgese calibrate --data DIR`, give it with --calibration" in line
     assert not (desk.folder / "none.bundle").exists()
 

@@ -293,7 +293,7 @@ def test_an_output_fails_with_its_reason(enhanced: np.ndarray, reason: str, verd
         ({"conv": STATE}, "state ssm: missing or of another shape"),
         ({"ssm": STATE[0]}, "state ssm: missing or of another shape"),
         ({"ssm": STATE + np.float32(0.01)}, "state ssm: differs by 0.005 of its range"),
-        ({"ssm": STATE * np.float32(np.nan)}, "state ssm: differs by nan of its range"),
+        ({"ssm": STATE * np.float32(np.nan)}, "state ssm: differs by inf of its range"),
         ({"ssm": STATE * np.float32(np.inf)}, "state ssm: differs by"),
     ],
 )
