@@ -28,7 +28,7 @@ from edgese.errors import AudioError, EdgeseError
 from edgese.graphs.precision import Precision
 from edgese.machine.processes import in_processes
 from edgese.metrics import scores as metrics
-from edgese.metrics.pairs import _by_stem, pair_files
+from edgese.metrics.pairs import files_by_stem, pair_files
 
 Scores = dict[str, float]
 Which = Literal["noisy", "enhanced", "gain"]  # gain: enhanced - noisy, file by file
@@ -294,7 +294,7 @@ def _sources(system: Path, names: Sequence[str], options: EnhanceOptions, data: 
     if _is_bundle(system):
         denoiser_factory(system, options)  # whatever is wrong with the bundle is raised here, once
         return dict.fromkeys(names, system)
-    files = _by_stem(system)
+    files = files_by_stem(system)
     found = {name: files[name] for name in names if name in files}
     if not found:
         raise AudioError(f"{system}: neither a bundle nor a folder with enhanced files named like those of {data}")

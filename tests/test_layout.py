@@ -137,6 +137,17 @@ def order_violations(imports: Sequence[Import]) -> list[str]:
     ]
 
 
+def private_names(root: Path, folders: Sequence[str] = FOLDERS) -> list[str]:
+    """Names with a leading underscore that one of our modules takes from another."""
+    found = []
+    for file in (file for folder in folders for file in sorted((root / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and top(node.module) in FOLDERS:
+                private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name[:2] != "__"]
+                found += [f"{file.relative_to(root).as_posix()} imports {node.module}.{name}" for name in private]
+    return found
+
+
 def cycles(imports: Sequence[Import]) -> list[str]:
     """Modules of ours that import each other in a circle, late imports and type hints included."""
     graph: dict[str, set[str]] = {}
@@ -169,6 +180,16 @@ def test_no_modules_import_each_other_in_a_circle(imports: list[Import]) -> None
 
 def test_heavy_libraries_are_loaded_only_by_the_files_about_them(imports: list[Import]) -> None:
     assert heavy_violations(imports) == []
+
+
+def test_no_module_takes_a_private_name_from_another() -> None:
+    assert private_names(ROOT) == []
+
+
+def test_a_private_name_taken_from_another_module_is_detected(tmp_path: Path) -> None:
+    source = "from edgese import __version__\nfrom edgese.errors import AudioError, _hidden\nfrom numpy import _core"
+    written(tmp_path, {"edgese/audio/reader.py": source})
+    assert private_names(tmp_path) == ["edgese/audio/reader.py imports edgese.errors._hidden"]
 
 
 def test_nothing_imports_tests_or_benchmarks(imports: list[Import]) -> None:

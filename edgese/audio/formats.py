@@ -24,26 +24,15 @@ FORMATS: dict[str, tuple[str, str | None]] = {
     ".rf64": ("RF64", None),
 }
 
-
 # Suffixes of the files that are taken from a folder; a file that is named itself may have any.
 READABLE = (*FORMATS, ".aifc", ".snd", ".wave")
-
-
 CONTAINERS = tuple(dict.fromkeys(container for container, _ in FORMATS.values()))
-
-
-_INTEGER_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
-
-
+INTEGER_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # a sample; the others have 1 at most
-
-
-_LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_III")
-
+LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_III")
 
 # ADPCM and its like pad to whole blocks, ALAC crashes libsndfile 1.2.2 on a full disk: read, never written.
-SUBTYPES = (*_INTEGER_BITS, "FLOAT", "DOUBLE", "ULAW", "ALAW", *_LOSSY)
-
+SUBTYPES = (*INTEGER_BITS, "FLOAT", "DOUBLE", "ULAW", "ALAW", *LOSSY)
 
 # The subtype that loses least where a container cannot hold the input's own.
 _NEAREST = {
@@ -54,10 +43,7 @@ _NEAREST = {
     "PCM_S8": ("PCM_U8",),
 }
 
-
 _MAX_RIFF_BYTES = 0xFFFFFFFF - (1 << 20)  # sizes in a WAV are 32-bit; leave room for its header
-
-
 _MAX_VORBIS_RATE_HZ = 192_000  # libvorbis crashes above 200 kHz
 
 
@@ -109,7 +95,12 @@ def choose_format(source: AudioInfo, suffix: str, container: str | None, subtype
     return dataclasses.replace(source, container=chosen, subtype=str(picked))
 
 
-def _check_writable(name: str, info: AudioInfo) -> None:
+def require_writable(name: str, info: AudioInfo) -> None:
+    """Refuse a format that libsndfile would crash on.
+
+    Raises:
+        AudioError: the rate is too high for the format.
+    """
     if info.subtype == "VORBIS" and info.sample_rate_hz > _MAX_VORBIS_RATE_HZ:
         raise AudioError(
             f"{name}: found {info.sample_rate_hz} Hz, wanted at most {_MAX_VORBIS_RATE_HZ} in OGG VORBIS: "

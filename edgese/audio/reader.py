@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 64
 MIN_LENGTH_MS = 32  # one STFT window at 16 kHz
-
-
 _BLOCK_SAMPLES = 1 << 20  # of all channels together
 _MAX_CHUNKS = 1000
 

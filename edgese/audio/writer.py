@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgese.atomic_file import PartialFile, shown
 from edgese.audio import Samples
-from edgese.audio.formats import _INTEGER_BITS, _LOSSY, AudioInfo, _check_writable
+from edgese.audio.formats import INTEGER_BITS, LOSSY, AudioInfo, require_writable
 from edgese.audio.libsndfile import SoundFile, SoundFileError, reason
 from edgese.errors import AudioError, OutputError
 
@@ -46,7 +46,7 @@ class AudioWriter:
         self.info = info
         self.n_written = 0
         self.n_clipped = 0
-        _check_writable(self.name, info)
+        require_writable(self.name, info)
         self._partial = PartialFile(target, self.name)
         self._file: Any = None
         try:
@@ -122,10 +122,10 @@ class AudioWriter:
 
     def _encoded(self, block: Samples) -> NDArray[Any]:
         subtype = self.info.subtype
-        if subtype in ("FLOAT", "DOUBLE", *_LOSSY):
+        if subtype in ("FLOAT", "DOUBLE", *LOSSY):
             return block
         self.n_clipped += int(np.count_nonzero(np.abs(block) > 1.0))
-        bits = _INTEGER_BITS.get(subtype)
+        bits = INTEGER_BITS.get(subtype)
         if bits is None:
             limited: Samples = block.clip(-1.0, 1.0)
             return limited

@@ -1,9 +1,5 @@
 """Enhancement of recordings: waveform -> runtime -> waveform, one path for every runtime, in constant memory.
 
-    jobs = plan(["noisy.wav"], EnhanceOptions())
-    with stopping_on_signals() as stop:
-        outcomes = enhance_files(jobs, denoiser_factory(shipped_bundle(), jobs[0].options), stop=stop)
-
 The network runs at 16 kHz: what it gives back at higher rates holds nothing above 8 kHz, unless an attenuation limit
 lets a part of the input through. Each channel is enhanced by itself, as one stream of the graph. Output and input have
 the same length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed. A network

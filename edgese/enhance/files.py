@@ -1,4 +1,9 @@
-"""Enhancement of files: one, or many on all cores; each output appears whole or not at all."""
+"""Enhancement of files: one, or many on all cores; each output appears whole or not at all.
+
+jobs = plan_jobs(["noisy.wav"], EnhanceOptions())
+with stopping_on_signals() as stop:
+    outcomes = enhance_files(jobs, denoiser_factory(shipped_bundle(), jobs[0].options), stop=stop)
+"""
 
 from __future__ import annotations
 
@@ -28,8 +33,6 @@ from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
 
 _SILENCE_DBFS = -200.0
-
-
 Progress = Callable[[Job, float, "float | None"], None]  # job, seconds done, seconds in all if known
 
 

@@ -14,8 +14,6 @@ from types import FrameType
 from typing import TypeVar
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 

@@ -55,7 +55,7 @@ def pair_files(data: Path) -> dict[str, tuple[Path, Path]]:
     Raises:
         AudioError: no pairs there, or two files of one name.
     """
-    clean, noisy = (_by_stem(data / kind) for kind in ("clean", "noisy"))
+    clean, noisy = (files_by_stem(data / kind) for kind in ("clean", "noisy"))
     names = sorted(clean.keys() & noisy.keys())
     if not names:
         raise AudioError(f"{data}: found no pairs, wanted files of the same names in clean/ and noisy/")
@@ -65,7 +65,12 @@ def pair_files(data: Path) -> dict[str, tuple[Path, Path]]:
     return {name: (clean[name], noisy[name]) for name in names}
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def files_by_stem(folder: Path) -> dict[str, Path]:
+    """Audio files of a folder by their names without suffixes.
+
+    Raises:
+        AudioError: no such folder, or two files of one name.
+    """
     if not folder.is_dir():
         raise AudioError(f"{folder}: no such folder")
     files: dict[str, Path] = {}

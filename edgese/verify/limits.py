@@ -31,7 +31,6 @@ _INT8 = Limits(
     "below 20 dB is no rounding. A wrong scale may stay above: scales are also compared with the manifest's ranges",
 )
 
-
 LIMITS = {
     "fp32": Limits(
         max_abs=1e-5,
