@@ -3,7 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+# A file's tests share what they make, so each file goes to one process.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# The tests start Python hundreds of times: sources are not compiled anew each time, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-fast check clean
 
 demo: $(VENV)/.base  ## enhance the shipped noisy sample and draw it before and after
 	@mkdir -p out
@@ -11,7 +16,10 @@ demo: $(VENV)/.base  ## enhance the shipped noisy sample and draw it before and 
 	@echo "listen: edgese/samples/noisy.flac, then out/enhanced.flac; look: out/enhanced.png"
 
 test: $(VENV)/.dev  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/.dev  ## all but the slow ones
+	$(PYTEST) -m "not slow" --durations 10
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

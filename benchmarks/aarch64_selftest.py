@@ -1,4 +1,4 @@
-"""A device bundle's self-test under an emulated aarch64 userland: the code and ONNX Runtime's ARM kernels, no board.
+"""Self-test of a device bundle in an emulated aarch64 userland: the code and ONNX Runtime's ARM kernels, no board.
 
     python -m benchmarks.aarch64_selftest [--archive FILE] [--root out/aarch64] [--block 1 ... for the self-test]
 
@@ -18,8 +18,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from edgese.enhance import shipped_bundle
-from edgese.packing import unpack_archive, write_archive
+from edgese.board.archive import unpack_archive, write_archive
+from edgese.graphs.bundles import shipped_bundle
 from export.bundle import Bundle
 
 SOURCE = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"
@@ -32,7 +32,7 @@ _EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 
 def lacking() -> str | None:
-    """Why it cannot be run here, with the mend; None: it can."""
+    """Reason why the self-test cannot be run here, with the mend; None if it can."""
     if emulator() is None:
         return "qemu-aarch64 is missing: apt-get install qemu-user"
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
@@ -40,12 +40,12 @@ def lacking() -> str | None:
 
 
 def emulator() -> str | None:
-    """The emulator's path."""
+    """Path of the emulator; None if there is none."""
     return next(filter(None, map(shutil.which, _EMULATORS)), None)
 
 
 def make_userland(root: Path) -> None:
-    """Python, NumPy and ONNX Runtime for aarch64 in the folder `root`, unless they are there.
+    """Install Python, NumPy and ONNX Runtime for aarch64 in the folder `root`, unless they are there.
 
     Raises:
         subprocess.CalledProcessError: the packages cannot be fetched.
@@ -71,7 +71,7 @@ def make_userland(root: Path) -> None:
 
 
 def self_test(bundle_root: Path, userland: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The self-test of an unpacked device bundle under the emulator."""
+    """Run the self-test of an unpacked device bundle under the emulator; returns the process."""
     python = userland / "usr/bin/python3.11"
     command = [emulator(), "-L", userland, python, "-I", bundle_root / "run", "self-test", *arguments]
     return subprocess.run(list(map(str, command)), env={}, capture_output=True, text=True, timeout=1800, check=False)
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def _apt_settings(folder: Path) -> list[str]:
-    """An apt that knows of arm64 only and keeps everything in `folder`."""
+    """Options for an apt-get that knows of arm64 only and keeps everything in `folder`."""
     for place in ("lists/partial", "archives/partial"):
         (folder / place).mkdir(parents=True)
     (folder / "status").touch()

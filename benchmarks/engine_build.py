@@ -1,4 +1,4 @@
-"""What building an engine of each graph of a bundle takes: seconds, bytes and layers, as a Markdown table.
+"""Cost of building an engine of each graph of a bundle: seconds, bytes and layers, as a Markdown table.
 
     python -m benchmarks.engine_build [--model BUNDLE] [--library tensorrt] [--streams 1 1 4] [--capability SM86]
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.machine import Row, describe, parser
-from edgese.enhance import shipped_bundle
+from benchmarks.machine import Row, parser
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import describe
 from export.bundle import Bundle
 from export.engine import BuildOptions, build_engine
-from export.tensorrt_api import library_name, read_device, tensorrt_library
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import Row, Usage, describe, enhance_command, parser, report, run_measured, verdict
+from benchmarks.machine import Row, Usage, enhance_command, parser, report, run_measured, verdict
 from benchmarks.sound import write_sound
+from edgese.machine.host import describe
 
 BAR_MB = 20.0
 
@@ -42,7 +43,7 @@ def main() -> None:
     ]
     short_mb, long_mb = (usage.peak_mb for usage in usages)
     if short_mb is None or long_mb is None:
-        raise SystemExit("edgese enhance took less memory than this benchmark itself: its peak cannot be told")
+        raise SystemExit("edgese enhance took less memory than this benchmark itself: its peak is not known")
     found = f"{long_mb - short_mb:+.1f} MB, ratio {long_mb / short_mb:.3f}"
     bar = f"peaks for {lengths[1]:g} s and {lengths[0]:g} s differ by less than {BAR_MB:g} MB"
     note = verdict(bar, found, abs(long_mb - short_mb) < BAR_MB)
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def enhance_generated(command: Sequence[str], folder: Path, seconds: float, rate_hz: int, channels: int) -> Usage:
-    """What the command costs on a file of this length; both files are removed."""
+    """Time and memory of the command on a file of this length; both files are removed."""
     noisy, clean = folder / "noisy.wav", folder / "clean.wav"
     write_sound(noisy, seconds, rate_hz=rate_hz, channels=channels)
     usage = run_measured([*command, str(noisy), "-o", str(clean)])

@@ -1,4 +1,4 @@
-"""How far the method of `edgese bench --estimate` is off where it can be checked: on a core of this machine's CPU.
+"""Error of the method of `edgese bench --estimate` where it can be checked: on a core of this machine's CPU.
 
     python -m benchmarks.estimate_check [--model BUNDLE] [--seconds 5]
 
@@ -20,14 +20,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from benchmarks.machine import describe, parser
+from benchmarks.machine import parser
 from benchmarks.sgemm import sgemm_gflops
 from edgese.bench.estimate import predict_cpu_ms
 from edgese.bench.measure import Settings, choose, sound_file
 from edgese.bench.probe import Probe
 from edgese.bench.workload import read_workload
-from edgese.enhance import shipped_bundle
-from edgese.machine import allowed_cores, pinned
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import allowed_cores, describe, pinned
 from export.bundle import Bundle
 
 COPY_BYTES = 256 * 2**20  # of each array
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def copy_gbs() -> float:
-    """Bytes read and written a second by the fastest of several copies, 1e9; both arrays are touched beforehand."""
+    """Bandwidth of the fastest of several copies, 1e9 bytes read and written a second; arrays are touched before."""
     source, target = np.ones(COPY_BYTES // 8), np.zeros(COPY_BYTES // 8)
     shortest_s = float("inf")
     for _ in range(COPIES):
@@ -86,7 +86,7 @@ def copy_gbs() -> float:
 
 
 def node_us() -> float:
-    """What ONNX Runtime takes for one of a chain of sums of one number: the median of many runs, by the node."""
+    """Time of a node without work in ONNX Runtime, us: the median over runs of a chain of sums of one number."""
     one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", f"t{NODES}")]
     nodes = [helper.make_node("Add", [f"t{index}", "one"], [f"t{index + 1}"]) for index in range(NODES)]

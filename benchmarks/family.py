@@ -1,4 +1,4 @@
-"""The networks of the family side by side: size, operations, scores on clean/noisy pairs, speed on one core, latency.
+"""Comparison of the networks of the family: size, operations, scores on clean/noisy pairs, speed on one core, latency.
 
     python -m benchmarks.family --runs RUNS --data EVAL [--system FOLDER ...] [--bundles DIR] [--json]
 
@@ -13,12 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import Row, describe, parser, report
-from edgese.artefact import export_bundle, require_passed
+from benchmarks.machine import Row, parser, report
 from edgese.bench.measure import Settings, choose, sound_file
 from edgese.bench.probe import Probe
 from edgese.evaluate import Evaluation, evaluate_all
-from edgese.machine import allowed_cores
+from edgese.export_bundle import export_bundle, require_passed
+from edgese.machine.host import allowed_cores, describe
 from export.bundle import MANIFEST, Bundle
 
 WEIGHTS = "weights.safetensors"
@@ -55,14 +55,14 @@ FACTS = ("causal", "params_m", "gmac_s", "latency_ms", "call_ms", "rtf")
 
 
 def exported(weights: Path, folder: Path) -> Bundle:
-    """The bundle of a run's weights, verified."""
+    """Verified bundle of a run's weights; taken as it is where it exists."""
     if not (folder / MANIFEST).is_file():
         require_passed(export_bundle(weights, folder, name=folder.name))
     return Bundle.open(folder)
 
 
 def facts(bundle: Bundle, n_calls: int, runtime: str) -> dict[str, Any]:
-    """What a network is and how fast it is here."""
+    """Size, operations, latency and speed of a network here, by the columns of the table."""
     manifest = bundle.manifest
     blocks = {graph.block for graph in bundle.graphs}
     block = BLOCK if BLOCK in blocks else max(blocks)
@@ -82,7 +82,7 @@ def facts(bundle: Bundle, n_calls: int, runtime: str) -> dict[str, Any]:
 
 
 def scores(result: Evaluation, which: Any = "enhanced") -> dict[str, Any]:
-    """Means over the files that were scored."""
+    """Mean scores over the files that were scored, and their number."""
     mean = result.mean(which)
     return {"files": len(result.pairs)} | {name: mean.get(name) for name in SCORES}
 

@@ -1,4 +1,4 @@
-"""A bundle on the GPU at hand: how far each graph is from PyTorch over minutes, what calls take.
+"""Accuracy and speed of a bundle on the GPU at hand: difference from PyTorch over minutes, duration of calls.
 
     python -m benchmarks.gpu [--model BUNDLE] [--runtime tensorrt] [--precision fp16] [--block 8] [--minutes 10]
 
@@ -16,19 +16,22 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import Row, describe, parser, report
-from edgese.audio import Samples, read_wave
+from benchmarks.machine import Row, parser, report
+from edgese.audio import Samples
+from edgese.audio.reader import read_wave
 from edgese.bench.timing import Timing, back_to_back
-from edgese.enhance import SAMPLE, shipped_bundle
-from edgese.exported import bundle_enhancer
-from edgese.metrics import snr_db
-from edgese.opening import open_graph
-from edgese.streaming import run, samples
-from edgese.verify import Truth, long_sound, pytorch_truth
+from edgese.graphs.bundles import shipped_bundle
+from edgese.graphs.form import bundle_enhancer
+from edgese.graphs.opening import open_graph
+from edgese.graphs.streaming import run, samples
+from edgese.machine.host import describe
+from edgese.metrics.difference import snr_db
+from edgese.samples import NOISY
+from edgese.verify.truth import Truth, long_sound, pytorch_truth
 from export import ExportError
 from export.bundle import Bundle, Graph
-from export.tensorrt_api import read_device
 from runtimes.base import Runtime, RuntimeUnavailable
+from runtimes.gpu import read_device
 
 TENTHS = 10
 WARM_UP_CALLS = 50
@@ -48,7 +51,7 @@ def main() -> None:
     rate_hz, hop = (int(bundle.manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
     multiple = math.lcm(*options.block) * TENTHS
     n_hops = math.ceil(options.minutes * 60 * rate_hz / hop / multiple) * multiple
-    wave = long_sound([read_wave(SAMPLE, rate_hz)], n_hops * hop // TENTHS)
+    wave = long_sound([read_wave(NOISY, rate_hz)], n_hops * hop // TENTHS)
     truth = pytorch_truth(bundle_enhancer(bundle), np.tile(wave, TENTHS), multiple)
     rows: list[Row] = []
     notes = [f"{bundle.manifest['name']}; GPU: {read_device() or 'none'}; {n_hops:,} hops against PyTorch on the CPU"]
@@ -68,7 +71,7 @@ def main() -> None:
 def measure(
     bundle: Bundle, graph: Graph, runtime: str, truth: Truth, streams: list[int], n_calls: int, hop_s: float
 ) -> Row:
-    """One row of the table."""
+    """Table row of one graph in one runtime."""
     began = time.perf_counter()
     with open_graph(bundle, graph, runtime) as opened:
         opening_s = time.perf_counter() - began
@@ -96,7 +99,7 @@ def measure(
 
 
 def calls(opened: Runtime, graph: Graph, streams: int, n_calls: int, wave: Samples, period_s: float) -> Timing:
-    """Calls back to back, each stream elsewhere in the sound, after some to warm up."""
+    """Timing of calls back to back, each stream at another place in the sound, after some to warm up."""
     size = samples(graph, graph.block)
     blocks = wave[: len(wave) // size * size].reshape(-1, size)
     places = 7 * np.arange(streams)

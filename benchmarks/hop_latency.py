@@ -1,4 +1,4 @@
-"""The share of the SGEMM peak that one call on one core reaches, beside its latency; `edgese bench` tells the rest.
+"""Share of the SGEMM peak that one call on one core reaches, beside its latency; `edgese bench` measures the rest.
 
     python -m benchmarks.hop_latency [--model BUNDLE]
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from benchmarks.machine import Row, describe, parser, report, verdict
+from benchmarks.machine import Row, parser, report, verdict
 from benchmarks.sgemm import sgemm_gflops
 from edgese.bench.measure import Settings, choose, sound_file
 from edgese.bench.probe import Probe
 from edgese.bench.timing import Timing
-from edgese.enhance import shipped_bundle
-from edgese.machine import allowed_cores, pinned
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import allowed_cores, describe, pinned
 from export.bundle import Bundle
 
 SHARE_BARS = {1: 0.10, 8: 0.20}  # block -> least share of the SGEMM peak
@@ -27,7 +27,9 @@ SHARE_BARS = {1: 0.10, 8: 0.20}  # block -> least share of the SGEMM peak
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", type=Path, default=shipped_bundle(), help="a bundle; default: the shipped one")
-    arguments.add_argument("--blocks", type=int, nargs="+", default=[], help="default: all that the bundle has")
+    arguments.add_argument(
+        "--block", "--blocks", dest="blocks", type=int, nargs="+", default=[], help="default: all that the bundle has"
+    )
     arguments.add_argument("--precision", default="fp32")
     arguments.add_argument("--runtime", default="onnxruntime")
     arguments.add_argument("--seconds", type=float, default=30.0, help="sound that each measurement takes")
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 def summary(block: int, way: str, timing: Timing, *, flop_per_hop: int, peak_gflops: float) -> Row:
-    """One row of the table."""
+    """Table row of one block and way of calling."""
     gflops = block * flop_per_hop / timing.median_s / 1e9 if flop_per_hop else None
     return {
         "block": block,
@@ -68,7 +70,7 @@ def summary(block: int, way: str, timing: Timing, *, flop_per_hop: int, peak_gfl
 
 
 def bars(rows: list[Row]) -> list[str]:
-    """What DESIGN.md asks of one hop, and of the share of the peak."""
+    """Verdicts on the bars for one hop, and for the share of the peak."""
     notes = []
     for row in rows:
         block, share, p99_ms, hop_ms = row["block"], row["share"], row["p99_ms"], row["block_ms"]

@@ -1,11 +1,11 @@
-"""How many seconds of training audio a second the loader makes, with 0, 1 and 2 workers, and what one core makes.
+"""Throughput of the training loader: seconds of audio a second with 0, 1 and 2 workers, and per core.
 
     python -m benchmarks.loading                    # recordings made on the spot
     python -m benchmarks.loading --data DATA        # those of a folder that `edgese train` takes
 
 Mixtures at the default settings, in batches as training takes them. `per_core` is seconds of audio per second of CPU
-time of this process and its workers, which other load on the machine leaves alone; `made_ms` is that CPU time for one
-example. A GPU starves where it trains faster than `audio_per_second` grows with the workers.
+time of this process and its workers, which other load on the machine does not change; `made_ms` is that CPU time for
+one example. A GPU starves where it trains faster than `audio_per_second` grows with the workers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.machine import Row, describe, parser, report
+from benchmarks.machine import Row, parser, report
 from edgese.config import DataConfig
-from edgese.data import Examples, open_data
+from edgese.machine.host import describe
+from edgese.train.data import Examples, open_data
 
 RATE_HZ = 16_000
 BATCH = 8
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 class _Numbered(Dataset[tuple[torch.Tensor, ...]]):
-    """The first examples, as training's loader takes them."""
+    """Dataset of the first examples, as training's loader takes them."""
 
     def __init__(self, examples: Examples, length: int) -> None:
         self.examples, self.length = examples, length
@@ -68,7 +69,7 @@ class _Numbered(Dataset[tuple[torch.Tensor, ...]]):
 
 
 def measure(examples: Examples, workers: int, n_examples: int, config: DataConfig) -> Row:
-    """One pass over the first examples; the workers' start is part of it, as it is of a run's."""
+    """Table row of one pass over the first examples; the workers' start is part of it, as it is of a run's."""
     for index in range(20):
         examples(index)
     loader = DataLoader(
@@ -86,7 +87,10 @@ def measure(examples: Examples, workers: int, n_examples: int, config: DataConfi
 
 
 def write_stand_ins(folder: Path) -> Path:
-    """Eight speakers and twelve noises, 30 s each, and ten rooms: noise costs the loader what speech does."""
+    """Write eight speakers and twelve noises, 30 s each, and ten rooms, all of noise; returns their folder.
+
+    Noise costs the loader what speech does.
+    """
     rng = np.random.default_rng(0)
     for kind, count, n_samples in (("speech", 8, 30 * RATE_HZ), ("noise", 12, 30 * RATE_HZ), ("rir", 10, RATE_HZ)):
         (folder / kind).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What another process cost, and how measurements are shown with the machine that they were made on. Linux only."""
+"""Cost of another process, and reports of measurements with the machine that they were made on. Linux only."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from edgese.machine import MB as MB
-from edgese.machine import Machine, memory_mb
-from edgese.machine import describe as describe
+from edgese.machine.host import MB, Machine, memory_mb
 
 EDGESE = (sys.executable, "-m", "edgese")  # from the root this needs no installation
 
@@ -25,14 +23,14 @@ Row = Mapping[str, float | int | str | None]  # a column's name -> its value; No
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a script's docstring and knows `--json`."""
+    """Argument parser that shows a script's docstring and knows `--json`."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return made
 
 
 def enhance_command(model: Path | None) -> tuple[str, ...]:
-    """`edgese enhance` with a bundle, by default the shipped one; files and options are to be added."""
+    """Command `edgese enhance` with a bundle, by default the shipped one; files and options are to be added."""
     return (*EDGESE, "enhance", *(("--model", str(model)) if model else ()))
 
 
@@ -51,13 +49,13 @@ def report(name: str, machine: Machine, rows: Sequence[Row], notes: Sequence[str
 
 
 def verdict(bar: str, found: str, met: bool) -> str:
-    """One line about a bar of DESIGN.md, section 6."""
+    """Line that says whether a bar of the project is met, and what was found."""
     return f"{'met' if met else 'NOT MET'}: {bar}; found {found}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What one process cost from its start to its end."""
+    """Time and memory of one process from its start to its end."""
 
     wall_s: float
     cpu_s: float  # user and system, all threads
@@ -85,7 +83,7 @@ def run_measured(command: Sequence[str]) -> Usage:
 
 
 def peak_growth_mb(work: Callable[[], object]) -> float:
-    """By how much the resident memory of this process grows at most while `work` runs, over what it was before."""
+    """Peak growth of this process's resident memory while `work` runs, over what it was before, MB."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
     before = _memory_mb("VmRSS")

@@ -30,13 +30,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.machine import MB, Row, describe, parser, peak_growth_mb, report, verdict
+from benchmarks.machine import Row, parser, peak_growth_mb, report, verdict
 from edgese.config import AudioConfig, LossConfig
-from edgese.losses import Objective
+from edgese.machine.host import MB, describe
 from edgese.model import mamba
 from edgese.model.registry import build
 from edgese.model.scan import Scan, chunked_scan, full_scan
 from edgese.networks import MODELS
+from edgese.train.losses import Objective
 
 CONFIG = MODELS["base"]
 FORMS: dict[str, Callable[[int], Scan]] = {"full": lambda chunk: full_scan, "chunked": chunked_scan}
@@ -75,7 +76,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def measured_apart(what: str, form: str, batch: int, frames: int) -> dict[str, float]:
-    """The numbers of one form, from a process of its own."""
+    """Memory and time of one form, measured in a process of its own."""
     command = (sys.executable, "-m", "benchmarks.scan_memory", "--child", what, form)
     sizes = ("--batch", str(batch), "--frames", str(frames))
     environment = os.environ | GIVE_BACK
@@ -85,12 +86,12 @@ def measured_apart(what: str, form: str, batch: int, frames: int) -> dict[str, f
 
 
 def measure(what: str, form: str, batch: int, frames: int) -> dict[str, float]:
-    """The numbers of one form, in this process; a tiny run comes first, for what torch loads and makes only once."""
+    """Memory and time of one form, in this process; a tiny run comes first, for what torch loads only once."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     make = {"scan": scan_work, "step": step_work}[what]
     work = make(form)
-    work(1, 60)()  # shorter than that the objective's perceptual term hears nothing
+    work(1, 60)()  # the objective's perceptual term needs at least so many frames
     measured = work(batch, frames)
     kept = Kept()
     started = time.perf_counter()
@@ -102,7 +103,7 @@ def measure(what: str, form: str, batch: int, frames: int) -> dict[str, float]:
 
 
 def layers_discretised_mb(form: str, batch: int, frames: int, layers: int) -> float:
-    """See the module docstring."""
+    """Size of the discretised tensors that exist at a time, by arithmetic, MB; see the module docstring."""
     frame_mb = batch * CONFIG.n_bands * CONFIG.states * CONFIG.inner * 4 / MB
     return (2 * frames * layers if form == "full" else min(CONFIG.chunk, frames) + 1) * frame_mb
 
@@ -161,7 +162,7 @@ def step_work(form: str) -> Work:
 
 
 class Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what autograd saves for the backward pass, each storage once; views and repeats add nothing."""
+    """Counter of what autograd saves for the backward pass, each storage once; views and repeats add nothing."""
 
     def __init__(self) -> None:
         self._sizes: dict[int, int] = {}

@@ -1,12 +1,12 @@
-"""What overlapped segments cost beside one pass over the whole recording, by overlap, edge and fade.
+"""Loss by overlapped segments against one pass over the whole recording, by overlap, edge and fade.
 
     python -m benchmarks.segment_seams
 
 The network is the shipped one made to look ahead: the mean of its output and of its output on the reversed frames, so
 that it remembers both ways as long as a trained network does. Levels are those of the difference from the whole pass,
 over that of the whole pass's output: in the mean, and in the worst 32 ms, near the seams and far from them (as `verify`
-has it, edgese/trials.py). PESQ-WB is that of the whole pass less that of the segments, mean over the recording's
-repetitions. This is what the constants of edgese/segments.py and the limit of `verify` were chosen by.
+has it, edgese/verify/checks.py). PESQ-WB is that of the whole pass less that of the segments, mean over the recording's
+repetitions. This is what the constants of edgese/graphs/segments.py and the limit of `verify` were chosen by.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.machine import Row, describe, parser, report
-from edgese.audio import read_wave
-from edgese.checkpoint import load_enhancer
-from edgese.enhance import SAMPLE, shipped_bundle
-from edgese.metrics import pesq_wb
+from benchmarks.machine import Row, parser, report
+from edgese.audio import Wave
+from edgese.audio.reader import read_wave
+from edgese.graphs.bundles import shipped_bundle
+from edgese.graphs.segments import SEGMENT_HOPS, Segments
+from edgese.machine.host import describe
+from edgese.metrics.scores import pesq_wb
+from edgese.model.checkpoint import load_enhancer
+from edgese.model.enhancer import SegmentStep, WaveformEnhancer
 from edgese.model.network import Network
-from edgese.model.waveform import SegmentStep, WaveformEnhancer
-from edgese.segments import SEGMENT_HOPS, Segments
-from edgese.trials import NEAR, SEAM_SAMPLES
-from edgese.verify import long_sound
+from edgese.samples import CLEAN, NOISY
+from edgese.verify.checks import NEAR, SEAM_SAMPLES
+from edgese.verify.truth import long_sound
 from export.bundle import WEIGHTS
 
 LAYOUTS = ((0, 0), (8, 16), (24, 16), (56, 16))  # edge and fade, hops
 
-Wave = NDArray[np.float32]
-
 
 class BothWays(Network):
-    """The mean of a causal network's output and of its output backwards in time."""
+    """Network that looks both ways: the mean of a causal network's output and of its output backwards in time."""
 
     causal = False
 
@@ -60,8 +60,8 @@ def main() -> None:
     causal = load_enhancer(shipped_bundle() / WEIGHTS)
     hop, rate_hz = causal.audio.hop, causal.audio.sample_rate_hz
     enhancer = WaveformEnhancer(BothWays(causal.network), causal.audio).eval()
-    sound = long_sound([read_wave(SAMPLE, rate_hz)], round(options.seconds * rate_hz))
-    clean = read_wave(SAMPLE.with_name("clean.flac"), rate_hz)
+    sound = long_sound([read_wave(NOISY, rate_hz)], round(options.seconds * rate_hz))
+    clean = read_wave(CLEAN, rate_hz)
     whole = enhancer.enhance(torch.from_numpy(sound)[None])[0].numpy()
     rows = [
         measure(enhancer, sound, whole, clean, Segments(options.hops * hop, (2 * edge + fade) * hop, edge * hop, hop))

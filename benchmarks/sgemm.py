@@ -1,4 +1,4 @@
-"""The SGEMM peak of one core: the best rate of NumPy's float32 matrix product on one thread, in GFLOP/s.
+"""SGEMM peak of one core: the best rate of NumPy's float32 matrix product on one thread, in GFLOP/s.
 
     python -m benchmarks.sgemm
 
@@ -20,14 +20,14 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 
 def sgemm_gflops() -> float:
-    """Measured in a new process, on the cores that this one may use."""
+    """SGEMM peak in GFLOP/s, measured in a new process, on the cores that this one may use."""
     command = (sys.executable, "-m", "benchmarks.sgemm")
     answer = subprocess.run(command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
     return float(answer.stdout)
 
 
 def best_rate(size: int) -> float:
-    """GFLOP/s of the fastest of many products of two (size, size) matrices; out is given, nothing is allocated."""
+    """Rate of the fastest of many products of two (size, size) matrices, GFLOP/s; nothing is allocated in between."""
     random = np.random.default_rng(0)
     a, b = (random.standard_normal((size, size), np.float32) for _ in range(2))
     out = np.empty_like(a)

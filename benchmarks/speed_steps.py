@@ -1,11 +1,11 @@
-"""What each choice of the exported form gives: the shipped form against the same network with one choice undone.
+"""Gain by each choice of the exported form: the shipped form against the same network with one choice undone.
 
-    python -m benchmarks.speed_steps [--weights FILE.safetensors] [--blocks 1 8] [--only WORD ...]
+    python -m benchmarks.speed_steps [--weights FILE.safetensors] [--block 1 8] [--only WORD ...]
 
 A choice is undone by patching the product from here (undone.py), so that the product needs no switches for it. Each
 form is exported, streamed over the same sound and held to the shipped one; then all are called in turns on one core.
 `times` is the median over the turns of a form's median call over the shipped form's in the same turn: above 1, the
-choice is worth having.
+choice gains time.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 import edgese.model.mamba
+import edgese.model.mbs_net
 import export.graph
 import runtimes.ort
 from benchmarks import undone
-from benchmarks.machine import Row, describe, parser, report
+from benchmarks.machine import Row, parser, report
 from benchmarks.sound import sample
-from edgese.checkpoint import load_enhancer
-from edgese.enhance import shipped_bundle
-from edgese.machine import allowed_cores, pinned
-from edgese.metrics import snr_db
+from edgese.graphs.bundles import shipped_bundle
+from edgese.machine.host import allowed_cores, describe, pinned
+from edgese.metrics.difference import snr_db
 from edgese.model.bands import BandDecoder
-from edgese.model.enhancer import MbsNet
-from edgese.model.waveform import StreamStep, WaveformEnhancer
+from edgese.model.checkpoint import load_enhancer
+from edgese.model.enhancer import StreamStep, WaveformEnhancer
+from edgese.model.mbs_net import MbsNet
 from export.graph import write_onnx
 from runtimes.base import Stream
 from runtimes.registry import open_runtime
@@ -53,7 +54,7 @@ Patch = tuple[object, str, Any]  # owner, name, what stands there instead
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One choice undone."""
+    """Step of the comparison: one choice undone, by patches."""
 
     name: str
     exporting: tuple[Patch, ...] = ()
@@ -65,7 +66,7 @@ class Step:
 
 
 def ort_options(**changes: Any) -> tuple[Patch, ...]:
-    """ONNX Runtime's session options, with some changed."""
+    """Patch of ONNX Runtime's session options, with some changed."""
     shipped = runtimes.ort._options
 
     def options(threads: int) -> Any:
@@ -79,10 +80,13 @@ def ort_options(**changes: Any) -> tuple[Patch, ...]:
 
 
 def steps(enhancer: WaveformEnhancer) -> list[Step]:
-    """All of them, the shipped form first."""
+    """All steps, the shipped form first."""
     mamba, levels, ort_only = edgese.model.mamba, onnxruntime.GraphOptimizationLevel, ("onnxruntime",)
     state_shapes = undone.with_states_last(MbsNet.initial_state)
-    side_by_side = tuple((MbsNet, name, undone.SideBySide.__dict__[name]) for name in ("forward", "_compress"))
+    side_by_side = (
+        (MbsNet, "forward", undone.SideBySide.forward),
+        (edgese.model.mbs_net, "features", undone.features_side_by_side),
+    )
     return [
         Step("shipped"),
         Step("frame by frame", ((mamba, "unrolled_scan", undone.frame_by_frame),), blocks=SEVERAL),
@@ -105,7 +109,7 @@ def steps(enhancer: WaveformEnhancer) -> list[Step]:
 
 @dataclasses.dataclass
 class Contender:
-    """A form open in a runtime."""
+    """Form of the graph, open in a runtime."""
 
     step: Step
     stream: Stream
@@ -113,12 +117,12 @@ class Contender:
     nodes: int
     pieces: list[dict[str, NDArray[np.float32]]]
 
-    def heard(self) -> NDArray[np.float32]:
-        """All of the sound, enhanced."""
+    def enhanced(self) -> NDArray[np.float32]:
+        """Enhanced sound of all pieces, (n_samples,)."""
         return np.concatenate([self.stream(piece)["enhanced"][0] for piece in self.pieces])
 
     def median_s(self, seconds: float) -> float:
-        """Of calls for so long; the first fifth brings caches and clock back."""
+        """Median duration of calls over `seconds`, s, without the first fifth, in which caches and clock come back."""
         took: list[float] = []
         with pinned(self.cores):
             until = time.perf_counter() + seconds
@@ -163,9 +167,9 @@ def contend(step: Step, path: Path, runtime: str, core: int) -> Contender:
 
 
 def measured(contenders: list[Contender], runtime: str, block: int, turns: int, seconds: float) -> list[Row]:
-    """All in turns, after a check that they compute the same."""
-    wanted = contenders[0].heard()
-    agreement_db = [math.inf, *(snr_db(wanted, contender.heard()) for contender in contenders[1:])]
+    """Table rows of all contenders, called in turns, after a check that they compute the same."""
+    wanted = contenders[0].enhanced()
+    agreement_db = [math.inf, *(snr_db(wanted, contender.enhanced()) for contender in contenders[1:])]
     for contender, ratio_db in zip(contenders, agreement_db, strict=True):
         if not ratio_db >= LEAST_SNR_DB:
             raise SystemExit(f"{contender.step.name}, {runtime}, block {block}: {ratio_db:.1f} dB: another network")
@@ -186,7 +190,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--weights", type=Path, default=shipped_bundle() / "model.safetensors")
     arguments.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"])
-    arguments.add_argument("--blocks", type=int, nargs="+", default=[1, 8])
+    arguments.add_argument("--block", "--blocks", dest="blocks", type=int, nargs="+", default=[1, 8])
     arguments.add_argument("--only", nargs="+", default=[""], help="words in the names of the steps to take")
     arguments.add_argument("--turns", type=int, default=15)
     arguments.add_argument("--seconds", type=float, default=0.2, help="of calls of one form in a turn")

@@ -1,4 +1,4 @@
-"""CPU time, user and system, until `edgese` answers; the bar is 0.5 s for `edgese --help`.
+"""CPU time, user and system, until `edgese` answers: the bar is 0.5 s for `edgese --help`.
 
     python -m benchmarks.startup
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import statistics
 import sys
 
-from benchmarks.machine import EDGESE, Row, describe, parser, report, run_measured, verdict
+from benchmarks.machine import EDGESE, Row, parser, report, run_measured, verdict
+from edgese.machine.host import describe
 
 BAR_S = 0.5
 

@@ -31,11 +31,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import MB, Row, describe, memory_mb, peak_growth_mb, report, verdict
+from benchmarks.machine import Row, memory_mb, peak_growth_mb, report, verdict
 from edgese.config import AudioConfig, LossConfig
-from edgese.losses import Objective
+from edgese.machine.host import MB, describe
 from edgese.model.registry import build
 from edgese.networks import MODELS, ModelConfig, OriginalConfig
+from edgese.train.losses import Objective
 
 ORIGINAL, OPTIMISED = "mbs-net-original", "base"
 NETWORKS: dict[str, ModelConfig] = {
@@ -89,7 +90,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def device_and_memory(device: str) -> tuple[str, float]:
-    """What the machine calls the device, and how many GB a step may take of it where nothing else is said."""
+    """Name of the device, and the GB of it that a step may take by default."""
     if device == "cpu":
         return "CPU", CPU_LIMIT_GB
     if not torch.cuda.is_available():
@@ -98,7 +99,7 @@ def device_and_memory(device: str) -> tuple[str, float]:
 
 
 def measured_apart(network: str, batches: Sequence[int], seconds: float, device: str, limit_gb: float) -> list[Row]:
-    """A row for each batch, each from a process of its own, up to the first that is refused memory."""
+    """Table rows of the batches, each from a process of its own, up to the first that is refused memory."""
     rows: list[Row] = []
     for batch in batches:
         numbers: dict[str, Any] = {"peak_gb": None, "held_gb": None, "note": LEFT_OUT}
@@ -115,7 +116,7 @@ def measured_apart(network: str, batches: Sequence[int], seconds: float, device:
 
 
 def measure(network: str, batch: int, seconds: float, device: str, limit_gb: float) -> dict[str, Any]:
-    """The numbers of one step, in this process."""
+    """Memory of one step, in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     training_step(dataclasses.replace(MODELS["small"], channels=8), 1, 0.5, device)()  # what is loaded only once
@@ -145,7 +146,7 @@ def measure(network: str, batch: int, seconds: float, device: str, limit_gb: flo
 
 
 def limit_address_space(limit_gb: float) -> None:
-    """Refuses this process more memory than it has mapped now and `limit_gb` on top."""
+    """Refuse this process more memory than it has mapped now and `limit_gb` on top."""
     mapped_mb = memory_mb("VmSize")
     if mapped_mb is None:
         raise SystemExit("/proc/self/status: has no VmSize; on a CPU this benchmark needs Linux")
@@ -154,7 +155,7 @@ def limit_address_space(limit_gb: float) -> None:
 
 
 def training_step(config: ModelConfig, batch: int, seconds: float, device: str) -> Callable[[], None]:
-    """A step with its network, and the optimizer's memory of earlier ones, made."""
+    """Function that does one training step; its network and the optimizer's state are made beforehand."""
     audio = AudioConfig()
     enhancer = build(config, audio).to(device)
     objective = Objective(LossConfig(), audio, config.compression).to(device)
@@ -176,10 +177,10 @@ def training_step(config: ModelConfig, batch: int, seconds: float, device: str) 
 
 
 def claims(rows: Sequence[Row], limit_gb: float) -> list[str]:
-    """What the rows say of the two claims; of one that they do not settle, nothing."""
+    """Verdicts of the rows on the two claims; none on a claim that they do not settle."""
 
     def judged(network: str, batch: int) -> tuple[str, bool] | None:
-        """What was found, and whether it is within the claim's memory."""
+        """Peak that was found, in words, and whether it is within the claim's memory; None if it is not known."""
         for row in rows:
             if (row["network"], row["batch"]) == (network, batch):
                 if row["peak_gb"] is not None:
@@ -203,7 +204,7 @@ def claims(rows: Sequence[Row], limit_gb: float) -> list[str]:
 
 
 def draw(runs: Sequence[dict[str, Any]], png: Path) -> None:
-    """Batch against GB, a line for each network and device; a triangle where a step was refused."""
+    """Draw GB over batch, a line for each network and device; a triangle where a step was refused."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

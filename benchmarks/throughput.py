@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import Row, Usage, describe, enhance_command, parser, report, run_measured
+from benchmarks.machine import Row, Usage, enhance_command, parser, report, run_measured
 from benchmarks.sound import write_sound
+from edgese.machine.host import describe
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def enhance(command: Sequence[str], sounds: Sequence[Path], output: Path, n_jobs: int) -> Usage:
-    """What the command costs on these files; its output is removed."""
+    """Time and memory of the command on these files; its output is removed."""
     output.mkdir()
     usage = run_measured([*command, *map(str, sounds), "-o", str(output), "--jobs", str(n_jobs)])
     shutil.rmtree(output)

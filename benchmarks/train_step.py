@@ -1,8 +1,8 @@
-"""Where a training step spends its time, part by part, in float32 and with bfloat16 products.
+"""Time of a training step, part by part, in float32 and with bfloat16 products.
 
-    python -m benchmarks.train_step [--size small] [--batch 8] [--seconds 2] [--compile]
+    python -m benchmarks.train_step [--model small] [--batch 8] [--seconds 2] [--compile]
 
-`of it: scans`: the selective scans of all layers alone, forward and backward, on the tensors that the network gives
+`of it: scans`: only the selective scans of all layers, forward and backward, on the tensors that the network gives
 them. `audio/s`: seconds of sound trained on per second. All loss terms are computed. Medians.
 """
 
@@ -17,21 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import Row, describe, parser, report
+from benchmarks.machine import Row, parser, report
 from edgese.config import AudioConfig, LossConfig
-from edgese.losses import Objective
+from edgese.machine.host import describe
 from edgese.model import mamba
 from edgese.model.registry import build
 from edgese.model.scan import Scan
 from edgese.networks import MODELS
-from edgese.train import keep_freed_memory
+from edgese.train.loop import keep_freed_memory
+from edgese.train.losses import Objective
 
 EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1)
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--size", choices=MODELS, default="small")
+    options.add_argument("--model", "--size", dest="size", choices=MODELS, default="small")
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--seconds", type=float, default=2.0, help="of sound in an example")
     options.add_argument("--steps", type=int, default=9)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
 from edgese.model.bands import BandDecoder
+from edgese.model.compression import POWER_FLOOR
 from edgese.model.dft import FoldedDft
-from edgese.model.enhancer import POWER_FLOOR, MbsNet
+from edgese.model.mbs_net import MbsNet
 from edgese.model.scan import _spread
 
 # The scan in other forms; arguments and shapes as in edgese/model/scan.py.
@@ -29,7 +30,7 @@ def frame_by_frame(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Te
 
 
 def heads_gathered(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Frame by frame; a head's value is gathered for each of its channels, where the product takes a product."""
+    """Scan frame by frame; a head's value is gathered for each of its channels, where the product multiplies."""
     index = torch.arange(u.shape[-1]) // (u.shape[-1] // dt.shape[-1])
     return frame_by_frame(u, dt.index_select(-1, index), a.index_select(-1, index), b, c, h)
 
@@ -46,7 +47,7 @@ def decays_first(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tens
 
 
 def states_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Frame by frame with a state of (S, D, N)."""
+    """Scan frame by frame with a state of (S, D, N)."""
     dt, a = per_channel(u, dt, a)
     outputs = []
     for x_t, dt_t, b_t, c_t in zip(*(tensor.split(1, dim=-2) for tensor in (dt * u, dt, b, c)), strict=True):
@@ -56,7 +57,7 @@ def states_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tenso
 
 
 def onnx_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """One ONNX Scan, whose body is one frame."""
+    """Scan as one ONNX Scan, whose body is one frame."""
     dt, a = per_channel(u, dt, a)
 
     def step(h: Tensor, frame: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ def per_channel(u: Tensor, dt: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_states_last(initial_state: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """A network's initial states, with those of the scan as (B, K, D, N)."""
+    """Function that gives a network's initial states, with those of the scan as (B, K, D, N)."""
 
     def states(network: MbsNet, streams: int = 1) -> dict[str, Tensor]:
         found = initial_state(network, streams)
@@ -89,7 +90,7 @@ def with_states_last(initial_state: Callable[..., dict[str, Tensor]]) -> Callabl
 
 
 class FullDft(nn.Module):
-    """The DFT and its inverse as one product with a whole matrix each."""
+    """DFT and its inverse as one product with a whole matrix each."""
 
     def __init__(self, folded: FoldedDft) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class FullDft(nn.Module):
 
 
 class SideBySide(MbsNet):
-    """Two values of a bin are worked on as they come, side by side: (B, T, F, 2)."""
+    """Network that works on the two values of a bin as they come, side by side: (B, T, F, 2)."""
 
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         mask, rotation, state = self.estimate(x, state)
@@ -116,14 +117,15 @@ class SideBySide(MbsNet):
         cos, sin = rotation.split(1, -1)
         return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-1), state
 
-    def _compress(self, x: Tensor) -> Tensor:
-        log_magnitude = 0.5 * torch.log((x * x).sum(-1, keepdim=True) + POWER_FLOOR)
-        shrink = torch.exp((self.config.compression - 1) * log_magnitude)
-        return torch.cat([x * shrink, 0.25 * log_magnitude], dim=-1)
+
+def features_side_by_side(x: Tensor, exponent: float) -> Tensor:
+    """Features of `edgese.model.compression`, worked on as they come: (B, T, F, 2) -> (B, T, F, 3)."""
+    log_magnitude = 0.5 * torch.log((x * x).sum(-1, keepdim=True) + POWER_FLOOR)
+    return torch.cat([x * torch.exp((exponent - 1) * log_magnitude), 0.25 * log_magnitude], dim=-1)
 
 
 def products_per_band(self: BandDecoder, x: Tensor) -> Tensor:
-    """30 products of a layer, each band as wide as it is."""
+    """Decoder's output by 30 products of a layer, each band as wide as it is: (B, K, T, D) -> (B, T, F, features)."""
     widths, pieces = (self.layout.to_bands < self.weight.shape[0]).sum(1).tolist(), []
     for band, weight in enumerate(self.weight.split(widths)):
         hidden = nn.functional.silu(x[:, band] @ self.hidden_weight[band] + self.hidden_bias[band])  # (B, T, hidden)

@@ -1,12 +1,13 @@
-"""Batches of named arrays (batches.py), ranges of a graph's tensors over them (ranges.py), and 8-bit products made with
-those ranges (quantize.py). Knows nothing of speech.
+"""Batches of named arrays (batches.py), ranges of a graph's tensors over them (ranges.py), 8-bit products (qdq.py).
+
+Knows nothing of speech.
 
 Importing this package or batches.py needs NumPy only.
 """
 
 import os
 
-# On Linux, onnxruntime 1.32 tells Microsoft of every session, and leaves a number in the home, from its import on.
+# On Linux, onnxruntime 1.32 reports every session to Microsoft, and leaves a number in the home, from its import on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib import CalibrationError as CalibrationError
+from calib import CalibrationError
 
 # Arrays lie under "<index of the batch>/<name>"; this entry, JSON as bytes, holds what else is stored.
 _RECORD = "record"
@@ -34,7 +34,7 @@ class Batches:
 
 
 def write_batches(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]], provenance: Mapping[str, Any]) -> str:
-    """Store batches as one `.npz`, written beside and renamed; hands back their digest.
+    """Store batches as one `.npz`, written beside and renamed; return their digest.
 
     Args:
         batches: at least one, none empty; numbers only, all finite.

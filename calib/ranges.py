@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from calib import CalibrationError as CalibrationError
+from calib import CalibrationError
 
 METHODS = ("minmax", "entropy", "percentile")
 
@@ -64,7 +64,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histogram:
-    """`counts[i]` values lie from `edges[i]` up to `edges[i + 1]`, the last edge included; bins are equally wide."""
+    """Counts of values in equal bins: `counts[i]` lie from `edges[i]` up to `edges[i + 1]`, the last edge included."""
 
     counts: NDArray[np.int64]
     edges: NDArray[np.float64]
@@ -102,10 +102,10 @@ def find_ranges(
     Args:
         batches: each holds all inputs of the graph by name, and nothing else.
         tensors: names of inputs or of inner tensors, of floats.
-        method: "minmax": the extremes; "entropy": clipped where 128 magnitudes tell most of the distribution;
+        method: "minmax": the extremes; "entropy": clipped where 128 magnitudes describe the distribution best;
             "percentile": clipped to `PERCENTILE` of all values.
         symmetric: as wide below zero as above.
-        on_progress: told how many runs of the graph are done, and of how many.
+        on_progress: called with the runs of the graph that are done and the runs in all.
 
     Raises:
         CalibrationError: a tensor that is not in the graph, holds no floats, is always zero or is not finite; no
@@ -134,7 +134,7 @@ def find_ranges(
 def histograms(
     onnx_path: Path, batches: Sequence[Batch], tensors: Collection[str], *, bins: int = 256
 ) -> dict[str, Histogram]:
-    """How often each tensor takes which values over all batches, between its extremes; for a picture.
+    """A histogram of each tensor's values over all batches, between its extremes; for a picture.
 
     Holds the activations of one batch at a time; runs the graph over the batches twice.
 
@@ -268,7 +268,7 @@ def _open(onnx_path: Path, tensors: Sequence[str]) -> Any:
 
 
 def _check_fit(where: str, batch: Batch, inputs: Sequence[Any]) -> None:
-    """Names, dtypes and shapes of one batch against the graph's inputs; a named axis has one size in all of them."""
+    """Refuse a batch whose names, dtypes or shapes are not the graph's; a named axis has one size in all inputs."""
     wanted = [node.name for node in inputs]
     if set(batch) != set(wanted):
         raise CalibrationError(f"{where}: found the inputs {_listed(sorted(batch))}, wanted {_listed(sorted(wanted))}")

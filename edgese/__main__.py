@@ -1,4 +1,4 @@
-"""`python -m edgese` and the `edgese` command: runs the command line; a user's error is one line and exit code 1."""
+"""Entry of `python -m edgese` and of the `edgese` command; a user's error is one line and exit code 1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import sys
 
 
 def main() -> None:
-    """Exit code 0: done; 1: failed, or a check was not met; 2: wrong usage. Bugs keep their traceback."""
+    """Run the command line. Exit code 0: done; 1: failed, or a check was not met; 2: wrong usage.
+
+    Bugs keep their traceback.
+    """
     from edgese.cli.app import app
 
     try:

@@ -18,7 +18,7 @@ from edgese.networks import MODELS, ModelConfig, config_class, find_model, requi
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-    """The signal contract: what a frame is. Everything inside edgese is mono float32 in [-1, 1] at this rate."""
+    """Sample rate, window and hop of the network's frames. All sound inside edgese is mono float32 in [-1, 1]."""
 
     sample_rate_hz: int = 16_000
     n_fft: int = 512
@@ -39,7 +39,7 @@ class AudioConfig:
 
     @property
     def overlap(self) -> int:
-        """Samples that two neighbouring frames share; also how far the output runs behind the input."""
+        """Samples that two neighbouring frames share; also the delay of the output behind the input."""
         return self.n_fft - self.hop
 
     @property
@@ -74,7 +74,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """How training examples are made; see mixing.py. Speeds are factors, as of a tape."""
+    """Settings of the making of training examples; see mixing.py. Speeds are factors, as of a tape."""
 
     segment_s: float = 2.0
     snr_db: tuple[float, float] = (-5.0, 20.0)
@@ -121,7 +121,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Everything that changes its numbers stands here."""
+    """Settings of one training run: all that changes its numbers."""
 
     audio: AudioConfig = AudioConfig()
     model: ModelConfig = MODELS["small"]
@@ -180,7 +180,7 @@ Config = TypeVar("Config")
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", base: Config | None = None) -> Config:
-    """A config from plain values (TOML, JSON, a checkpoint), nested tables included.
+    """Config of a class from plain values (TOML, JSON, a checkpoint), nested tables included.
 
     Args:
         where: name of the table, for messages.
@@ -211,7 +211,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", ba
 
 
 def _network(kind: Any, base: Any, values: Mapping[str, Any], where: str) -> tuple[Any, Any, Mapping[str, Any]]:
-    """The class of a network's settings, and what keys that are left out keep: a named size, else the class's own."""
+    """Class, base and values of a network's settings; keys left out take the base's, or the class's defaults."""
     values = dict(values)
     if "size" in values:
         base = find_model(values.pop("size"), f"{where}size")
@@ -224,7 +224,7 @@ def _network(kind: Any, base: Any, values: Mapping[str, Any], where: str) -> tup
 
 
 def to_dict(config: AudioConfig | ModelConfig | LossConfig | DataConfig | TrainConfig) -> dict[str, Any]:
-    """The config as plain JSON-able values; `from_dict` restores an equal one."""
+    """Plain values of a config, for JSON; `from_dict` restores an equal one."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -236,7 +236,7 @@ def to_dict(config: AudioConfig | ModelConfig | LossConfig | DataConfig | TrainC
 
 
 def read_train_config(path: Path) -> TrainConfig:
-    """A training run's settings from a TOML file.
+    """Settings of a training run from a TOML file.
 
     Raises:
         ConfigError: the file is missing, not TOML, or holds a setting that cannot be.

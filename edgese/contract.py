@@ -1,8 +1,8 @@
-"""Is a network what all of edgese takes it for? Asked before it is trained, exported or proven; a fraction of a second.
+"""Check of a network's contract before it is trained, exported or verified: causality, states, shapes; under a second.
 
 A network that says `causal` may look at earlier frames through its state only: then a stream that is cut anywhere gives
-the same samples, and a graph that takes one hop tells the truth. One that looks ahead scores better in PyTorch than it
-ever will on a device.
+the same samples, and a graph that takes one hop gives what PyTorch gives. One that looks ahead scores better in PyTorch
+than it ever will on a device.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from edgese.errors import VerificationError
+from edgese.metrics.difference import tensor_error
+from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.network import Network
-from edgese.model.waveform import WaveformEnhancer
 
 FRAMES = 40  # longer than the chunks of training scans
-CHANGED = (3, 16, 29)  # frames whose change must not be heard before them, off and on the borders of blocks
+CHANGED = (3, 16, 29)  # frames whose change must not affect earlier ones, off and on the borders of blocks
 CUTS = (1, 4, 1, 16, 18)
 LEAK = 1e-6  # of the largest output: the same sums over the same numbers, or nearly
 STREAMING = 1e-4  # of the largest output: other sums; a state that is forgotten changes far more
@@ -25,12 +26,12 @@ STREAMING = 1e-4  # of the largest output: other sums; a state that is forgotten
 
 @torch.no_grad()
 def require_contract(enhancer: WaveformEnhancer) -> None:
-    """Tries the network on two streams of noise, in the form it is trained in.
+    """Try the network on two streams of noise, in the form it is trained in, and refuse one that breaks its contract.
 
     Raises:
         VerificationError: its output or state is not of the shape, type or names that they must be, it changes the
-            state that it is given, one stream hears another, it looks ahead, or a cut stream is not the whole; or it
-            is not causal and has a state.
+            state that it is given, one stream affects another, it looks ahead, or a cut stream is not the whole; or
+            it is not causal and has a state.
     """
     network, was_training = enhancer.network, enhancer.training
     enhancer.eval()
@@ -43,7 +44,7 @@ def require_contract(enhancer: WaveformEnhancer) -> None:
 
 
 def _spectrum(enhancer: WaveformEnhancer) -> Tensor:
-    """(2, FRAMES, F, 2), noise as loud as speech, louder from frame to frame and softer again."""
+    """Noise as loud as speech, louder from frame to frame and softer again: (2, FRAMES, F, 2) float32."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, FRAMES, enhancer.audio.n_bins, 2, generator=generator)
     swell = 1 + torch.sin(torch.arange(FRAMES) / 2)[:, None, None]
@@ -56,20 +57,20 @@ def _problems(network: Network, x: Tensor) -> Iterator[str]:
         yield f"has the states {', '.join(state)}, wanted none of one that is not causal"
     for name, tensor in state.items():
         if tensor.dtype != torch.float32 or tensor.shape[:1] != x.shape[:1] or tensor.any():
-            yield f"state {name}: found {_told(tensor)}, wanted float32 zeros, first axis {len(x)} streams"
+            yield f"state {name}: found {_described(tensor)}, wanted float32 zeros, first axis {len(x)} streams"
     given = {name: tensor.clone() for name, tensor in state.items()}
     y, after = network(x, state)
     if y.shape != x.shape or y.dtype != x.dtype or not torch.isfinite(y).all():
-        yield f"its output: found {_told(y)}, wanted {_told(x)}, all of it finite"
+        yield f"its output: found {_described(y)}, wanted {_described(x)}, all of it finite"
     for name, tensor in state.items():
         if not torch.equal(tensor, given[name]):
             yield f"state {name}: changed in place, wanted a new tensor"
         if name not in after or after[name].shape != tensor.shape or after[name].dtype != tensor.dtype:
-            found = _told(after[name]) if name in after else "none"
-            yield f"state {name} after {FRAMES} frames: found {found}, wanted {_told(tensor)}"
+            found = _described(after[name]) if name in after else "none"
+            yield f"state {name} after {FRAMES} frames: found {found}, wanted {_described(tensor)}"
     other = torch.cat([x[:1], -3 * x[1:]])
-    if _apart(network(other, state)[0][:1], y[:1]) > LEAK:
-        yield "what one stream hears changes another, wanted each as if alone"
+    if not _relative(y[:1], network(other, state)[0][:1]) <= LEAK:
+        yield "the sound of one stream changes another, wanted each as if alone"
     if network.causal:
         yield from _leaks(network, x, y)
         yield from _forgets(network, x, y)
@@ -83,7 +84,7 @@ def _leaks(network: Network, x: Tensor, y: Tensor) -> Iterator[str]:
         if differs.any():
             first = int(differs.nonzero()[0])
             yield (
-                f"looks ahead: a change in frame {frame} is heard {frame - first} earlier, in frame {first}; wanted "
+                f"looks ahead: a change in frame {frame} shows {frame - first} earlier, in frame {first}; wanted "
                 "nothing of later frames in one that says it is causal"
             )
 
@@ -93,17 +94,19 @@ def _forgets(network: Network, x: Tensor, y: Tensor) -> Iterator[str]:
     for piece in x.split(CUTS, dim=1):
         found, state = network(piece, state)
         pieces.append(found)
-    apart = _apart(torch.cat(pieces, dim=1), y)
-    if apart > STREAMING:
+    difference = _relative(y, torch.cat(pieces, dim=1))
+    if not difference <= STREAMING:
         yield (
-            f"a stream cut into {', '.join(map(str, CUTS))} frames differs from the whole by {apart:.1g} of its "
+            f"a stream cut into {', '.join(map(str, CUTS))} frames differs from the whole by {difference:.1g} of its "
             f"largest value, limit {STREAMING:g}; wanted all that it knows of earlier frames in its state"
         )
 
 
-def _apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+def _relative(wanted: Tensor, found: Tensor) -> float:
+    """Largest difference divided by the largest wanted value."""
+    return tensor_error("output", wanted.cpu().numpy(), found.cpu().numpy()).relative
 
 
-def _told(tensor: Tensor) -> str:
+def _described(tensor: Tensor) -> str:
+    """Shape and type of a tensor, as text."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""What is installed here, what opens and what does not, what does not go together, and how each is mended.
+"""Examination of this installation: packages, runtimes, TensorRT and JetPack, and the mend of each fault.
 
     findings = examine()
     all(finding.state != "wrong" for finding in findings)
@@ -13,6 +13,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +24,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from edgese.enhance import shipped_bundle
-from edgese.errors import EdgeseError
-from edgese.machine import describe
-from edgese.opening import open_graph
-from export.bundle import Bundle, ExportError
+from edgese.errors import EdgeseError, clone, install_command, pip_command
+from edgese.graphs.bundles import shipped_bundle
+from edgese.graphs.opening import open_graph
+from edgese.machine.host import describe
+from export import ExportError
+from export.bundle import Bundle
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES, load_runtime
 
@@ -35,19 +37,20 @@ State = Literal["ok", "absent", "wrong"]
 
 WHOLE = ("all", "dev")  # extras that are made of others
 MENDS = {  # of runtimes
-    "onnxruntime": "pip install --force-reinstall onnxruntime",
-    "onnxruntime-cuda": "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; an NVIDIA GPU",
+    "onnxruntime": pip_command("install", "--force-reinstall", "onnxruntime"),
+    "onnxruntime-cuda": f"{pip_command('uninstall', 'onnxruntime')}, then "
+    f"{pip_command('install', 'onnxruntime-gpu[cuda,cudnn]')}; an NVIDIA GPU",
     "onnxruntime-tensorrt": "as onnxruntime-cuda, and TensorRT; --runtime tensorrt needs neither",
-    "openvino": "pip install 'edgese[openvino]'",
-    "pytorch": "pip install 'edgese[export]'",
-    "tensorrt": "an NVIDIA GPU with its driver; JetPack brings TensorRT, elsewhere pip install 'edgese[tensorrt]'",
+    "openvino": install_command("openvino"),
+    "pytorch": install_command("export"),
+    "tensorrt": f"an NVIDIA GPU with its driver; JetPack brings TensorRT, elsewhere {install_command('tensorrt')}",
 }
 
 # Two packages that bring the same module overwrite each other: whichever was installed last is imported.
 RIVALS = (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime", "onnxruntime-openvino"))
 
-# Least release of a Jetson's system -> JetPack, and the versions of TensorRT that go with it. FACTS, section 3, and
-# NVIDIA's download pages: JetPack 6.1 is R36.4, 7.0 is R38.2, 7.1 is R38.4; TensorRT 11.0 to 11.4.0 support none.
+# Least release of a Jetson's system -> JetPack, and the versions of TensorRT that go with it, after NVIDIA's
+# release notes and download pages: JetPack 6.1 is R36.4, 7.0 R38.2, 7.1 R38.4; TensorRT 11.0 to 11.4.0 support none.
 JETPACK = (
     (Version("36.4"), "JetPack 6.1 or 6.2", SpecifierSet("==10.3.*")),
     (Version("38.2"), "JetPack 7", SpecifierSet(">=10.4,!=11.0.*,!=11.1.*,!=11.2.*,!=11.3.*,!=11.4.0.*")),
@@ -56,7 +59,7 @@ JETPACK = (
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """State of one part of the installation, and its mend."""
 
     part: str
     state: State
@@ -65,7 +68,7 @@ class Finding:
 
 
 def examine(installed: Callable[[str], str | None] | None = None) -> tuple[Finding, ...]:
-    """All findings, the base first.
+    """Findings of all parts, the base install first.
 
     Args:
         installed: version of a distribution by its name, None where there is none; for tests.
@@ -98,19 +101,19 @@ def _python() -> Finding:
 
 
 def _packages(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
-    """The base install, and each extra that is not made of others."""
+    """Findings of the base install, and of each extra that is not made of others."""
     try:
         requirements = [Requirement(line) for line in importlib.metadata.requires("edgese") or []]
         extras = importlib.metadata.metadata("edgese").get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("base install", "wrong", "edgese runs from its folder, not installed", "pip install -e .")
+        yield Finding("base install", "wrong", "edgese runs from its folder, not installed", install_command())
         return
     base = [wanted for wanted in requirements if _applies(wanted, "")]
-    yield _group("base install", base, version_of, "pip install --upgrade edgese", needed=True)
+    yield _group("base install", base, version_of, install_command(), needed=True)
     for extra in extras:
         own = [wanted for wanted in requirements if wanted not in base and _applies(wanted, extra)]
         if own and extra not in WHOLE:
-            yield _group(f"[{extra}]", own, version_of, f"pip install --upgrade 'edgese[{extra}]'", needed=False)
+            yield _group(f"[{extra}]", own, version_of, install_command(extra), needed=False)
 
 
 def _applies(wanted: Requirement, extra: str) -> bool:
@@ -129,16 +132,16 @@ def _group(
             unfit.append(f"{requirement.name} {version}, wanted {requirement.specifier}")
         else:
             found.append(f"{requirement.name} {version}")
-    told = [", ".join(found), f"missing: {', '.join(missing)}" * bool(missing), "; ".join(unfit)]
+    parts = [", ".join(found), f"missing: {', '.join(missing)}" * bool(missing), "; ".join(unfit)]
     state: State = "wrong" if unfit or (missing and needed) else "absent" if missing else "ok"
-    return Finding(part, state, "; ".join(filter(None, told)), mend if state != "ok" else "")
+    return Finding(part, state, "; ".join(filter(None, parts)), mend if state != "ok" else "")
 
 
 def _rivals(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
     for ours, theirs in RIVALS:
         versions = version_of(ours), version_of(theirs)
         if None not in versions:
-            mend = f"pip uninstall {ours} {theirs}, then install the one that you want"
+            mend = f"{pip_command('uninstall', ours, theirs)}, then install the one that you want"
             found = f"{ours} {versions[0]} and {theirs} {versions[1]} bring the same module"
             yield Finding(f"{ours} and {theirs}", "wrong", found, mend)
 
@@ -150,14 +153,17 @@ def _bundle() -> Iterator[Finding]:
     try:
         bundle = Bundle.open(shipped_bundle())
     except (ExportError, OSError) as error:
-        yield Finding("shipped bundle", "wrong", str(error), "pip install --force-reinstall --no-deps edgese")
+        again = f"{install_command()} --force-reinstall --no-deps"
+        folder = clone()  # whose files no installation replaces
+        mend = again if folder is None else f"git -C {shlex.quote(str(folder))} checkout -- edgese/weights"
+        yield Finding("shipped bundle", "wrong", str(error), mend)
         return
     found = f"{bundle.manifest['name']}, {len(bundle.graphs)} graphs, every file as its digest says"
     yield Finding("shipped bundle", "ok", found)
 
 
 def _runtime(name: str) -> Finding:
-    """One hop of the shipped model in it."""
+    """Finding of a runtime: it opens the shipped model, and one hop of silence stays silent."""
     part, mend = f"runtime {name}", MENDS[name]
     try:
         load_runtime(name)
@@ -170,7 +176,7 @@ def _runtime(name: str) -> Finding:
             size = int(bundle.manifest["audio"]["hop"])
             enhanced = opened.stream(graph.states, streams=1)({"wave": np.zeros((1, size), np.float32)})["enhanced"]
     except (RuntimeUnavailable, ExportError, EdgeseError, ImportError) as error:
-        # Every onnxruntime-gpu offers this provider, and TensorRT itself is installed apart from it.
+        # Every onnxruntime-gpu offers this provider, and TensorRT itself is a separate installation.
         return Finding(part, "absent" if name == "onnxruntime-tensorrt" else "wrong", str(error), mend)
     fine = enhanced.shape == (1, size) and not enhanced.any()
     found = "opens the shipped model; silence stays silence" if fine else "gives sound where there was none"
@@ -181,7 +187,7 @@ def _runtime(name: str) -> Finding:
 
 
 def _tensorrt(version_of: Callable[[str], str | None]) -> Finding:
-    """TensorRT beside the Jetson's system, where this is one."""
+    """Finding of TensorRT beside a Jetson's system; "ok" on other machines."""
     version = version_of("tensorrt")
     machine = describe()
     if machine.board is None:
@@ -190,7 +196,7 @@ def _tensorrt(version_of: Callable[[str], str | None]) -> Finding:
 
 
 def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
-    """Does a Jetson's TensorRT go with its system?
+    """Finding that says whether a Jetson's TensorRT goes with its system.
 
     Args:
         release: of the system, such as "R36.4.3"; None: it cannot be read.
@@ -213,12 +219,12 @@ def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
 
 
 def _gpu() -> Finding:
-    from export.tensorrt_api import read_device
+    from runtimes.gpu import read_device
 
     device: Any = read_device()
     if device is None:
         mend = "nothing, if there is no NVIDIA GPU; else its driver (nvidia-smi must work)"
-        return Finding("NVIDIA GPU", "absent", "none that a driver tells of", mend)
+        return Finding("NVIDIA GPU", "absent", "none that a driver reports", mend)
     return Finding("NVIDIA GPU", "ok", str(device))
 
 
@@ -226,7 +232,7 @@ def _gpu() -> Finding:
 
 
 def _ssh() -> Finding:
-    """What `--host` needs here."""
+    """Finding of the ssh client, which `--host` needs."""
     path = shutil.which("ssh")
     if path is None:
         return Finding("ssh", "absent", "not found; only --host needs it", "apt install openssh-client")

@@ -11,26 +11,24 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import logging
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese import metrics
-from edgese.audio import READABLE, read_wave
-from edgese.enhance import EnhanceOptions, denoise, denoiser_factory
+from edgese.atomic_file import PartialFile, shown
+from edgese.audio import Wave
+from edgese.audio.reader import read_wave
+from edgese.enhance.denoiser import denoise
+from edgese.enhance.files import denoiser_factory
+from edgese.enhance.jobs import EnhanceOptions
 from edgese.errors import AudioError, EdgeseError
-from edgese.partial import PartialFile, shown
-from edgese.precision import Precision
-
-logger = logging.getLogger(__name__)
+from edgese.graphs.precision import Precision
+from edgese.machine.processes import in_processes
+from edgese.metrics import scores as metrics
+from edgese.metrics.pairs import files_by_stem, pair_files
 
 Scores = dict[str, float]
 Which = Literal["noisy", "enhanced", "gain"]  # gain: enhanced - noisy, file by file
@@ -43,7 +41,7 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One recording's scores before and after."""
+    """Scores of one recording, noisy and enhanced."""
 
     name: str
     noisy: Scores
@@ -52,7 +50,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of one system on all pairs that it has; those that could not be scored are listed with the reason."""
+    """Scores of one system on all pairs that it has, and the pairs that could not be scored, with the reason."""
 
     system: str
     pairs: tuple[Pair, ...]
@@ -61,7 +59,7 @@ class Evaluation:
 
     @property
     def n_files(self) -> int:
-        """All pairs of the data, scored or not."""
+        """Number of all pairs of the data, scored or not."""
         return len(self.pairs) + len(self.failed) + len(self.missing)
 
     def mean(self, which: Which) -> Scores:
@@ -83,7 +81,7 @@ class Evaluation:
         }
 
     def _values(self, which: Which) -> NDArray[np.float64]:
-        """(n_pairs, n_metrics)"""
+        """Values of all metrics, (n_pairs, n_metrics)."""
         if which == "gain":
             return np.asarray(self._values("enhanced") - self._values("noisy"))
         sides: list[Scores] = [getattr(pair, which) for pair in self.pairs]
@@ -113,7 +111,7 @@ def evaluate(
     jobs: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """One system's scores, as `evaluate_all` gives them."""
+    """Scores of one system; for the arguments, see `evaluate_all`."""
     (result,) = evaluate_all(
         data, [system], runtime=runtime, precision=precision, pcs=pcs, jobs=jobs, on_progress=on_progress
     )
@@ -138,7 +136,7 @@ def evaluate_all(
         precision: of the bundles' graphs.
         pcs: run the bundles' graphs with perceptual contrast stretching; their systems' names say both.
         jobs: processes; None: one for each core.
-        on_progress: told of the files done and of those in all.
+        on_progress: called with the files done and the files in all.
 
     Returns:
         One evaluation for each system, in their order; one that could not be scored at all has no pairs.
@@ -174,7 +172,7 @@ def evaluate_all(
 
 
 def report(data: Path, results: Sequence[Evaluation]) -> dict[str, Any]:
-    """Plain values for JSON: the scores, and all that must be known to compare them with others."""
+    """Report for JSON, of plain values: the scores, and all that must be known to compare them with others."""
     return {
         "data": str(data),
         "packages": metrics.packages(),
@@ -190,10 +188,10 @@ def report(data: Path, results: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> None:
-    """One row a system and file: its scores beside those of the noisy input, or why there are none.
+    """Write a CSV with one row a system and file: its scores beside the noisy input's, or why there are none.
 
     Raises:
-        AudioError: the file exists and must not be replaced, or cannot be written.
+        OutputError: the file exists and must not be replaced, or cannot be written.
     """
     columns = [f"{which}_{name}" for which in ("noisy", "enhanced") for name in metrics.NAMES]
     text = io.StringIO()
@@ -218,7 +216,7 @@ def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> No
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """One recording: where it lies, and where each system's version of it comes from."""
+    """Task of scoring one recording: its files, and the source of each system's version of it."""
 
     name: str
     clean: Path
@@ -231,7 +229,7 @@ _Outcome = Pair | str | None  # scores, the reason why there are none, or nothin
 
 
 def _score(task: _Task) -> tuple[_Outcome, ...]:
-    """What became of each source, in their order."""
+    """Outcome of each source of a task, in their order: scores, the reason why there are none, or None."""
     try:
         clean, noisy = (read_wave(path, metrics.SAMPLE_RATE_HZ) for path in (task.clean, task.noisy))
         before = _scores(clean, noisy, task.noisy)
@@ -250,14 +248,14 @@ def _score(task: _Task) -> tuple[_Outcome, ...]:
     return tuple(outcome(source) for source in task.sources)
 
 
-def _scores(clean: metrics.Wave, wave: metrics.Wave, source: Path) -> Scores:
+def _scores(clean: Wave, wave: Wave, source: Path) -> Scores:
     try:
         return metrics.all_scores(clean, wave)
     except EdgeseError as error:
         raise EdgeseError(f"{shown(source)}: {error}") from error
 
 
-def _enhanced(noisy: metrics.Wave, source: Path, options: EnhanceOptions) -> metrics.Wave:
+def _enhanced(noisy: Wave, source: Path, options: EnhanceOptions) -> Wave:
     if not source.is_dir():
         return read_wave(source, metrics.SAMPLE_RATE_HZ)
     with denoiser_factory(source, options)() as denoiser:
@@ -284,63 +282,7 @@ def _evaluation(system: str, names: Sequence[str], outcomes: Mapping[str, _Outco
     return Evaluation(system, pairs, failed, missing)
 
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def in_processes(
-    work: Callable[[Item], Result], items: Sequence[Item], jobs: int | None, killed: Callable[[Item], Result]
-) -> Iterator[Result]:
-    """`work(item)` of each item, in their order, on several cores; `killed(item)` where it ends its process.
-
-    Args:
-        jobs: processes; None: one for each core.
-    """
-    n_workers = min(jobs or len(os.sched_getaffinity(0)), len(items))
-    while items:
-        n_done = 0
-        try:
-            with _pool(n_workers) as pool:
-                for result in pool.map(work, items):
-                    yield result
-                    n_done += 1
-        except BrokenProcessPool:  # all under way are lost with the one that did it: it is looked for among them
-            for item in items[n_done : n_done + n_workers]:
-                yield _alone(work, item, killed)
-            n_done += n_workers
-        items = items[n_done:]
-
-
-def _alone(work: Callable[[Item], Result], item: Item, killed: Callable[[Item], Result]) -> Result:
-    try:
-        with _pool(1) as pool:
-            return pool.submit(work, item).result()
-    except BrokenProcessPool:
-        return killed(item)
-
-
-def _pool(n_workers: int) -> ProcessPoolExecutor:
-    # spawned: a fork would inherit locks of the caller's threads
-    return ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn"))
-
-
 # Which files there are
-
-
-def pair_files(data: Path) -> dict[str, tuple[Path, Path]]:
-    """Name -> clean and noisy file, of the files that both `data`/clean and `data`/noisy hold.
-
-    Raises:
-        AudioError: no pairs there, or two files of one name.
-    """
-    clean, noisy = (_by_stem(data / kind) for kind in ("clean", "noisy"))
-    names = sorted(clean.keys() & noisy.keys())
-    if not names:
-        raise AudioError(f"{data}: found no pairs, wanted files of the same names in clean/ and noisy/")
-    alone = sorted(clean.keys() ^ noisy.keys())
-    if alone:
-        logger.warning("%s: %d files are left out, the first %s: in clean/ or noisy/ only", data, len(alone), alone[0])
-    return {name: (clean[name], noisy[name]) for name in names}
 
 
 def _is_bundle(system: Path) -> bool:
@@ -348,24 +290,12 @@ def _is_bundle(system: Path) -> bool:
 
 
 def _sources(system: Path, names: Sequence[str], options: EnhanceOptions, data: Path) -> dict[str, Path]:
-    """Where the system's version of each recording comes from: always the bundle, or the file of that name."""
+    """Source of a system's version of each recording, by name: the bundle, or the file of that name."""
     if _is_bundle(system):
-        denoiser_factory(system, options)  # whatever is wrong with the bundle is told here, once
+        denoiser_factory(system, options)  # whatever is wrong with the bundle is raised here, once
         return dict.fromkeys(names, system)
-    files = _by_stem(system)
+    files = files_by_stem(system)
     found = {name: files[name] for name in names if name in files}
     if not found:
         raise AudioError(f"{system}: neither a bundle nor a folder with enhanced files named like those of {data}")
     return found
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise AudioError(f"{folder}: no such folder")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in READABLE:
-            other = files.setdefault(path.stem, path)
-            if other is not path:
-                raise AudioError(f"{folder}: found both {other.name} and {path.name}, wanted one file of a name")
-    return files

@@ -1,35 +1,51 @@
-"""The networks of the family by name: their settings, their sizes, and where the code of each lies.
+"""Registry of networks by name: settings, sizes and code of each, and registration of a network from outside.
 
     MODELS["small"]                                   # settings by the name that --model takes
     register("gru-mask", GruConfig, "my_network:GruMask", {"gru-mask": GruConfig()})
 
+    [project.entry-points."edgese.networks"]          # in a package's pyproject.toml: no --plugin is needed
+    my-network = "my_package.networks"
+
 Settings say all that a weights file needs to be built again; PyTorch is loaded when a network is (model/registry.py).
-To add a network of one's own: docs/networks.md.
+What `--plugin` named reaches the processes that a command starts through an environment variable. It names code and
+changes no numbers. They ask for it, and for installed packages, only where a name is not known otherwise. To add a
+network of one's own: docs/networks.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import importlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal, TypeVar
 
-from edgese import plugins
 from edgese.errors import ConfigError
 
-# Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, coarse above.
+ENTRY_POINTS = "edgese.networks"  # group of entry points that installed packages offer networks by
+PLUGINS = "EDGESE_PLUGINS"  # JSON: the modules named to this process or its parents, and where they are looked for
+
+logger = logging.getLogger(__name__)
+
+# Widths in bins of the 30 bands over 257 bins (31.25 Hz a bin): fine where speech harmonics lie, wide above.
 BAND_WIDTHS_257: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
 BAND_WIDTHS_ORIGINAL: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(16,) * 7, 17)  # 31 of them
 
 
 def require(holds: bool, message: str) -> None:
-    """Raises ConfigError with this message unless it holds."""
+    """Raise ConfigError with this message unless `holds`."""
     if not holds:
         raise ConfigError(message)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What the settings of every network say; a network's own come on top, each with a default."""
+    """Settings that every network has; a network's own come on top, each with a default."""
 
     name: str = "mbs-net"  # under which the network is registered
     band_widths: tuple[int, ...] = BAND_WIDTHS_257
@@ -48,14 +64,14 @@ class ModelConfig:
         return sum(self.band_widths)
 
     def require_positive(self, *names: str) -> None:
-        """Raises ConfigError for a setting that is less than 1."""
+        """Raise ConfigError for a setting that is less than 1."""
         for name in names:
             require(getattr(self, name) >= 1, f"model.{name}: found {getattr(self, name)}, wanted at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class MbsConfig(ModelConfig):
-    """MBS-Net; the defaults are its size `base`."""
+    """Settings of MBS-Net; the defaults are its size `base`."""
 
     channels: int = 128  # D
     layers: int = 4  # L
@@ -87,7 +103,7 @@ class MbsConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DbTransformConfig(ModelConfig):
-    """DB-Transform; with the defaults 4.1 million parameters."""
+    """Settings of DB-Transform; with the defaults 4.1 million parameters."""
 
     name: str = "db-transform"
     causal: bool = False  # temporal convolutions and mask taps see past frames only, and the network streams
@@ -114,10 +130,10 @@ class DbTransformConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BsrnnConfig(ModelConfig):
-    """BSRNN; the defaults are its size `bsrnn`."""
+    """Settings of BSRNN; the defaults are its size `bsrnn`."""
 
     name: str = "bsrnn"
-    causal: bool = False  # False: as published, hears a segment as a whole
+    causal: bool = False  # False: as published, takes a segment as a whole
     channels: int = 64  # D
     layers: int = 5  # L, each an LSTM over time and one over bands
     hidden: int = 128  # H, units of an LSTM in each direction
@@ -130,7 +146,7 @@ class BsrnnConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OriginalConfig(ModelConfig):
-    """The network that MBS-Net came from: two branches, both directions, 7.3 M parameters (model/original.py)."""
+    """Settings of the network that MBS-Net came from: 7.3 M parameters (edgese/model/mbs_net_original.py)."""
 
     name: str = "mbs-net-original"
     band_widths: tuple[int, ...] = BAND_WIDTHS_ORIGINAL
@@ -158,13 +174,13 @@ class OriginalConfig(ModelConfig):
 
     @property
     def decay_heads(self) -> int:
-        """None: a decay per channel and state."""
+        """Number of decay heads, 0: a decay per channel and state."""
         return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Registered:
-    """A network's settings and its code."""
+    """Class of a network's settings, and the place of its code."""
 
     config: type[ModelConfig]
     code: str  # "module:Class", imported when a network is built
@@ -204,19 +220,19 @@ def plug_in(named: str) -> None:
         ConfigError: it is not there, cannot be imported, or registers nothing.
     """
     before = len(NETWORKS) + len(MODELS)
-    is_new = plugins.import_plugin(named)
+    is_new = import_plugin(named)
     if is_new and len(NETWORKS) + len(MODELS) == before:
         raise ConfigError(f"--plugin {named}: registers nothing, wanted a call of edgese.networks.register")
 
 
 def all_models() -> tuple[dict[str, ModelConfig], list[str]]:
-    """Settings by the name of the model, those of installed packages too, and why some of these cannot be used."""
-    failures = list(plugins.import_others())
+    """Settings by name of the model, installed packages' included, and the reasons why some cannot be used."""
+    failures = list(import_others())
     return MODELS, failures
 
 
 def find_model(name: object, where: str = "model.size") -> ModelConfig:
-    """Settings by the name that `--model` and `size` take.
+    """Settings of the model that `--model` and `size` name.
 
     Raises:
         ConfigError: no model has that name.
@@ -225,7 +241,7 @@ def find_model(name: object, where: str = "model.size") -> ModelConfig:
 
 
 def config_class(name: object, where: str = "model.name") -> type[ModelConfig]:
-    """The class of the settings of a network.
+    """Class of a network's settings.
 
     Raises:
         ConfigError: no network has that name.
@@ -234,19 +250,89 @@ def config_class(name: object, where: str = "model.name") -> type[ModelConfig]:
 
 
 def _find(name: object, known: Mapping[str, Entry], where: str) -> Entry:
-    """What is known by a name; plugins that were not asked yet are asked before it is refused."""
+    """Entry that is known by a name; plugins that were not imported yet are imported before it is refused."""
     known_by_now = isinstance(name, str) and name in known
-    failures = [] if known_by_now else list(plugins.import_others())
+    failures = [] if known_by_now else list(import_others())
     if not isinstance(name, str) or name not in known:
         wanted = f"wanted one of {', '.join(known)}; one of your own is named by --plugin"
         raise ConfigError("; ".join([f"{where}: found {name!r}, {wanted}", *failures]))
     return known[name]
 
 
+# Code from outside
+
+
+def import_plugin(named: str) -> bool:
+    """Import a .py file or a module, here and in the processes that this one starts; False: it was imported before.
+
+    A file is imported under its stem, its folder last in `sys.path`: files beside it are found and hide nothing.
+
+    Raises:
+        ConfigError: there is no such file or module, it cannot be imported, or another module has its name.
+    """
+    label, path = f"--plugin {named}", Path(named)
+    is_file = path.suffix == ".py" or path.is_file()
+    name = path.stem if is_file else named
+    if is_file and (path.suffix != ".py" or not path.is_file()):
+        raise ConfigError(f"{label}: found no such file, wanted a .py file or the name of a module")
+    is_new = name not in sys.modules
+    if is_file:
+        _look_in([str(path.resolve().parent)])
+    _import(label, name)
+    if is_file:
+        other = getattr(sys.modules[name], "__file__", None) or "Python itself"
+        if Path(other).resolve() != path.resolve():
+            raise ConfigError(f"{label}: {name} is the name of {other} too; rename the file")
+    modules = dict.fromkeys([*_inherited()["modules"], name])
+    folders = [str(Path(folder).resolve()) for folder in sys.path]  # a child may be started elsewhere
+    os.environ[PLUGINS] = json.dumps({"modules": list(modules), "folders": folders})
+    return is_new
+
+
+def import_others() -> Iterator[str]:
+    """Import plugins named to this process's parents and those of installed packages; yields the failures."""
+    from importlib.metadata import entry_points  # late: most commands know all names
+
+    inherited = _inherited()
+    _look_in(inherited["folders"])
+    offered = {name: f"--plugin {name}" for name in inherited["modules"]}
+    for point in entry_points(group=ENTRY_POINTS):
+        package = point.dist.name if point.dist else "an installed package"
+        offered.setdefault(point.module, f"{package}: its network {point.name}")
+    for name, label in offered.items():
+        try:
+            _import(label, name)
+        except ConfigError as error:
+            yield str(error)
+
+
+def _inherited() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads(os.environ.get(PLUGINS) or '{"modules": [], "folders": []}')
+    return found
+
+
+def _look_in(folders: list[str]) -> None:
+    sys.path += [folder for folder in folders if folder not in sys.path]
+
+
+def _import(label: str, name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # whatever its code does
+        logger.info("%s cannot be imported", label, exc_info=True)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+        where = "" if str(place[0]).startswith("<") else " in {}, line {}".format(*place)
+        what = " ".join(str(error).split())
+        raise ConfigError(f"{label}: cannot be imported: {type(error).__name__}{where}: {what}") from error
+
+
+# The family
+
 register(
     "mbs-net",
     MbsConfig,
-    "edgese.model.enhancer:MbsNet",
+    "edgese.model.mbs_net:MbsNet",
     {
         "base": MbsConfig(),
         "small": MbsConfig(channels=64, layers=2, states=16, decay_heads=8, chunk=16, fusion="each", decoder_hidden=64),
@@ -267,6 +353,6 @@ register(
 register(
     "mbs-net-original",
     OriginalConfig,
-    "edgese.model.original:MbsNetOriginal",
+    "edgese.model.mbs_net_original:MbsNetOriginal",
     {"mbs-net-original": OriginalConfig()},
 )

@@ -1,4 +1,4 @@
-"""From a module to a bundle that runs without PyTorch, and on to an engine: graph.py, weights.py, bundle.py, engine.py.
+"""Export of a module to a bundle that runs without PyTorch (graph, weights, bundle), and on to engines (engine).
 
 Knows nothing of speech.
 """

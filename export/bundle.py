@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from export import ExportError as ExportError
+from export import ExportError
+from runtimes.tensor_spec import TensorSpec
 
 SCHEMA_VERSION = 1
 
@@ -44,18 +45,6 @@ _KEYS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph; a string in `shape` names a dynamic axis, `dtype` is NumPy's name.
-
-    The manifest's own form: field for field that of `runtimes.base`, which this folder does not import.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Graph:
     """One graph of a bundle."""
 
@@ -65,7 +54,7 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: Mapping[str, str]  # name of a state's input -> name of the output that holds its successor
-    variant: str = ""  # what sets the graph apart from the plain one of its block and precision
+    variant: str = ""  # what it adds to the plain graph of its block and precision
 
     def entry(self) -> dict[str, Any]:
         """Plain values for the manifest; a plain graph names no variant. `from_entry` restores an equal graph."""
@@ -75,7 +64,7 @@ class Graph:
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> Graph:
         def specs(key: str) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in entry[key])
+            return tuple(map(TensorSpec.from_entry, entry[key]))
 
         return cls(
             file=entry["file"],
@@ -131,7 +120,7 @@ class Bundle:
 
     @property
     def verified(self) -> bool:
-        """Whether every graph agreed with PyTorch within the recorded limits."""
+        """True where every graph agreed with PyTorch within the recorded limits."""
         return self.manifest["verification"]["passed"] is True
 
     def graph(self, *, block: int, precision: str = "fp32", variant: str = "") -> Graph:
@@ -152,8 +141,8 @@ class Bundle:
 def stage_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty directory `<path>.partial` to build a bundle in, renamed whole when the block ends.
 
-    What was sealed as verified lands at `path`. What was sealed as not verified is kept aside at
-    `<path>.unverified`, also when the block raises after sealing. Anything else leaves nothing behind.
+    A bundle that was sealed as verified lands at `path`, one that was sealed as not verified at `<path>.unverified`,
+    also when the block raises after sealing. Anything else leaves nothing behind.
     The block may as well rename the directory itself.
 
     Args:
@@ -288,12 +277,12 @@ def _check_free(path: Path, replace: bool) -> None:
 
 
 def _settle_unverified(staging: Path, path: Path) -> bool:
-    """Move a directory that was sealed as not verified aside; whether it was one."""
+    """Move a directory that was sealed as not verified to `<path>.unverified`; False where it was not such a one."""
     if not (staging / MANIFEST).is_file() or _read_manifest(staging)["verification"]["passed"]:
         return False
-    aside = _beside(path, "unverified")
-    _remove(aside)
-    staging.rename(aside)
+    unverified = _beside(path, "unverified")
+    _remove(unverified)
+    staging.rename(unverified)
     return True
 
 

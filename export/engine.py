@@ -1,4 +1,4 @@
-"""From ONNX to a TensorRT engine, by one path for tensorrt 10.3 and later, 11 and TensorRT for RTX.
+"""TensorRT engines built from ONNX files, by one path for tensorrt 10.3 and later, 11 and TensorRT for RTX.
 
     built = build_engine(onnx_path, BuildOptions(axes={"streams": (1, 1, 8)}))
     Path("block8.engine").write_bytes(built.serialized)
@@ -10,34 +10,32 @@ where it runs, see engine_cache.py. This file needs Python, ONNX files and Tenso
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from export import ExportError as ExportError
-from export.onnx_wire import read_onnx_file
-from export.tensorrt_api import (
-    Progress,
-    collecting_logger,
-    describe_error,
-    library_name,
-    log_tail,
-    progress_monitor,
-    read_device,
-    tensorrt_library,
-)
+from export import ExportError
+from runtimes.errors import RuntimeUnavailable
+from runtimes.gpu import read_device
+from runtimes.onnx_file import read_onnx_file
+from runtimes.tensorrt_package import TensorRtLog, library_name, shown_lines, tensorrt_library, tensorrt_log
 
-_BUILDING = threading.Lock()  # all builds of a process share TensorRT's logger
+Progress = Callable[[str, int, int], None]  # a phase of the builder's, steps done, steps in all
+
+_BUILDING = threading.Lock()  # all builds of a process share TensorRT's log
+# Lines that repeat the parser's errors, or say that a machine without a GPU has none.
+_REPEATED = ("ModelImporter.cpp:", "[checkMacros.cpp::catchCudaError")
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
-    """What an engine is built for; its precision is the graph's own.
+    """Sizes, memory and GPU that an engine is built for; its precision is the graph's own.
 
     Raises:
         ExportError: bounds of an axis that are not 1 <= least <= best <= most, or a workspace without a byte.
@@ -59,7 +57,7 @@ class BuildOptions:
 
 @dataclasses.dataclass(frozen=True)
 class BuiltEngine:
-    """An engine as it goes to disk, and what building it was like."""
+    """An engine as it goes to disk, with the time and the warnings of its building."""
 
     serialized: bytes
     n_layers: int  # of the network as parsed; the builder fuses them
@@ -84,27 +82,29 @@ def build_engine(
     Raises:
         ExportError: the graph, named by its node, or the options are not what this TensorRT can build; no GPU.
     """
-    library = library or tensorrt_library()
-    unsigned = read_onnx_file(onnx_path).unsigned
+    with as_export_error():
+        library = library or tensorrt_library()
+        unsigned = read_onnx_file(onnx_path).unsigned
     if unsigned:  # TensorRT would take it for int8, with no more than a warning
         raise ExportError(
             f"{onnx_path}: {unsigned[0]}: rounds to uint8, wanted int8 with zero point 0; "
             "TensorRT takes symmetric int8 only, quantize for it"
         )
     with _BUILDING:
-        logger = collecting_logger(library)
+        log = tensorrt_log(library)
+        log_start = log.n_lines
         try:
-            builder = library.Builder(logger)
+            builder = library.Builder(log.logger)
         except (TypeError, RuntimeError) as error:
-            heard = log_tail(logger.lines) or f" ({error})"
+            reason = _log_tail(log, log_start) or f" ({error})"
             raise ExportError(
-                f"{library_name(library)} cannot start; does it find a GPU and its driver?{heard}"
+                f"{library_name(library)} cannot start; does it find a GPU and its driver?{reason}"
             ) from error
         network = builder.create_network(_network_flags(library))  # lives longer than the parser in the next function
         started = time.perf_counter()
-        serialized = _serialize(library, builder, network, onnx_path, options, on_progress, logger)
+        serialized = _serialize(library, builder, network, onnx_path, options, on_progress, log)
         seconds = time.perf_counter() - started
-        return BuiltEngine(serialized, network.num_layers, seconds, tuple(logger.lines))
+        return BuiltEngine(serialized, network.num_layers, seconds, tuple(log.since(log_start)))
 
 
 def _serialize(
@@ -114,24 +114,25 @@ def _serialize(
     onnx_path: Path,
     options: BuildOptions,
     on_progress: Progress | None,
-    logger: Any,
+    log: TensorRtLog,
 ) -> bytes:
-    parser = library.OnnxParser(network, logger)  # owns weights that the builder reads
+    log_start = log.n_lines
+    parser = library.OnnxParser(network, log.logger)  # owns weights that the builder reads
     try:
         if not parser.parse_from_file(os.fspath(onnx_path)) or network.num_outputs == 0:
-            errors = [describe_error(parser.get_error(index)) for index in range(parser.num_errors)]
-            what = "\n  ".join(errors or ["it gave no network and no reason"])
-            heard = log_tail(logger.lines, what)
-            raise ExportError(f"{onnx_path}: {library_name(library)} cannot parse it: {what}{heard}")
+            errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+            reason = "\n  ".join(errors or ["it gave no network and no reason"])
+            tail = _log_tail(log, log_start, reason)
+            raise ExportError(f"{onnx_path}: {library_name(library)} cannot parse it: {reason}{tail}")
         config = _config(library, builder, network, onnx_path, options)
-        monitor = progress_monitor(library, on_progress) if on_progress else None
+        monitor = _progress_monitor(library, on_progress) if on_progress else None
         if monitor:
             config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
         if monitor and monitor.raised:
             raise monitor.raised
         if plan is None:
-            raise ExportError(f"{onnx_path}: {library_name(library)} cannot build it{log_tail(logger.lines)}")
+            raise ExportError(f"{onnx_path}: {library_name(library)} cannot build it{_log_tail(log, log_start)}")
         if _keeps_timings(library, options):
             assert options.timing_cache is not None
             write_whole(options.timing_cache, bytes(config.get_timing_cache().serialize()))
@@ -211,7 +212,7 @@ def _keeps_timings(library: ModuleType, options: BuildOptions) -> bool:
 
 
 def _load_timings(config: Any, options: BuildOptions) -> None:
-    """Let the builder start from the timings of the file, or from none where they are another machine's or damaged."""
+    """Start the builder from the timings of the file, or from none where they are another machine's or damaged."""
     path = options.timing_cache
     assert path is not None
     try:
@@ -241,6 +242,57 @@ def write_whole(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def _progress_monitor(library: ModuleType, on_progress: Progress) -> Any:
+    """A monitor that calls `on_progress` at each of the builder's steps; `raised` holds what that raised."""
+
+    class Monitor(library.IProgressMonitor):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self.raised: BaseException | None = None
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, n_steps: int) -> None:
+            self.steps[phase] = n_steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            try:
+                on_progress(phase, step + 1, max(self.steps.get(phase, 0), step + 1))
+            except BaseException as error:  # noqa: BLE001 # must not pass through the library; raised after the build
+                self.raised = self.raised or error
+            return self.raised is None
+
+        def phase_finish(self, phase: str) -> None:
+            self.steps.pop(phase, None)
+
+    return Monitor()
+
+
+def _parser_error(error: Any) -> str:
+    """A parser's error in one line: node, reason, and where the parser says so."""
+    code = str(error.code()).rpartition(".")[2].partition(":")[0]
+    said = [line.strip() for line in error.desc().splitlines() if not line.startswith(_REPEATED)]
+    reason = " ".join(line for line in said if line)
+    if reason in ("", "false"):
+        reason = "not supported"
+    node = f"{error.node_operator()} {error.node_name() or f'node {error.node()}'}: " if error.node_operator() else ""
+    return f"{node}{reason} ({code}, {error.func()})"
+
+
+def _log_tail(log: TensorRtLog, start: int, reason: str = "") -> str:
+    """The last lines of the log since `start`, but for those that repeat the parser or `reason`."""
+    lines = [line for line in log.since(start) if not line.startswith(_REPEATED)]
+    return shown_lines(line for line in lines if line not in reason)
+
+
+@contextlib.contextmanager
+def as_export_error() -> Iterator[None]:
+    """Raise what `runtimes` raises as ExportError, its message unchanged."""
+    try:
+        yield
+    except RuntimeUnavailable as error:
+        raise ExportError(str(error)) from error
 
 
 def _network_flags(library: ModuleType) -> int:

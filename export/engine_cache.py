@@ -1,4 +1,4 @@
-"""Engines kept on disk, each with a sidecar that says what it was built of, for what and when.
+"""A cache of engines on disk, each with a sidecar that names its graph, its TensorRT, its GPU and its date.
 
     path = cached_engine(onnx_path, cache_dir, options, print)
 
@@ -21,16 +21,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from export import ExportError as ExportError
+from export import ExportError
 from export.bundle import sha256_of
-from export.engine import BuildOptions, BuiltEngine, build_engine, write_whole
-from export.onnx_wire import read_interface, read_onnx_file
-from export.tensorrt_api import Progress, library_name, read_device, tensorrt_library
+from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_whole
+from runtimes.engine_sidecar import SCHEMA_VERSION
+from runtimes.gpu import read_device
+from runtimes.onnx_file import OnnxHeader, read_onnx_file, read_onnx_header
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
-SCHEMA_VERSION = 1
-
-# Parts of the key, in the order in which a difference is looked for, and how it is told.
-_TOLD = {
+# Parts of the key, in the order in which a difference is looked for, and the reason that it gives for a build.
+_REASONS = {
     "onnx": "it is of another graph",
     "weights": "it is of other weights",
     "tensorrt": "it is by {found}, here is {wanted}",
@@ -46,7 +46,7 @@ def cached_engine(
     onnx_path: Path,
     cache_dir: Path,
     options: BuildOptions,
-    tell: Callable[[str], None],
+    on_message: Callable[[str], None],
     *,
     precision: str = "",
     rebuild: bool = False,
@@ -56,7 +56,7 @@ def cached_engine(
     """The engine for a graph on this machine, built unless the cache holds it; several processes may ask at once.
 
     Args:
-        tell: gets one line before a build, none if the engine is there.
+        on_message: called with one line before a build, not at all if the engine is there.
         precision: what the graph is said to be in, part of the key.
         rebuild: build it whatever the cache holds, a damaged one too.
         library, on_progress: as for `build_engine`.
@@ -64,19 +64,21 @@ def cached_engine(
     Raises:
         ExportError: as `build_engine`; the engine or its sidecar is damaged; the cache cannot be written.
     """
-    library = library or tensorrt_library()
+    with as_export_error():
+        library = library or tensorrt_library()
     key = engine_key(onnx_path, options, precision, library)
     entry = _Entry(cache_dir / _file_name(onnx_path, options, library))
     with contextlib.suppress(ExportError):  # without the lock it may be half replaced; also, the cache may be read-only
         if not rebuild and entry.why_not(key) is None:
             return entry.path
-    with entry.locked(tell):
+    with entry.locked(on_message):
         why = "asked to" if rebuild else entry.why_not(key)
         if why is None:  # another process was faster
             return entry.path
-        tell(f"{onnx_path.name}: building its engine with {key['tensorrt']} for {key['device']}: {why}")
-        graph = read_interface(onnx_path)
-        entry.keep(build_engine(onnx_path, options, library=library, on_progress=on_progress), key, graph)
+        on_message(f"{onnx_path.name}: building its engine with {key['tensorrt']} for {key['device']}: {why}")
+        with as_export_error():
+            graph = read_onnx_header(onnx_path)
+        entry.write(build_engine(onnx_path, options, library=library, on_progress=on_progress), key, graph)
     return entry.path
 
 
@@ -86,10 +88,12 @@ def engine_key(onnx_path: Path, options: BuildOptions, precision: str, library: 
     Raises:
         ExportError: the graph or its weights cannot be read.
     """
+    with as_export_error():
+        weight_files = read_onnx_file(onnx_path).weight_files
     device = options.compute_capability or str(read_device() or "no GPU in particular")
     return {
         "onnx": sha256_of(onnx_path),
-        "weights": {path.name: sha256_of(path) for path in read_onnx_file(onnx_path).weight_files},
+        "weights": {path.name: sha256_of(path) for path in weight_files},
         "tensorrt": library_name(library),
         "device": device,
         "machine": platform.machine(),
@@ -110,7 +114,7 @@ class _Entry:
         return self.path.with_name(f"{self.path.name}.json")
 
     def why_not(self, key: Mapping[str, Any]) -> str | None:
-        """Why the engine here does not fit the key; None: it fits and is whole.
+        """The reason why the engine here does not fit the key; None: it fits and is whole.
 
         Raises:
             ExportError: the engine or its sidecar is damaged.
@@ -120,10 +124,10 @@ class _Entry:
         if not self.sidecar.exists():
             return "the one there was not finished"
         record = self._read_sidecar()
-        for part, told in _TOLD.items():
+        for part, reason in _REASONS.items():
             found, wanted = record["key"].get(part), key[part]
             if found != wanted:
-                return told.format(found=_shown(part, found), wanted=_shown(part, wanted))
+                return reason.format(found=_shown(part, found), wanted=_shown(part, wanted))
         size, digest = record["engine"]["bytes"], record["engine"]["sha256"]
         if (self.path.stat().st_size, sha256_of(self.path)) != (size, digest):
             raise ExportError(
@@ -132,13 +136,13 @@ class _Entry:
             )
         return None
 
-    def keep(self, built: BuiltEngine, key: Mapping[str, Any], graph: Mapping[str, Any]) -> None:
+    def write(self, built: BuiltEngine, key: Mapping[str, Any], graph: OnnxHeader) -> None:
         """Put an engine here; until it is whole with its sidecar, there is no sidecar."""
         record = {
             "schema_version": SCHEMA_VERSION,
             "key": key,
             "engine": {"sha256": hashlib.sha256(built.serialized).hexdigest(), "bytes": len(built.serialized)},
-            "graph": graph,
+            "graph": dataclasses.asdict(graph),
             "layers": built.n_layers,
             "build_seconds": round(built.seconds, 3),
             "built": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -152,7 +156,7 @@ class _Entry:
         write_whole(self.sidecar, (json.dumps(record, indent=2) + "\n").encode())
 
     @contextlib.contextmanager
-    def locked(self, tell: Callable[[str], None]) -> Iterator[None]:
+    def locked(self, on_message: Callable[[str], None]) -> Iterator[None]:
         """Hold the entry for this process; another one that builds is waited for. The lock ends with the process."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +169,7 @@ class _Entry:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                tell(f"{self.path.name}: another process builds it; waiting")
+                on_message(f"{self.path.name}: another process builds it; waiting")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -1,4 +1,4 @@
-"""From a module to one ONNX file: plain operators of one opset, weights folded, names chosen by the caller."""
+"""Export of a module to one ONNX file: plain operators of one opset, weights folded, names chosen by the caller."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
-from export import ExportError as ExportError
+from export import ExportError
 from export.inspection import MODULE
 from export.lstm import as_one_node, translations
 
@@ -93,7 +93,7 @@ def _examples(inputs: Mapping[str, Tensor], dynamic_axes: Mapping[str, Mapping[i
 def _dynamic_shapes(
     module: nn.Module, inputs: Mapping[str, Tensor], dynamic_axes: Mapping[str, Mapping[int, str]]
 ) -> dict[str, Any]:
-    """What torch.export wants: argument of forward -> its dynamic axes, or a tuple of such for `*args`."""
+    """The dynamic shapes for torch.export: argument of forward -> its axes, or a tuple of such for `*args`."""
     labels = dict.fromkeys(label for axes in dynamic_axes.values() for label in axes.values())
     try:
         dims = {label: torch.export.Dim(label) for label in labels}
@@ -178,7 +178,7 @@ def _name(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -
 
 
 def _check(proto: onnx.ModelProto, opset: int, onnx_path: Path) -> None:
-    """Plain ONNX of the opset asked for, valid, and shapes that agree; a failure here is a fault, not a warning."""
+    """Refuse what is not plain and valid ONNX of the opset asked for, or has shapes that do not agree."""
     found = {entry.domain: entry.version for entry in proto.opset_import}
     if found != {"": opset}:
         raise ExportError(f"{onnx_path}: the graph needs opsets {found}, wanted opset {opset} of plain ONNX only")
@@ -214,7 +214,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    """What went wrong at first: PyTorch wraps it in advice on how to report it."""
+    """The message of the first cause: PyTorch wraps it in advice on how to report it."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""ONNX graphs taken apart: what they are made of, where two of them part, and copies that show what is inside.
+"""ONNX graphs inspected: their nodes and weights, the first difference of two, copies that show inner tensors.
 
 anatomy = read_anatomy(onnx_path)           # nodes, weights, inputs and outputs
 first_difference(wanted, found)             # one line, or "" where both are made alike
@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export import ExportError as ExportError
+from export import ExportError
 
 MODULE = "module"  # entry in a node's metadata: path of the submodule that it came from, see graph.write_onnx
 
@@ -45,7 +45,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """What a graph is made of."""
+    """The inputs, outputs, nodes, weights and metadata of a graph."""
 
     inputs: Mapping[str, str]  # name -> dtype, in the graph's order
     outputs: Mapping[str, str]
@@ -60,7 +60,7 @@ class Anatomy:
 
 
 def read_anatomy(onnx_path: Path) -> Anatomy:
-    """What the graph in a file is made of, its weights loaded.
+    """The inputs, outputs, nodes, weights and metadata of the graph in a file, its weights loaded.
 
     Raises:
         ExportError: not an ONNX file, or its weights' file is missing.
@@ -149,7 +149,7 @@ def write_float64(onnx_path: Path, copy_path: Path) -> None:
 
 
 def first_difference(wanted: Anatomy, found: Anatomy) -> str:
-    """The first thing that one graph is made of and the other is not, in one line; the values of weights do not count.
+    """The first difference between two graphs in one line, "" where there is none; the values of weights do not count.
 
     Inputs and outputs come first, then nodes in the wanted graph's order, matched by the tensors that they give.
     """
@@ -169,12 +169,12 @@ def first_difference(wanted: Anatomy, found: Anatomy) -> str:
 
 
 def n_nodes_alike(wanted: Anatomy, found: Anatomy) -> int:
-    """How many nodes of the wanted graph the other one has: the same operator from and to tensors of the same names."""
+    """The number of the wanted graph's nodes that the other one has: the same operator, tensors of the same names."""
     return sum(not any(node_difference(wanted, found, tensor) for tensor in node.outputs) for node in wanted.nodes)
 
 
 def node_difference(wanted: Anatomy, found: Anatomy, tensor: str) -> str:
-    """How the node that gives a tensor differs, in one line; "" where it is the same, or gives it in neither graph."""
+    """The difference of the nodes that give a tensor, in one line; "" where they are alike or neither exists."""
     ours, theirs = wanted.makers.get(tensor), found.makers.get(tensor)
     if ours is None or theirs is None:
         return "" if ours is theirs else f"{tensor}: found {_made(theirs)}, wanted {_made(ours)}"
@@ -234,7 +234,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _cast_around_rounding(graph: onnx.GraphProto) -> None:
-    """Q reads float32 and DQ gives it; all tensors keep their names."""
+    """Put Casts around Q and DQ, which read and give float32; all tensors keep their names."""
     nodes = []
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
@@ -251,6 +251,6 @@ def _cast_around_rounding(graph: onnx.GraphProto) -> None:
 
 
 def _to_float64(tensor: onnx.TensorProto) -> None:
-    """In place, if it holds float32."""
+    """Convert a tensor in place, if it holds float32."""
     if tensor.data_type == TensorProto.FLOAT:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))

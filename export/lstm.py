@@ -20,7 +20,7 @@ _one_node: ContextVar[bool] = ContextVar("one_node", default=False)
 
 @contextlib.contextmanager
 def as_one_node() -> Iterator[None]:
-    """What is captured in here becomes ONNX and nothing else: modules may take `whole_lstm` for torch.lstm."""
+    """Let modules take `whole_lstm` for torch.lstm: what is captured within becomes ONNX and nothing else."""
     token = _one_node.set(True)
     try:
         yield
@@ -29,11 +29,12 @@ def as_one_node() -> Iterator[None]:
 
 
 def wanted_as_one_node() -> bool:
+    """True within `as_one_node`."""
     return _one_node.get()
 
 
 def whole_lstm(x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """What torch.lstm gives for one layer with biases, in both directions if there are eight weights; no gradients.
+    """The outputs of torch.lstm for one layer with biases, in both directions if there are eight weights; no gradients.
 
     Args:
         x: (T, S, I); h, c: (directions, S, H); weights as nn.LSTM orders them.
@@ -60,7 +61,7 @@ def _shapes(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]) -> tuple[Ten
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How torch.onnx.export is to write the operator, as its `custom_translation_table`."""
+    """The `custom_translation_table` by which torch.onnx.export writes the operator."""
     from onnxscript.function_libs.torch_lib.ops import core
 
     aten_lstm: Any = core.aten_lstm

@@ -1,8 +1,8 @@
-"""Which ONNX operators, in which data types, TensorRT 10.3 takes: JetPack 6's, older than any parser at hand here.
+"""The ONNX operators and data types that TensorRT 10.3 takes: JetPack 6's, older than any parser at hand here.
 
 An inference, for the table of 10.3 itself could not be had. Read from NVIDIA's tables of releases on either side of it,
 docs/operators.md of github.com/onnx/onnx-tensorrt for TensorRT 9.2 and for 10.15: listed here is what both support, in
-the types that both name. Its docs/Changelog.md, read for 9.2 to 10.5, tells of no operator withdrawn; what releases
+the types that both name. Its docs/Changelog.md, read for 9.2 to 10.5, names no operator withdrawn; what releases
 from 10.0 on added (DeformConv in 10.1, windows in 10.4, STFT in 10.5) is left out, also where 10.3 has it. `MAX_OPSET`
 is what the table for 10.0 says. Restrictions of single attributes are not listed.
 """
@@ -48,7 +48,7 @@ TENSORRT_10_3: Mapping[str, tuple[str, ...]] = {
 
 
 def refused_by_tensorrt_10_3(operators: Mapping[str, Collection[str]]) -> tuple[str, ...]:
-    """What of these is not listed, a line each; none: all is.
+    """The operators and types that are not listed, a line each; empty where all are.
 
     Args:
         operators: operator -> types of the first inputs of its nodes, by NumPy's names; without types, the operator

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from export import ExportError as ExportError
+from export import ExportError
 
 SHARED_FROM_BYTES = 1024  # smaller ones stay in their graph
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
@@ -67,7 +67,7 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _refer(tensor: onnx.TensorProto, file: str, offset: int, length: int) -> None:
     """Leave a tensor's name, type and shape, and point to its content in `file`."""
-    kept = onnx.TensorProto(
+    reference = onnx.TensorProto(
         name=tensor.name,
         data_type=tensor.data_type,
         dims=tensor.dims,
@@ -77,4 +77,4 @@ def _refer(tensor: onnx.TensorProto, file: str, offset: int, length: int) -> Non
             for key, value in (("location", file), ("offset", str(offset)), ("length", str(length)))
         ],
     )
-    tensor.CopyFrom(kept)
+    tensor.CopyFrom(reference)

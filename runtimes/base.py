@@ -1,13 +1,7 @@
-"""The contract of every runtime: named arrays in, named arrays out, checked once here; and streams that keep state.
-
-RuntimeUnavailable
-├── ArtefactError  a graph that is missing, broken, or not the one that was asked for
-└── FeedError      arrays, states or axes that do not fit the graph
-"""
+"""The contract of every runtime: named arrays in, named arrays out, checked once here; and streams that keep state."""
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,44 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtimes.errors import ArtefactError as ArtefactError  # part of the contract, needed without NumPy too
+from runtimes.errors import FeedError as FeedError
+from runtimes.errors import RuntimeUnavailable as RuntimeUnavailable
+from runtimes.tensor_spec import TensorSpec as TensorSpec
+from runtimes.tensor_spec import shape_text
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-class RuntimeUnavailable(Exception):  # noqa: N818 - it says what the user meets: there is no runtime to run on
-    """Base of this folder's errors: a runtime that is missing, closed, or failed while it ran."""
-
-
-class ArtefactError(RuntimeUnavailable):
-    """A graph that is missing, broken, or carries other metadata than was asked for."""
-
-
-class FeedError(RuntimeUnavailable):
-    """Arrays, states or axes that do not fit the graph: wrong names, dtypes or shapes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph; a string in `shape` names a dynamic axis, `dtype` is NumPy's name."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {_shape(self.shape)} {self.dtype}"
-
-    def bind(self, axes: Mapping[str, int]) -> TensorSpec:
-        """This spec with the dynamic axes that `axes` names set to their sizes; the others stay dynamic."""
-        return dataclasses.replace(self, shape=tuple(axes.get(d, d) if isinstance(d, str) else d for d in self.shape))
-
-    @property
-    def sizes(self) -> tuple[int, ...] | None:
-        """The shape if it holds no dynamic axis, else None."""
-        sizes = tuple(d for d in self.shape if isinstance(d, int))
-        return sizes if len(sizes) == len(self.shape) else None
 
 
 class Runtime(ABC):
@@ -106,6 +72,7 @@ class Runtime(ABC):
         return Stream(self, states, axes)
 
     def require_open(self) -> None:
+        """Raise RuntimeUnavailable where this is closed."""
         if self._closed:
             raise RuntimeUnavailable(f"{self.name}: this runtime is closed; open the artefact again")
 
@@ -218,12 +185,12 @@ def _check_shape(found: tuple[int, ...], spec: TensorSpec, axes: dict[str, tuple
         if isinstance(wanted, int):
             fits = fits and size == wanted
         elif size < 1:
-            raise FeedError(f"{spec.name}: axis {wanted} is empty in {_shape(found)}, wanted at least 1")
+            raise FeedError(f"{spec.name}: axis {wanted} is empty in {shape_text(found)}, wanted at least 1")
         elif fits and axes.setdefault(wanted, (size, spec.name))[0] != size:
             size_before, where = axes[wanted]
             raise FeedError(f"{spec.name}: axis {wanted} has size {size}, but size {size_before} in {where}")
     if not fits:
-        raise FeedError(f"{spec.name}: found shape {_shape(found)}, wanted {_shape(spec.shape)}")
+        raise FeedError(f"{spec.name}: found shape {shape_text(found)}, wanted {shape_text(spec.shape)}")
 
 
 def _check_axes(runtime: Runtime, axes: Mapping[str, int]) -> None:
@@ -248,7 +215,3 @@ def _check_states(
         before, after = inputs[name], outputs[successor]
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise FeedError(f"state {name}: its successor differs: found {after}, wanted {before}")
-
-
-def _shape(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(str(d) for d in shape)})"

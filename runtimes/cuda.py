@@ -1,4 +1,4 @@
-"""The first GPU by ctypes: its memory, its queues of work and its graphs, through the driver's own library.
+"""The first GPU by ctypes: its memory, streams and CUDA graphs, through the driver's own library.
 
 Where there is a driver there is libcuda, on a board too, and its functions keep their names and arguments for good:
 no toolkit, no version to look for, no package. TensorRT works in the same context, the device's primary one.
@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import CAPABILITY, DRIVER
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-DRIVER = "libcuda.so.1"
 
 _INT, _UINT, _SIZE, _POINTER, _ADDRESS = (
     ctypes.c_int,
@@ -60,7 +59,6 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuGetErrorString": (_INT, _TEXT),
 }
 
-_CAPABILITY = (75, 76)  # cuda.h, CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for what others put on the default stream
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is their own
 
@@ -103,7 +101,7 @@ def load_driver() -> Any:
 
 
 class Cuda:
-    """The first GPU; a context manager, within which it can be worked on."""
+    """The first GPU; as a context manager it holds the GPU's primary context."""
 
     def __init__(self) -> None:
         """Start the driver and look whether there is a GPU, which is not held yet.
@@ -118,7 +116,7 @@ class Cuda:
         self.call("cuInit", 0, doing="cannot start")
         self.call("cuDeviceGet", ctypes.byref(self._device), 0, doing="cannot find a GPU")
         number, numbers = _INT(), []
-        for attribute in _CAPABILITY:
+        for attribute in CAPABILITY:
             self.call("cuDeviceGetAttribute", ctypes.byref(number), attribute, self._device, doing="cannot ask the GPU")
             numbers.append(number.value)
         self.capability = f"SM{numbers[0]}{numbers[1]}"  # "SM87"
@@ -133,7 +131,7 @@ class Cuda:
         self.close()
 
     def close(self) -> None:
-        """Let the GPU go; what was allocated must have been freed before."""
+        """Release the GPU; what was allocated must have been freed before."""
         if self._held:
             self._held = False
             self.release("cuDevicePrimaryCtxRelease_v2", self._device)
@@ -149,7 +147,7 @@ class Cuda:
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """As `current`, around giving back: goes on where the GPU cannot be worked on any more, all is lost then."""
+        """Make this the current GPU for freeing; no error where its context is lost, and all its memory with it."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(RuntimeUnavailable):
                 stack.enter_context(self.current())
@@ -166,7 +164,7 @@ class Cuda:
             raise RuntimeUnavailable(f"cuda: {doing}: {self._reason(status, name)}")
 
     def release(self, name: str, *arguments: Any) -> None:
-        """Call a function that gives something back, whatever it returns.
+        """Call a function that frees something, whatever it returns.
 
         It fails only where an earlier call has failed and raised: a lost context takes all of its things with it.
         """
@@ -189,7 +187,7 @@ class Cuda:
 
 
 class Queue:
-    """A stream of the GPU with the memory that its work is about; closing it frees all, the last taken first.
+    """A CUDA stream and the memory that its work uses; closing it frees all, the last taken first.
 
     Work is done in the order in which it was put here, later than the call that puts it; `wait` waits for it. All
     methods but `close` want `Cuda.current` around them.
@@ -211,11 +209,11 @@ class Queue:
                 self.handle = 0
 
     def keep(self, undo: Callable[[], object]) -> None:
-        """Have something undone when this is closed, before what was taken earlier is freed."""
+        """Call `undo` when this is closed, before what was taken earlier is freed."""
         self._taken.callback(undo)
 
     def allocate(self, n_bytes: int) -> int:
-        """The address of that much of the GPU's memory; what is in it is left over from others."""
+        """The address of that much of the GPU's memory, not cleared."""
         address = _ADDRESS()
         doing = f"cannot allocate {n_bytes} bytes of the GPU's memory"
         self._cuda.call("cuMemAlloc_v2", ctypes.byref(address), n_bytes, doing=doing)
@@ -251,7 +249,7 @@ class Queue:
         self._cuda.call("cuMemsetD8Async", address, 0, n_bytes, self.handle, doing="cannot clear the GPU's memory")
 
     def capture(self, work: Callable[[], None]) -> int:
-        """A graph of what `work` puts here, to be put here by `launch`; nothing of it is done now."""
+        """A CUDA graph of the work that `work` puts here, for `launch`; nothing of it is done now."""
         graph, ready = _POINTER(), _POINTER()
         self._cuda.call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL, doing="cannot capture a CUDA graph")
         try:
@@ -273,7 +271,7 @@ class Queue:
         return ready.value
 
     def launch(self, graph: int) -> None:
-        """Put a captured graph here."""
+        """Put a captured CUDA graph here."""
         self._cuda.call("cuGraphLaunch", graph, self.handle, doing="cannot launch a CUDA graph")
 
     def wait(self) -> None:
@@ -282,5 +280,5 @@ class Queue:
 
 
 def n_bytes_of(shape: Sequence[int], dtype: str) -> int:
-    """What an array of that shape and dtype takes."""
+    """The bytes that an array of that shape and dtype takes."""
     return int(np.prod(tuple(shape), dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -1,4 +1,4 @@
-"""What the sidecar of an engine says of it, `<engine>.json`: the engine does not know what its axes are called."""
+"""The sidecar of an engine, `<engine>.json`: the names of its axes, which the engine lacks, and its origin."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtimes.base import ArtefactError, TensorSpec
+from runtimes.errors import ArtefactError
+from runtimes.tensor_spec import TensorSpec
+from runtimes.tensorrt_package import LIBRARIES
 
-LIBRARIES = ("tensorrt", "tensorrt_rtx")  # JetPack's, and TensorRT for RTX
 SCHEMA_VERSION = 1
 DTYPES = ("float32", "float16", "int8", "uint8", "int32", "int64", "bool")
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSidecar:
-    """What `<engine>.json` says of an engine."""
+    """The entries of `<engine>.json`."""
 
     artefact: Path
     built_by: str  # package and version: "tensorrt 10.3.0"
@@ -68,12 +69,12 @@ class EngineSidecar:
 
     @property
     def capability(self) -> str | None:
-        """Such as "SM87", of the GPU that it is for; None: for any that its package knows."""
-        told = re.search(r"\bSM\d+\b", self.device)
-        return told.group() if told else None
+        """Compute capability of the GPU that it is for, such as "SM87"; None: for any that its package knows."""
+        found = re.search(r"\bSM\d+\b", self.device)
+        return found.group() if found else None
 
     def read_engine(self) -> bytes:
-        """The engine, whole: TensorRT does not survive all damage."""
+        """The engine's bytes, checked against the sidecar's SHA-256: TensorRT does not survive all damage."""
         try:
             content = self.artefact.read_bytes()
         except OSError as error:

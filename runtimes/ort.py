@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,20 @@ from runtimes.base import (
     zeros,
 )
 
-# On Linux, onnxruntime 1.32 tells Microsoft of every session, and leaves a number in the home, from its import on.
+# On Linux, onnxruntime 1.32 reports every session to Microsoft, and leaves a number in the home, from its import on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     import onnxruntime
 except ImportError as error:
-    raise RuntimeUnavailable(f"onnxruntime cannot be loaded ({error}): pip install onnxruntime") from error
+    raise RuntimeUnavailable(
+        f"onnxruntime cannot be loaded ({error}): {sys.executable} -m pip install onnxruntime"
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Provider:
-    """What computes, by ONNX Runtime's name, and what the runtime over it is called here."""
+    """An execution provider of ONNX Runtime, by its name there and the name of the runtime over it here."""
 
     runtime: str
     name: str
@@ -52,7 +55,11 @@ CPU = Provider("onnxruntime", "CPUExecutionProvider")
 CUDA = Provider("onnxruntime-cuda", "CUDAExecutionProvider", "cuda", {"use_tf32": "0"})  # FP32 is to be FP32
 TENSORRT = Provider("onnxruntime-tensorrt", "TensorrtExecutionProvider", "cuda")
 
-_MEND = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; a Jetson takes NVIDIA's own build"
+_PIP = f"{sys.executable} -m pip"
+_MEND = (
+    f"{_PIP} uninstall onnxruntime, then {_PIP} install 'onnxruntime-gpu[cuda,cudnn]'; "
+    "a Jetson takes NVIDIA's own build"
+)
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -159,7 +166,7 @@ class _BoundStream(Stream):
 
 
 class _DeviceStream(Stream):
-    """The same over buffers on a GPU: feeds go up, outputs come down, states stay where they are.
+    """A stream over two banks of state buffers on a GPU: feeds go up, outputs come down, states stay where they are.
 
     ONNX Runtime copies a bound array of the host when it is bound, once: so nothing of the host is bound.
     """
@@ -214,8 +221,8 @@ class _DeviceStream(Stream):
         return results
 
 
-def over(provider: Provider) -> Callable[..., OnnxRuntime]:
-    """What opens artefacts on this provider.
+def opener(provider: Provider) -> Callable[..., OnnxRuntime]:
+    """A function that opens artefacts on this provider.
 
     Raises:
         RuntimeUnavailable: this build of onnxruntime does not have it.
@@ -233,7 +240,7 @@ def _require_offered(provider: Provider) -> None:
 
 
 def _load_libraries() -> str:
-    """Load CUDA's libraries from NVIDIA's Python packages, where there are such; what onnxruntime says of failures."""
+    """Load CUDA's libraries from NVIDIA's Python packages, if installed; return what onnxruntime prints of failures."""
     said = io.StringIO()
     if hasattr(onnxruntime, "preload_dlls"):  # 1.21
         with contextlib.redirect_stdout(said):

@@ -132,11 +132,11 @@ def write_program(
 
 
 def _from_entries(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in entries)
+    return tuple(map(TensorSpec.from_entry, entries))
 
 
 def _check_archive(artefact: Path) -> None:
-    """A `.pt2` is a zip archive: its checksums find damage before PyTorch logs a page about it."""
+    """Refuse a damaged `.pt2` by the checksums of its zip archive, before PyTorch logs a page about it."""
     try:
         with zipfile.ZipFile(artefact) as archive:
             damaged = archive.testzip()
@@ -148,7 +148,7 @@ def _check_archive(artefact: Path) -> None:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """PyTorch's thread count is one for the process: set it for a call only, so that nobody else's numbers change."""
+    """Set PyTorch's thread count for a call only: it is one for the process, and nobody else's numbers may change."""
     before = torch.get_num_threads()
     if before == count:
         yield

@@ -17,15 +17,15 @@ def _onnxruntime() -> Opener:
 
 
 def _onnxruntime_cuda() -> Opener:
-    from runtimes.ort import CUDA, over
+    from runtimes.ort import CUDA, opener
 
-    return over(CUDA)
+    return opener(CUDA)
 
 
 def _onnxruntime_tensorrt() -> Opener:
-    from runtimes.ort import TENSORRT, over
+    from runtimes.ort import TENSORRT, opener
 
-    return over(TENSORRT)
+    return opener(TENSORRT)
 
 
 def _openvino() -> Opener:
@@ -60,13 +60,13 @@ ON_GPU = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")  # the others 
 
 
 def require_known(name: str) -> None:
-    """Raises RuntimeUnavailable for a runtime of which this registry knows nothing."""
+    """Raise RuntimeUnavailable for a name that is not in this registry."""
     if name not in RUNTIMES:
         raise RuntimeUnavailable(f"runtime {name}: unknown; known here: {', '.join(sorted(RUNTIMES))}")
 
 
 def load_runtime(name: str) -> Opener:
-    """What opens artefacts in the runtime `name`, its library loaded.
+    """The function that opens artefacts in the runtime `name`, its library loaded.
 
     Raises:
         RuntimeUnavailable: no runtime of this name, its library is not installed, or what it runs on is not here.

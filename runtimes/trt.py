@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import importlib
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 
 from runtimes.base import Arrays, ArtefactError, FeedError, Runtime, RuntimeUnavailable, Stream, TensorSpec, check_feeds
 from runtimes.cuda import Cuda, Queue, n_bytes_of
-from runtimes.engine_sidecar import LIBRARIES, EngineSidecar
+from runtimes.engine_sidecar import EngineSidecar
+from runtimes.tensorrt_package import library_name, shown_lines, tensorrt_library, tensorrt_log
 
 _DTYPES = {  # names of tensorrt.DataType
     "FLOAT": "float32",
@@ -34,32 +34,10 @@ _DTYPES = {  # names of tensorrt.DataType
     "INT64": "int64",
     "BOOL": "bool",
 }
-_LOG_LINES = 8  # of the log's last, shown on failure
-_NARRATION = "The logger passed into"  # told when the builder has a logger of its own; each still hears what is its own
-
-
-def tensorrt_library(name: str | None = None) -> ModuleType:
-    """TensorRT's Python package: `name`, or tensorrt, else tensorrt_rtx.
-
-    Raises:
-        RuntimeUnavailable: it is not installed, or one of its shared libraries cannot be loaded.
-    """
-    failures = []
-    for candidate in [name] if name else LIBRARIES:
-        try:
-            return importlib.import_module(candidate)
-        except (ImportError, OSError) as error:
-            failures.append(f"{candidate} cannot be loaded ({error})")
-    mends = {
-        "tensorrt": "JetPack brings it, in Python 3.10 of the system: apt install python3-libnvinfer",
-        "tensorrt_rtx": "pip install tensorrt_rtx",
-    }
-    wanted = [mends[candidate] for candidate in ([name] if name else LIBRARIES)]
-    raise RuntimeUnavailable(f"{'; '.join(failures)}: {'; without a board: '.join(wanted)}")
 
 
 def require_tensorrt() -> None:
-    """Raises RuntimeUnavailable where no engine could be opened: no TensorRT, no driver, or no GPU."""
+    """Raise RuntimeUnavailable where no engine could be opened: no TensorRT, one that is too old, no driver, no GPU."""
     tensorrt_library()
     Cuda()
 
@@ -86,7 +64,7 @@ class TensorRt(Runtime):
         """
         sidecar = EngineSidecar.read(artefact)
         library = tensorrt_library(sidecar.library)
-        here = f"{library.__name__} {library.__version__}"
+        here = library_name(library)
         if here != sidecar.built_by:
             raise ArtefactError(
                 f"{artefact}: it is by {sidecar.built_by}, here is {here}; build it anew: engines belong to one version"
@@ -117,7 +95,7 @@ class TensorRt(Runtime):
         return super().stream(states, **axes)
 
     def session(self, shapes: Mapping[str, tuple[int, ...]], states: Mapping[str, str], *, captured: bool) -> _Session:
-        """What runs the graph on inputs of these shapes, on a queue and in memory of its own.
+        """A session that runs the graph on inputs of these shapes, on a stream and in memory of its own.
 
         Raises:
             FeedError: a size that the engine was not built for.
@@ -189,7 +167,8 @@ class _Device:
     def __init__(self, cuda: Cuda, library: ModuleType) -> None:
         self.cuda = cuda
         self.library = library
-        self.log = _collecting_log(library)
+        self._log = tensorrt_log(library)
+        self._log_start = self._log.n_lines
         self.engine: Any = None
         self.dropped: collections.deque[_Session] = collections.deque()  # freed later: their streams went at any time
         self._runtime: Any = None
@@ -198,41 +177,41 @@ class _Device:
 
     def load(self, artefact: Path, content: bytes) -> None:
         """Put the engine on the GPU."""
-        here = f"{self.library.__name__} {self.library.__version__}"
-        self.log.clear()
+        here = library_name(self.library)
+        self.start_log()
         with self.cuda.current():
             try:
-                self._runtime = self.library.Runtime(_LOGGERS[self.library])
+                self._runtime = self.library.Runtime(self._log.logger)
             except (TypeError, RuntimeError) as error:
-                raise RuntimeUnavailable(f"{here} cannot start{self.heard() or f' ({error})'}") from error
+                raise RuntimeUnavailable(f"{here} cannot start{self.log() or f' ({error})'}") from error
             try:
                 self.engine = self._runtime.deserialize_cuda_engine(content)
             except (TypeError, RuntimeError, MemoryError) as error:
-                raise ArtefactError(f"{artefact}: {here} cannot load it{self.heard() or f' ({error})'}") from error
+                raise ArtefactError(f"{artefact}: {here} cannot load it{self.log() or f' ({error})'}") from error
         if self.engine is None:
             raise ArtefactError(
                 f"{artefact}: {here} cannot load it; build it anew, free memory of the GPU, or choose another "
-                f"runtime if it does not support this GPU{self.heard()}"
+                f"runtime if it does not support this GPU{self.log()}"
             )
 
     def check(
         self, artefact: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> dict[str | int, tuple[int, int]]:
-        """Least and most of each dynamic axis; ArtefactError if engine and sidecar do not agree."""
+        """The least and most size of each dynamic axis; ArtefactError if engine and sidecar do not agree."""
         modes = self.library.TensorIOMode  # the engine gets no name: a traceback would keep it alive
         wanted = {spec.name: (modes.INPUT, spec) for spec in inputs}
         wanted |= {spec.name: (modes.OUTPUT, spec) for spec in outputs}
         found = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         bounds: dict[str | int, tuple[int, int]] = {}
         if set(found) != set(wanted):
-            raise ArtefactError(f"{artefact}: {_apart('tensors', sorted(found), sorted(wanted))}")
+            raise ArtefactError(f"{artefact}: {_mismatch('tensors', sorted(found), sorted(wanted))}")
         for name, (mode, spec) in wanted.items():
             dtype = self.engine.get_tensor_dtype(name).name
             shape = tuple(self.engine.get_tensor_shape(name))
             if (self.engine.get_tensor_mode(name), _DTYPES.get(dtype)) != (mode, spec.dtype):
-                raise ArtefactError(f"{artefact}: {_apart(name, dtype, spec.dtype)}")
+                raise ArtefactError(f"{artefact}: {_mismatch(name, dtype, spec.dtype)}")
             if tuple(-1 if isinstance(size, str) else size for size in spec.shape) != shape:
-                raise ArtefactError(f"{artefact}: {_apart(name, shape, spec.shape)}")
+                raise ArtefactError(f"{artefact}: {_mismatch(name, shape, spec.shape)}")
             if self.engine.get_tensor_location(name) != self.library.TensorLocation.DEVICE:
                 raise ArtefactError(f"{artefact}: {name} gives sizes, not values; such graphs are for onnxruntime")
             if mode == modes.INPUT and -1 in shape:
@@ -272,9 +251,13 @@ class _Device:
             self.engine = None
             self._runtime = None
 
-    def heard(self) -> str:
-        """The last of TensorRT's warnings and errors, each on a line of its own."""
-        return "".join(f"\n  log: {line}" for line in self.log)
+    def start_log(self) -> None:
+        """Let `log` begin with the lines that come from now on."""
+        self._log_start = self._log.n_lines
+
+    def log(self) -> str:
+        """The last of TensorRT's warnings and errors, each on a line of its own, as messages end with them."""
+        return shown_lines(self._log.since(self._log_start))
 
 
 class _Session:
@@ -306,7 +289,7 @@ class _Session:
         self._contexts: list[Any] = []  # used in place only: a name of their own would let a traceback keep them alive
         self._graphs: list[int] = []
         self._banks: list[dict[str, int]] = []  # state -> address, twice
-        device.log.clear()
+        device.start_log()
         with device.cuda.current(), contextlib.ExitStack() as taken:
             self._queue = Queue(device.cuda)
             taken.callback(self._queue.close)
@@ -387,11 +370,11 @@ class _Session:
         try:
             open_ones = list(contexts[direction].infer_shapes())
         except RuntimeError as error:
-            raise RuntimeUnavailable(f"tensorrt: the shapes do not fit ({error}){self._device.heard()}") from error
+            raise RuntimeUnavailable(f"tensorrt: the shapes do not fit ({error}){self._device.log()}") from error
         self._require(not open_ones, f"the shapes leave {', '.join(open_ones)} open")
 
     def _allocate(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Memory for all tensors, on the GPU and, but for the states, pinned in the host's memory too."""
+        """Allocate memory for all tensors, on the GPU and, but for the states, pinned in the host's memory too."""
         for name in outputs:
             shape = tuple(self._contexts[0].get_tensor_shape(name))
             self._require(-1 not in shape, f"{name}: its shape {shape} depends on values; use onnxruntime")
@@ -431,38 +414,15 @@ class _Session:
         try:
             done = self._contexts[direction].execute_async_v3(self._queue.handle)
         except (TypeError, RuntimeError) as error:
-            raise RuntimeUnavailable(f"tensorrt: {failed} ({error}){self._device.heard()}") from error
+            raise RuntimeUnavailable(f"tensorrt: {failed} ({error}){self._device.log()}") from error
         self._require(done, failed)
         for name, array in self._results.items():
             self._queue.download(self._addresses[name], array)
 
     def _require(self, fits: bool, what: str) -> None:
         if not fits:
-            raise RuntimeUnavailable(f"tensorrt: {what}{self._device.heard()}")
+            raise RuntimeUnavailable(f"tensorrt: {what}{self._device.log()}")
 
 
-def _apart(what: str, found: object, wanted: object) -> str:
+def _mismatch(what: str, found: object, wanted: object) -> str:
     return f"{what}: the engine has {found}, its sidecar {wanted}; build it anew"
-
-
-# TensorRT keeps loggers by their bare addresses for as long as it has any object: one for each package, for good.
-_LOGGERS: dict[ModuleType, Any] = {}
-
-
-def _collecting_log(library: ModuleType) -> collections.deque[str]:
-    """The last of the package's warnings and errors, from now on."""
-    if library not in _LOGGERS:
-        lines: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
-
-        class Logger(library.ILogger):  # type: ignore[name-defined, misc]
-            def __init__(self) -> None:
-                library.ILogger.__init__(self)
-                self.lines = lines
-
-            def log(self, severity: Any, message: str) -> None:
-                if int(severity) <= int(library.ILogger.Severity.WARNING) and _NARRATION not in message:
-                    self.lines.append(" ".join(message.split()))
-
-        _LOGGERS[library] = Logger()
-    found: collections.deque[str] = _LOGGERS[library].lines
-    return found

@@ -1,4 +1,4 @@
-"""A training pack: all that a run needs on a machine with a GPU and PyTorch but no network, in parts that can travel.
+"""Training pack: all that a run needs on a machine with a GPU and PyTorch but no network, in parts that can travel.
 
     python -m scripts.training_pack --data DATA --config TOML --out PACK [--eval EVAL] [--start-from WEIGHTS]
 
@@ -32,10 +32,10 @@ import soundfile
 import typer
 
 from edgese import __version__
-from edgese.audio import READABLE
+from edgese.audio.formats import READABLE
 from edgese.config import TrainConfig, read_train_config, to_dict
-from edgese.data import DEPTH, HELD_OUT, LEAVES
 from edgese.errors import EdgeseError, TrainingError
+from edgese.train.data import DEPTH, HELD_OUT, LEAVES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edgese", "export", "calib", "runtimes")
@@ -57,12 +57,12 @@ Member = tuple[str, bytes]  # a file's name inside a tar, and its content
 
 
 class PackError(EdgeseError):
-    """A pack that cannot be made."""
+    """Error where a pack cannot be made."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A file of the pack, as MANIFEST.json has it."""
+    """File of the pack, as MANIFEST.json has it."""
 
     file: str
     bytes: int
@@ -100,7 +100,7 @@ def pack(
     shard_bytes: int,
     python: str | None,
 ) -> tuple[list[Part], list[str]]:
-    """Writes the folder `out`, whole or not at all.
+    """Write the folder `out`, whole or not at all.
 
     Args:
         python: version that the wheels are for; None leaves them out.
@@ -142,7 +142,7 @@ def pack(
 
 
 def plan_training(data: Path) -> Plan:
-    """What training may read of a folder: all but held-out sets, as `open_data` knows them by name.
+    """Plan of the files that training may read of a folder: all but held-out sets, as `open_data` knows them by name.
 
     Raises:
         PackError: there is nothing, a recording cannot be read, or two would have one name.
@@ -154,7 +154,7 @@ def plan_training(data: Path) -> Plan:
 
 
 def plan_evaluation(folder: Path) -> Plan:
-    """Clean and noisy recordings under eval/, a name that training passes over.
+    """Plan of clean and noisy recordings under eval/, a name that training passes over.
 
     Raises:
         PackError: as `plan_training`.
@@ -163,7 +163,7 @@ def plan_evaluation(folder: Path) -> Plan:
 
 
 def contents(plan: Plan) -> Iterator[Member]:
-    """The planned files, read and adapted one by one."""
+    """Names and contents of the planned files, read and adapted one by one."""
     renamed = {file: Path(name).name for name, file in plan.items() if Path(name).name != file.name}
     for name, file in sorted(plan.items()):
         if file.name == MANIFEST:
@@ -182,7 +182,7 @@ def _named_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _plan(folder: Path, root: Path, prefix: str) -> Plan:
-    """All recordings and manifests below a folder, by their names relative to `root`."""
+    """Plan of all recordings and manifests below a folder, by their names relative to `root`."""
     plan: Plan = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in READABLE or file.name == MANIFEST:
@@ -197,7 +197,7 @@ def _plan(folder: Path, root: Path, prefix: str) -> Plan:
 
 
 def _fits_flac(file: Path) -> bool:
-    """Whether it is uncompressed, and FLAC can hold the same samples."""
+    """True if a file is uncompressed, and FLAC can hold the same samples."""
     if file.name == MANIFEST or file.suffix.lower() in COMPRESSED:
         return False
     try:
@@ -208,7 +208,7 @@ def _fits_flac(file: Path) -> bool:
 
 
 def _flac(file: Path) -> bytes:
-    """The same samples at the same rate; through int32, which holds them exactly."""
+    """FLAC of a file's samples at the same rate; through int32, which holds them exactly."""
     samples, rate_hz = soundfile.read(file, dtype="int32")
     content = io.BytesIO()
     soundfile.write(content, samples, rate_hz, format="FLAC", subtype=FLAC_SUBTYPES[soundfile.info(file).subtype])
@@ -216,7 +216,7 @@ def _flac(file: Path) -> bytes:
 
 
 def _manifest(path: Path, renamed: dict[Path, str]) -> bytes:
-    """The manifest, with the packed names in its column `file`; as it is where they are the same."""
+    """Content of a manifest with the packed names in its column `file`; as it is where they are the same."""
     content = path.read_bytes()
     try:
         header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
@@ -239,7 +239,7 @@ def _manifest(path: Path, renamed: dict[Path, str]) -> bytes:
 
 
 def write_shards(folder: Path, name: str, members: Iterable[Member], most_bytes: int) -> None:
-    """NAME-00.tar, NAME-01.tar, ... of at most `most_bytes` each, filled in the members' order.
+    """Write NAME-00.tar, NAME-01.tar, ... of at most `most_bytes` each, filled in the members' order.
 
     Raises:
         PackError: a member that no shard can hold.
@@ -307,7 +307,7 @@ def _files(folder: Path, prefix: str) -> Iterator[Member]:
 
 
 def _settings(path: Path, start_from: Path | None, scratch: Path) -> Iterator[Member]:
-    """config.toml as it is, or with the packed weights in it, and these; config.json as the run will write it.
+    """Members config.toml, as it is or with the packed weights named, these weights, and the run's config.json.
 
     Raises:
         EdgeseError: settings that cannot be, or weights that are not theirs.
@@ -319,7 +319,7 @@ def _settings(path: Path, start_from: Path | None, scratch: Path) -> Iterator[Me
             "give the file with --start-from, or remove the setting"
         )
     if start_from:
-        from edgese.train import starting_enhancer
+        from edgese.train.loop import starting_enhancer
 
         try:
             starting_enhancer(config, start_from)
@@ -337,8 +337,9 @@ def _settings(path: Path, start_from: Path | None, scratch: Path) -> Iterator[Me
 
 
 def download_wheels(folder: Path, python: str, config: TrainConfig) -> list[str]:
-    """Fetches the libraries that training needs, with what they need but for THERE; the names of those for scores
-    that have no wheels.
+    """Fetch wheels of the libraries that training needs and of their own, except THERE; returns the missing ones.
+
+    Only those for scores may be missing.
 
     Raises:
         PackError: pip finds no wheels, or no network.
@@ -362,7 +363,7 @@ def download_wheels(folder: Path, python: str, config: TrainConfig) -> list[str]
 
 
 def _pip_download(names: Sequence[str], python: str, folder: Path) -> str:
-    """Why pip could not, or nothing."""
+    """Reason why pip could not download; "" if it could."""
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBCS]
     platforms += [f"manylinux{year}_x86_64" for year in ("1", "2010", "2014")]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
@@ -479,8 +480,8 @@ import sys
 from pathlib import Path
 
 from edgese.config import read_train_config
-from edgese.data import open_data
 from edgese.errors import EdgeseError, TrainingError
+from edgese.train.data import open_data
 
 try:
     config = read_train_config(Path("config.toml"))

@@ -1,15 +1,30 @@
-"""What many tests share: tiny seeded networks in both parametrisations, and sound that behaves like speech."""
+"""What many tests share: tiny seeded networks in both parametrisations, and sound that behaves like speech.
+
+Tests stand in two tiers. `make test` runs all, each file in one of several processes (pytest-xdist); `make test-fast`
+leaves out those marked `slow`: more than some three seconds of computing, by `pytest --durations`. A fixture that takes
+long is paid by the first test that asks for it: all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
+What keeps them quick:
+
+- commands run in forks of a Python that has its libraries imported (`helpers/warm_python.py`); each command starts cold
+  in one test;
+- tiny bundles are exported once, by whichever process comes first (`helpers/made_once.py`);
+- a test meets both parametrisations of the decay where it is about the network, and one where it is about what is done
+  with it: so are the users of `bundle` that are not marked `both_networks` (see edgese/conftest.py).
+
+A skip says why. Tests marked `required` hold doubles against what they stand for: where CI is set, their skip fails.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from edgese.audio import Wave
 from edgese.config import AudioConfig
 from edgese.networks import MbsConfig
 
@@ -21,9 +36,8 @@ else:
     torch.set_num_threads(1)
 
 if TYPE_CHECKING:
-    from edgese.model.waveform import WaveformEnhancer
+    from edgese.model.enhancer import WaveformEnhancer
 
-Wave = NDArray[np.float32]
 SpeechLike = Callable[..., Wave]
 
 # Two blocks, eight channels; the chunk divides none of the tested lengths.
@@ -32,6 +46,15 @@ TINY_CONFIGS = {
     "decay-per-channel": _TINY,
     "decay-per-head": dataclasses.replace(_TINY, decay_heads=4, expand=2, fusion="each"),
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Continuous integration has what the `required` tests need, or it fails."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and item.get_closest_marker("required"):
+        report.outcome, report.longrepr = "failed", f"required where CI is set, but skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture

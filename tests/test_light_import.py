@@ -22,8 +22,8 @@ LIGHT = {
     "edgese.config": (*NEVER, "typer", "rich", "soundfile"),
     "edgese.cli.app": (*NEVER, "soundfile", "numpy"),
     "edgese.__main__": (*NEVER, "typer", "rich", "soundfile", "numpy"),
-    "edgese.enhance": (*NEVER, "typer"),
-    "edgese.metrics": NEVER,
+    "edgese.enhance.denoiser": (*NEVER, "typer"),
+    "edgese.metrics.scores": NEVER,
 }
 
 

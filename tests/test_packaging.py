@@ -15,6 +15,8 @@ import pytest
 
 from edgese import __version__
 
+pytestmark = pytest.mark.slow  # builds wheels and makes environments
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("edgese", "export", "calib", "runtimes")
 SHIPPED = "edgese/weights/mbs-net-small"

@@ -22,7 +22,7 @@ import pytest
 import soundfile
 
 from edgese.config import TrainConfig, read_train_config, to_dict
-from edgese.data import open_data
+from edgese.train.data import open_data
 
 ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
@@ -211,7 +211,7 @@ def test_source_holds_program_and_config_but_no_weights_and_no_tests(config: Pat
         *("edgese", "export", "calib", "runtimes"),
         *("config.toml", "config.json"),
     }
-    assert source["edgese/train.py"] == (ROOT / "edgese/train.py").read_bytes()
+    assert source["edgese/train/loop.py"] == (ROOT / "edgese/train/loop.py").read_bytes()
     assert not [name for name in source if name.endswith((".safetensors", ".onnx", ".pyc")) or "weights/" in name]
     assert source["config.toml"].decode() == CONFIG
     assert json.loads(source["config.json"]) == to_dict(read_train_config(config))
@@ -220,7 +220,7 @@ def test_source_holds_program_and_config_but_no_weights_and_no_tests(config: Pat
 def test_weights_to_start_from_travel_and_the_config_names_them(
     script: Any, data: Path, config: Path, tmp_path: Path
 ) -> None:
-    from edgese.checkpoint import save_weights
+    from edgese.model.checkpoint import save_weights
     from edgese.model.registry import build
 
     settings = read_train_config(config)
@@ -374,7 +374,7 @@ def losses(log: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_slices_on_two_machines_end_like_one_run(data: Path, config: Path, packed: Path, tmp_path: Path) -> None:
     """The first stops after a step; the second starts from a fresh copy and what the first has handed back."""
-    from edgese.train import train
+    from edgese.train.loop import train
 
     settings = read_train_config(config)
     train(settings, open_data(data, settings.data, RATE_HZ, settings.seed, tmp_path / "cache"), tmp_path / "whole")

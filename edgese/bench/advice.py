@@ -1,10 +1,10 @@
-"""What a bench report says in words: which runtime, precision and block to use, and how far to trust the numbers.
+"""Advice from a bench report: which runtime, precision and block to use, and how far to trust the numbers.
 
 The rules, all of them:
 
 - *Lowest latency*: of the cases whose paced calls missed no deadline and whose p99 is within half the block, those of
-  the smallest block; of these the fastest median. Where the medians of its turns overlap with another's, the two are
-  not told apart, and the first in the order of runtimes and precisions is taken.
+  the smallest block; of these the fastest median. Where the medians of its turns overlap with another's, the two cannot
+  be distinguished, and the first in the order of runtimes and precisions is taken.
 - *Most streams*: of the cases that carry the most streams on the whole device, or as many within the search's
   resolution, the one of the smallest block; then the first in order.
 - *Most sound*, of a network that looks ahead and so has no latency to speak of: the fastest median.
@@ -22,9 +22,9 @@ from typing import Any
 from edgese.bench.capacity import RESOLUTION, Point
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Timing, calls_for
-from edgese.segments import network_name, told
+from edgese.graphs.segments import network_name, segments_in_words
 
-MARGIN = 0.5  # of the block that the p99 of a paced call may take: DESIGN, section 6
+MARGIN = 0.5  # of the block that the p99 of a paced call may take; the rest is for whatever else runs on the core
 LARGE_SPREAD = {"p50": 0.10, "p99": 0.30}
 LARGE_SHARE = 0.05
 
@@ -40,7 +40,7 @@ TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What to use for one purpose; no result where nothing that was measured will do."""
+    """Recommendation for one purpose; `result` is None where nothing that was measured will do."""
 
     purpose: str
     result: Result | None
@@ -57,14 +57,14 @@ class Advice:
 
 
 def recommend(report: Report) -> list[Advice]:
-    """One advice for each purpose."""
+    """One recommendation for each purpose."""
     if not report.results[0].case.live:  # all of a bundle are alike
         return [_no_latency(report), _most_sound(report.results)]
     return [_lowest_latency(report.results), _most_streams(report.results)]
 
 
 def warnings(report: Report) -> list[str]:
-    """Why the numbers deserve less trust than they look like; nothing where nothing was found."""
+    """Reasons to trust the numbers less than they look like; empty where nothing was found."""
     found = []
     if not report.bundle.verified:
         found.append(f"{report.bundle.path}: did not pass its verification: it may be fast and wrong; export it again")
@@ -85,8 +85,9 @@ def _lowest_latency(results: Sequence[Result]) -> Advice:
     fit = [result for result in results if not _unfit(result)]
     blocks = sorted({result.case.block for result in results})
     if not fit:
-        told = "; ".join(_passed_over(results, block) for block in blocks)
-        return Advice(purpose, None, f"nothing that was measured keeps real time with half the block to spare: {told}")
+        passed = "; ".join(_passed_over(results, block) for block in blocks)
+        reason = f"nothing that was measured keeps real time with half the block to spare: {passed}"
+        return Advice(purpose, None, reason)
     block = min(result.case.block for result in fit)
     level = _level_with_fastest([result for result in fit if result.case.block == block])
     best = level[0]
@@ -97,7 +98,7 @@ def _lowest_latency(results: Sequence[Result]) -> Advice:
         f"{len(best.paced.took_s):,} paced calls"
     )
     if level[1:]:
-        words += f"; not told apart from {', '.join(map(_name, level[1:]))}"
+        words += f"; not distinguishable from {', '.join(map(_name, level[1:]))}"
     words += "".join(f"; not {_passed_over(results, smaller)}" for smaller in blocks if smaller < block)
     return Advice(purpose, best, words)
 
@@ -123,7 +124,7 @@ def _most_streams(results: Sequence[Result]) -> Advice:
 
 
 def _no_latency(report: Report) -> Advice:
-    name, segments = network_name(report.bundle.manifest), told(report.bundle)
+    name, segments = network_name(report.bundle.manifest), segments_in_words(report.bundle)
     return Advice("lowest latency", None, f"{name} looks ahead: no live form, {segments} only; choose a causal network")
 
 
@@ -140,14 +141,14 @@ def _most_sound(results: Sequence[Result]) -> Advice:
 
 
 def _fastest(results: Sequence[Result]) -> Result:
-    """Of the least median; the first of several that are not told apart."""
+    """Result with the lowest median; the first of several whose turns overlap with it."""
     fastest = min(results, key=lambda result: result.back.median_s)
     slowest_turn_s = max(turn.back.median_s for turn in fastest.turns)
     return next(result for result in results if min(turn.back.median_s for turn in result.turns) <= slowest_turn_s)
 
 
 def _unfit(result: Result) -> str:
-    """Why a case does not keep real time with a margin, or nothing."""
+    """Reason why a case does not keep real time with a margin; "" where it does."""
     paced, period_s = result.paced, result.case.period_s
     if paced.missed:
         return f"{paced.missed:,} of {len(paced.took_s):,} deadlines missed"
@@ -160,13 +161,13 @@ def _unfit(result: Result) -> str:
 
 
 def _passed_over(results: Sequence[Result], block: int) -> str:
-    """Why the fastest case of a block does not fit."""
+    """Name of the fastest case of a block, and the reason why it does not keep real time with a margin."""
     fastest = min((r for r in results if r.case.block == block), key=lambda result: result.paced.median_s)
     return f"{_name(fastest)}: {_unfit(fastest)}"
 
 
 def _level_with_fastest(results: Sequence[Result]) -> list[Result]:
-    """Those whose turns' medians overlap with the fastest one's, in the order given."""
+    """Results whose turns' medians overlap with the fastest one's, in the order given."""
     fastest = min(results, key=lambda result: result.paced.median_s)
     slowest_turn_s = max(_paced_medians_s(fastest))
     return [result for result in results if result is fastest or min(_paced_medians_s(result)) <= slowest_turn_s]

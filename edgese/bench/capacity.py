@@ -1,4 +1,4 @@
-"""How many streams a device carries: one more in each call until a call takes longer than the block that it is for.
+"""Search for the most streams that a device carries: as many in a call as it ends within its block's duration.
 
 A point fits if the p99 of calls back to back is within the block's duration; of calls that take segments, which are
 few, the slowest within what a segment advances. The number of streams is doubled until a
@@ -30,14 +30,14 @@ class Point:
 
     @property
     def slow_s(self) -> float | None:
-        """What the deadline is held against: p99, or the slowest call where they are segments."""
+        """Time that is compared with the deadline: p99, or the slowest call where they are segments."""
         if self.live or not self.complete:
             return self.p99_s
         return max(float(timing.took_s.max()) for timing in self.timings)
 
     @property
     def p99_s(self) -> float | None:
-        """Of the slowest core; None where calls were stopped, or are too few."""
+        """p99 of the slowest core's calls; None where calls were stopped, or are too few."""
         values = [timing.p99_s for timing in self.timings]
         return max((value for value in values if value is not None), default=None) if self.complete else None
 
@@ -47,7 +47,7 @@ class Point:
 
     @property
     def core_share(self) -> float | None:
-        """Of the core that others took most of."""
+        """Share of its core that the measuring process had, the least of all cores; None if it is not known."""
         shares = [timing.core_share for timing in self.timings if timing.core_share is not None]
         return min(shares, default=None)
 
@@ -75,18 +75,18 @@ class Capacity:
 
     @property
     def streams(self) -> int:
-        """On all cores together."""
+        """Streams on all cores together."""
         return self.cores * self.streams_per_core
 
     @property
     def slow_s(self) -> float | None:
-        """As a point's, with so many streams."""
+        """`Point.slow_s` at this capacity; None where no stream fits."""
         fitting = [point.slow_s for point in self.points if point.fits and point.streams == self.streams_per_core]
         return fitting[-1] if fitting else None
 
     @property
     def p99_s(self) -> float | None:
-        """With so many streams."""
+        """p99 of a call at this capacity; None where no stream fits."""
         fitting = [point.p99_s for point in self.points if point.fits and point.streams == self.streams_per_core]
         return fitting[-1] if fitting else None
 
@@ -105,7 +105,7 @@ class Capacity:
 def most_streams(
     measure: Callable[[int], Point], *, cores: int = 1, start: int = 1, ceiling: int = MAX_STREAMS
 ) -> Capacity:
-    """The search; `measure` takes the number of streams in each call.
+    """Search for the most streams that fit; `measure` takes the number of streams in each call.
 
     Args:
         start: the number to begin with, doubled from there.

@@ -1,4 +1,4 @@
-"""A fresh process that opens one graph, tells what that took, and then times calls of it as it is asked to.
+"""Measuring process: opens one graph, reports the times and memory of that, then times calls of it on request.
 
     python -m edgese.bench.coldstart BUNDLE block1.fp32.onnx onnxruntime --sound wave.npy
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def serve(options: argparse.Namespace, began_s: float, requests: Iterable[str], answer: Answer) -> None:
-    """Answers `missing` where the runtime cannot be loaded, `error` for what the user can mend, else as asked."""
+    """Open the graph and answer requests; `missing`: the runtime does not load, `error`: what the user can mend."""
     from edgese.errors import EdgeseError
     from export import ExportError
     from runtimes.base import RuntimeUnavailable
@@ -78,7 +78,7 @@ def serve(options: argparse.Namespace, began_s: float, requests: Iterable[str], 
 
 
 class Session:
-    """An open graph, and calls of it on one stream after another."""
+    """One open graph, and timed calls of it on one stream after another."""
 
     def __init__(
         self, runtime: Runtime, graph: Graph, wave: NDArray[np.float32], period_s: float, *, live: bool = True
@@ -88,11 +88,11 @@ class Session:
 
     @classmethod
     def open_graph(cls, stack: contextlib.ExitStack, path: Path, file: str, runtime: str, sound: Path) -> Session:
-        """The bundle checked, and its graph `file` open on one thread."""
+        """Session of a checked bundle's graph `file`, open on one thread."""
         import numpy as np
 
-        from edgese.opening import open_graph
-        from edgese.segments import Segments
+        from edgese.graphs.opening import open_graph
+        from edgese.graphs.segments import Segments
         from export.bundle import Bundle
 
         bundle = Bundle.open(path)
@@ -110,8 +110,8 @@ class Session:
         return time.perf_counter() - started
 
     def open(self, streams: int, calls: int) -> dict[str, Any]:
-        """Begin a stream and call it until it is warm; the most memory that this process has had so far."""
-        from edgese.machine import memory_mb
+        """Begin a stream and call it until it is warm; returns the peak memory of this process so far, MB."""
+        from edgese.machine.host import memory_mb
 
         self._call = self._runtime.stream(self._graph.states, streams=streams)
         self._next = self._feed(streams)
@@ -130,7 +130,7 @@ class Session:
         return _entry(paced(self._call, self._next, calls, self._period_s))
 
     def _feed(self, streams: int) -> Feed:
-        """Block after block of the sound, over and over, each stream elsewhere in it."""
+        """Inputs of each call: block after block of the sound, repeated, each stream at another place in it."""
         import numpy as np
 
         size = next(int(spec.shape[1]) for spec in self._graph.inputs if spec.name == "wave")

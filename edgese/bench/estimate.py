@@ -1,4 +1,4 @@
-"""How long a call of a graph may take on a device that is not at hand: a roofline estimate. Nothing here is measured.
+"""Roofline estimate of how long a call of a graph takes on a device that is not at hand. Nothing here is measured.
 
     estimate = estimate_graph(workload, BOARDS["orin-nano"].peak, GPU, period_s=0.008)
     estimate.graph_ms                  # Range(low, high) of a call, launched as one CUDA graph
@@ -24,8 +24,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from edgese.bench.boards import Board, Peak
 from edgese.bench.capacity import MAX_STREAMS
+from edgese.bench.jetson_modules import JetsonModule, Peak
 from edgese.bench.probe import Case, MeasurementError
 from edgese.bench.workload import Kernel, Workload, read_workload
 
@@ -33,7 +33,7 @@ KIND = "estimate"  # in JSON, and the word that every table of these numbers car
 
 
 class Range(NamedTuple):
-    """From the optimistic to the pessimistic bound."""
+    """Pair of bounds: the optimistic one, then the pessimistic one."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class Range(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What is neither counted nor published, as low and high."""
+    """Assumed costs and shares that are neither counted from the graph nor published for the device, low and high."""
 
     kernel_us: Range  # what a kernel takes from the start of the one before it, whatever its work
     launch_us: Range  # what the host takes to launch one kernel
@@ -55,7 +55,7 @@ class Assumptions:
     read: tuple[str, ...] = ()  # where figures like these were read
 
     def lines(self) -> list[str]:
-        """In words, for those who read the numbers."""
+        """Assumptions in words, one line each, for the reader of an estimate."""
         bandwidth, peak = (
             f"{each.low:.0%} (low) to {each.high:.0%} (high)" for each in (self.bandwidth_share, self.peak_share)
         )
@@ -97,7 +97,7 @@ GPU = Assumptions(
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one graph on one device."""
+    """Estimated latency and streams of one graph on one device."""
 
     kernels: Range  # fused and separate: launches of a call
     graph_ms: Range  # of a call as one CUDA graph
@@ -123,9 +123,9 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-    """Of a bundle's graphs on one board."""
+    """Estimates of a bundle's graphs on one board."""
 
-    board: Board
+    board: JetsonModule
     streams: int  # in a call
     cases: tuple[Case, ...]
     workloads: tuple[Workload, ...]
@@ -149,7 +149,7 @@ class Estimates:
         return about | {"left_out": list(self.left_out), "results": results}
 
 
-def estimate_cases(cases: Sequence[Case], board: Board, *, streams: int = 1) -> Estimates:
+def estimate_cases(cases: Sequence[Case], board: JetsonModule, *, streams: int = 1) -> Estimates:
     """Estimate each case's graph; whatever its runtime, it is TensorRT that is meant.
 
     Raises:
@@ -173,7 +173,7 @@ def estimate_cases(cases: Sequence[Case], board: Board, *, streams: int = 1) -> 
 def estimate_graph(
     workload: Workload, peak: Peak, assumptions: Assumptions = GPU, *, period_s: float, streams: int = 1
 ) -> Estimate:
-    """Bounds for calls of so many streams each, and for the streams that fit.
+    """Estimate of one graph: bounds of a call of `streams` streams, and of the streams that fit within its period.
 
     Args:
         period_s: duration of the block that a call takes: its deadline.
@@ -197,7 +197,7 @@ def estimate_graph(
 def call_ms(
     workload: Workload, peak: Peak, assumptions: Assumptions, *, streams: int = 1, launches: bool = False
 ) -> Range:
-    """The bounds of one call.
+    """Optimistic and pessimistic duration of one call, ms.
 
     Args:
         launches: every kernel is launched by itself, not all of them as a CUDA graph.
@@ -215,7 +215,7 @@ def call_ms(
 
 
 def predict_cpu_ms(workload: Workload, *, sgemm_gflops: float, copy_gbs: float, node_us: float) -> Range:
-    """The same bounds for one CPU core, from what was measured on it: how far the method is off can be seen there.
+    """Bounds of `call_ms` for one CPU core from figures measured on it, to check the method against real calls.
 
     Args:
         sgemm_gflops: the best rate of a float32 matrix product.
@@ -244,7 +244,7 @@ def _work_us(kernel: Kernel, peak: Peak, assumptions: Assumptions, streams: int,
 
 
 def _most_streams(fits: Callable[[int], bool]) -> int:
-    """The most streams that fit, 0 if not one does; no more than `MAX_STREAMS` are tried."""
+    """Largest number of streams that fits, 0 if not one does; at most `MAX_STREAMS` are tried."""
     low, high = 0, MAX_STREAMS + 1
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""How fast a bundle is on this machine, in every runtime, precision and block size that both offer.
+"""Measurement of a bundle's speed on this machine, in every runtime, precision and block size that both offer.
 
     report = bench(Bundle.open(path), Settings(blocks=(1, 8)))
     for result in report.results: result.paced.percentiles_ms()
@@ -26,17 +26,19 @@ from typing import Any
 
 import numpy as np
 
-from edgese import machine
-from edgese.audio import read_wave
+from edgese.audio.reader import read_wave
 from edgese.bench.capacity import MAX_STREAMS, Capacity, most_streams
 from edgese.bench.probe import Case, ColdStart, MeasurementError, Probe, measure_point
 from edgese.bench.timing import Timing, calls_for, pooled, spread
-from edgese.enhance import SAMPLE
-from edgese.opening import ENGINE_STREAMS
-from edgese.segments import Segments, require_streaming_form
-from export.bundle import Bundle, ExportError, Graph
-from export.tensorrt_api import read_device
+from edgese.graphs.audio_facts import audio_facts
+from edgese.graphs.opening import ENGINE_STREAMS
+from edgese.graphs.segments import Segments, require_streaming_form
+from edgese.machine import host as machine
+from edgese.samples import NOISY
+from export import ExportError
+from export.bundle import Bundle, Graph
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import read_device
 from runtimes.registry import ON_GPU, RUNTIMES, require_known
 
 LEAST_SEGMENTS = 5  # calls of a turn where a call takes one
@@ -48,7 +50,7 @@ Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to measure; empty: all that there is."""
+    """Choice of what to measure, and how long; an empty tuple means all that there is."""
 
     runtimes: tuple[str, ...] = ()  # empty: those that are installed and compute on the device
     precisions: tuple[str, ...] = ()
@@ -62,7 +64,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One fresh process."""
+    """Measurements of one case by one fresh process."""
 
     cold: ColdStart
     back: Timing
@@ -71,7 +73,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """All that was measured of one case."""
+    """Measurements of one case: its turns, and the streams that it carries."""
 
     case: Case
     streams: int
@@ -82,27 +84,27 @@ class Result:
 
     @property
     def back(self) -> Timing:
-        """The calls back to back of all turns."""
+        """Timing of the calls back to back of all turns together."""
         return pooled([turn.back for turn in self.turns])
 
     @property
     def paced(self) -> Timing:
-        """The calls in real time of all turns; of live cases only."""
+        """Timing of the calls in real time of all turns together; of live cases only."""
         return pooled([turn.paced for turn in self.turns if turn.paced is not None])
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """In which calls were made."""
+        """Names of the ways in which calls were made: "back" to back and, for live cases, "paced"."""
         return ("back", "paced") if self.case.live else ("back",)
 
     @property
     def capacity(self) -> Capacity:
-        """Of the device: all its cores, unless one alone carries more than they do together."""
+        """Capacity of the device: of all its cores, unless a single one carries more than they do together."""
         return max((self.all_cores or self.one_core, self.one_core), key=lambda capacity: capacity.streams)
 
     @property
     def latency_ms(self) -> dict[str, float | None]:
-        """The parts of the way from a sample's coming in to its coming out, and their sum; nothing where not live.
+        """Latency from a sample's input to its output, by part and in sum, ms; empty where the case is not live.
 
         The overlap behind which the output runs (algorithmic), the block that is gathered first (buffering), and from
         there to the end of the paced call (processing), late wake-ups included.
@@ -122,7 +124,7 @@ class Result:
         return {name: None if seconds is None else seconds * 1e3 for name, seconds in parts.items()}
 
     def spread(self, way: str) -> dict[str, float | None]:
-        """By how much median and p99 of the slowest turn exceed those of the fastest, as a share."""
+        """Excess of the slowest turn's median and p99 over the fastest turn's, as a share; None where not known."""
         timings: list[Timing] = [getattr(turn, way) for turn in self.turns]
         p99s = [timing.p99_s for timing in timings]
         known = [value for value in p99s if value is not None]
@@ -154,7 +156,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was measured, of what and where."""
+    """Results of a bench, with the bundle, machine and settings that they belong to."""
 
     bundle: Bundle
     machine: machine.Machine
@@ -165,7 +167,7 @@ class Report:
 
     @property
     def gpu(self) -> str | None:
-        """The GPU that was measured; None: it was the CPU."""
+        """Name of the GPU that was measured; None if it was the CPU."""
         return None if self.settings.device == "cpu" else str(read_device() or "") or None
 
     def entry(self) -> dict[str, Any]:
@@ -191,7 +193,7 @@ def require_device(device: str, here: machine.Machine) -> None:
     """
     if device == "cuda" and read_device() is None:
         raise MeasurementError(
-            "--device cuda: found no NVIDIA GPU that a driver tells of, wanted one (nvidia-smi must work): "
+            "--device cuda: found no NVIDIA GPU that a driver reports, wanted one (nvidia-smi must work): "
             "measure with --device cpu"
         )
     if device == "jetson" and here.board is None:
@@ -203,7 +205,7 @@ def require_device(device: str, here: machine.Machine) -> None:
 
 
 def choose(bundle: Bundle, settings: Settings) -> list[Case]:
-    """The cases that the settings name, by block size, then as runtimes and precisions stand.
+    """Cases that the settings choose, by block size, then in the order of graphs and runtimes.
 
     Raises:
         ExportError: a block or precision that the bundle lacks, or a streaming form.
@@ -229,12 +231,12 @@ def choose(bundle: Bundle, settings: Settings) -> list[Case]:
     if missing or not graphs:
         offered = ", ".join(f"block {graph.block} ({graph.precision})" for graph in plain) or "none without a variant"
         raise ExportError(f"{bundle.path}: no graph of {', '.join(missing) or 'any block'}; this bundle has {offered}")
-    facts = _facts(bundle)
+    facts = audio_facts(bundle)
     segments = Segments.of(bundle.manifest)
 
     def period_s(graph: Graph) -> float:
-        """Of the sound that a call adds."""
-        return (graph.block * facts["hop"] if segments is None else segments.advance) / facts["sample_rate_hz"]
+        """Duration of the new sound that a call takes, s."""
+        return (graph.block * facts.hop if segments is None else segments.advance) / facts.sample_rate_hz
 
     return [
         Case(bundle.path, graph, runtime, period_s(graph), live=segments is None)
@@ -251,21 +253,21 @@ def runtimes_of(device: str) -> list[str]:
 def bench(
     bundle: Bundle, settings: Settings, on_progress: Progress = lambda *step: None, start: Start = Probe
 ) -> Report:
-    """Measure; minutes pass. This process keeps off the measured core meanwhile, where there is another.
+    """Report of all chosen cases; takes minutes. This process keeps off the measured core meanwhile, if it has another.
 
     Args:
-        start: what begins a measuring process.
+        start: starts a measuring process of a case, on a core, with a sound file and a number of streams.
 
     Raises:
         ExportError: a block or precision that the bundle lacks.
         RuntimeUnavailable: a runtime that was asked for is unknown or not installed, or none is.
         MeasurementError: a core that this process may not use, or a measuring process that failed.
     """
-    cases, facts = choose(bundle, settings), _facts(bundle)
+    cases, facts = choose(bundle, settings), audio_facts(bundle)
     cores = _cores(settings.core)
     core = cores[0]
     here = machine.describe(core)
-    rate_hz, overlap_s = facts["sample_rate_hz"], facts["overlap_samples"] / facts["sample_rate_hz"]
+    rate_hz, overlap_s = facts.sample_rate_hz, facts.overlap_samples / facts.sample_rate_hz
     n_steps, n_done = (settings.repeats + 1) * len(cases), 0
     measured: list[tuple[Case, list[Turn]]] = [(case, []) for case in cases]
     left_out: dict[str, str] = {}
@@ -295,18 +297,8 @@ def bench(
     return Report(bundle, here, core, settings, tuple(results), left_out)
 
 
-def _facts(bundle: Bundle) -> dict[str, int]:
-    """What the manifest says of frames."""
-    audio, latency = bundle.manifest["audio"], bundle.manifest["latency"]
-    try:
-        facts = {"overlap_samples": latency["overlap_samples"]}
-        return facts | {key: audio[key] for key in ("sample_rate_hz", "hop")}
-    except (KeyError, TypeError) as error:
-        raise ExportError(f"{bundle.path}: the manifest's audio or latency lacks {error}; export it again") from error
-
-
 def _turn(probe: Probe, settings: Settings) -> Turn:
-    """Both ways of calling; back to back at least so often that all turns together know p99.9, but for segments."""
+    """Timed calls back to back and paced; back to back enough for p99.9 over all turns, except for segments."""
     n_paced = math.ceil(settings.seconds / probe.case.period_s)
     if not probe.case.live:
         return Turn(probe.cold, probe.back(max(n_paced, LEAST_SEGMENTS)), None)
@@ -315,11 +307,12 @@ def _turn(probe: Probe, settings: Settings) -> Turn:
 
 
 def _capacities(case: Case, cores: Sequence[int], sound: Path, start: Start) -> tuple[Capacity, Capacity | None]:
-    """On the first core, and on all at once: there no core carries more than one by itself does.
+    """Capacity of the first core, and of all cores at once; None for the second if there is one core or it is a GPU.
 
-    A GPU has all streams in one call, from one core.
+    With all cores busy, no core carries more streams than the first did by itself. A GPU takes all streams in one call,
+    from one core.
     """
-    ceiling = ENGINE_STREAMS[-1] if case.runtime == "tensorrt" else MAX_STREAMS
+    ceiling = ENGINE_STREAMS if case.runtime == "tensorrt" else MAX_STREAMS
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(start(case, cores[0], sound, 1))]
         one_core = most_streams(lambda streams: measure_point(probes, streams), ceiling=ceiling)
@@ -334,7 +327,7 @@ def _capacities(case: Case, cores: Sequence[int], sound: Path, start: Start) -> 
 
 
 def _cores(wanted: int | None) -> list[int]:
-    """The core to measure on, then the others that this process may use."""
+    """Core to measure on, then the others that this process may use."""
     if not hasattr(os, "sched_setaffinity"):
         raise MeasurementError(f"{platform.system()}: processes are not pinned to cores there, wanted Linux")
     allowed = machine.allowed_cores()
@@ -347,17 +340,17 @@ def _cores(wanted: int | None) -> list[int]:
 
 @contextlib.contextmanager
 def _aside(cores: Sequence[int]) -> Iterator[None]:
-    """This process on all cores but the first, if there are others."""
+    """Keep this process on all cores but the first meanwhile, if there are others."""
     with machine.pinned(cores[1:]) if cores[1:] else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def sound_file(rate_hz: int) -> Iterator[Path]:
-    """The shipped noisy speech as an array in a file, for the processes that measure."""
+    """Path of a temporary .npy file with the shipped noisy speech, for the measuring processes."""
     with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
         path = Path(folder) / "wave.npy"
-        np.save(path, read_wave(SAMPLE, rate_hz))
+        np.save(path, read_wave(NOISY, rate_hz))
         yield path
 
 

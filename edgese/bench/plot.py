@@ -1,4 +1,4 @@
-"""Pictures of a bench report: how often a call takes how long, and what more streams do to the slowest calls."""
+"""Pictures of a bench report: distribution of call times, and p99 over the number of streams."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from edgese.bench.capacity import Capacity
 from edgese.bench.measure import Report, Result
 from edgese.bench.timing import Seconds
 from edgese.errors import EdgeseError
-from edgese.partial import write_png
+from edgese.pictures.figure import (
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    Axes,
+    Figure,
+    Line2D,
+    new_figure,
+    ticker,
+    write_png,
+)
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-except ImportError as error:
-    raise EdgeseError(f"matplotlib is missing ({error}): pip install 'edgese[plot]'") from error
-
-# Told apart by colour-blind readers, too, after Okabe & Ito 2008; dark enough for words in them.
-_COLOURS = ("#0072B2", "#C98500", "#009E73", "#AA4499", "#56B4E9", "#8C564B", "#666666")
-_DEADLINE = "#B2182B"
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN, GREY)
+_DEADLINE = RED
 _FAINT = "#9a9a9a"
 _PACED: dict[str, Any] = {"linewidth": 2.0}
 _BACK: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (3, 1.5))}
@@ -65,14 +70,13 @@ def write_plots(report: Report, folder: Path) -> list[Path]:
 
 
 def _figure(report: Report, title: str, panel: Panel, keys: Sequence[Line2D]) -> Figure:
-    """One panel for each block size, in which the runtimes meet."""
+    """Figure with one panel for each block size, all runtimes and precisions in it."""
     blocks = sorted({result.case.block for result in report.results})
     kinds = list(dict.fromkeys((result.case.runtime, result.case.precision) for result in report.results))
     colours = {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
     n_columns = min(2, len(blocks))
     n_rows = -(-len(blocks) // n_columns)
-    figure = Figure(figsize=(5.6 * n_columns + 0.4, 3.9 * n_rows + 1.1), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * n_columns + 0.4, 3.9 * n_rows + 1.1)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis, block in zip(panels, blocks, strict=False):
         results = [result for result in report.results if result.case.block == block]
@@ -92,7 +96,7 @@ def _figure(report: Report, title: str, panel: Panel, keys: Sequence[Line2D]) ->
 
 
 def _latency_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[str, str], str]) -> None:
-    """The share of calls that took longer, over the time, both logarithmic: percentiles are heights."""
+    """Draw the share of calls that took longer over the time, both logarithmic: percentiles are heights."""
     for result in results:
         colour = colours[result.case.runtime, result.case.precision]
         axis.step(*_slower_share(result.back.took_s), where="post", color=colour, **_BACK)
@@ -101,9 +105,9 @@ def _latency_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
     n_calls = max(len(getattr(result, way).took_s) for result in results for way in result.ways)
     axis.set_yscale("log")
     axis.set_ylim(0.7 / n_calls, 1.4)
-    axis.yaxis.set_major_locator(FixedLocator([10.0**-power for power in range(int(np.log10(n_calls)) + 1)]))
-    axis.yaxis.set_major_formatter(FuncFormatter(_share_name))
-    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(ticker.FixedLocator([10.0**-power for power in range(int(np.log10(n_calls)) + 1)]))
+    axis.yaxis.set_major_formatter(ticker.FuncFormatter(_share_name))
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
     axis.set_ylabel("calls that take longer")
     period_ms = results[0].case.period_s * 1e3
     axis.axvline(period_ms, color=_DEADLINE, linewidth=1.4)
@@ -116,12 +120,12 @@ def _latency_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
 
 
 def _share_name(share: float, position: object = None) -> str:
-    """`1 in 100 (p99)`."""
+    """Tick label of a share of calls: `1 in 100 (p99)`."""
     return "all" if share > 0.5 else f"1 in {1 / share:,.0f} (p{100 * (1 - share):.10g})"
 
 
 def _streams_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[str, str], str]) -> None:
-    """p99 over streams on the device; where a search stopped early, what p99 is known to exceed."""
+    """Draw p99 over the streams on the device; where calls were stopped early, a lower bound of p99."""
     for result in results:
         colour = colours[result.case.runtime, result.case.precision]
         _draw_capacity(axis, result.one_core, colour, marker="o", linestyle="-")
@@ -135,7 +139,7 @@ def _streams_panel(axis: Axes, results: Sequence[Result], colours: dict[tuple[st
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
     _plain_ticks(axis.yaxis)
     axis.set_ylabel("p99 of a call, ms" if results[0].case.live else "slowest of a few calls, ms")
     axis.set_xlabel("streams on the device")
@@ -154,7 +158,7 @@ def _draw_capacity(axis: Axes, capacity: Capacity, colour: str, marker: str, lin
 
 
 def _capacity_words(result: Result) -> str:
-    """`ONNX Runtime, fp32: 72 on one core, 144 on 2`."""
+    """Capacity in words: `ONNX Runtime, fp32: 72 on one core, 144 on 2`."""
     one, every = result.one_core, result.all_cores
     words = f"{_label(result.case.runtime, result.case.precision)}: {one.streams}{'+' * one.at_least} on one core"
     return words if every is None else f"{words}, {every.streams}{'+' * every.at_least} on {every.cores}"
@@ -165,22 +169,22 @@ def _curve(points: dict[int, float], cores: int) -> tuple[list[int], list[float]
 
 
 def _p99_at_least_s(took_s: Seconds, period_s: float) -> float:
-    """Of calls that were stopped when more than one in a hundred had missed: the fastest of these."""
+    """Lower bound of p99 where calls were stopped, as over one in a hundred had missed: the fastest late call."""
     late = took_s[took_s > period_s]
     return float(late.min()) if len(late) else 0.0
 
 
 def _slower_share(took_s: Seconds) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Milliseconds in ascending order and, at each, the share of calls that took longer; the slowest one is 1 / n."""
+    """Call times in ascending order, ms, and at each the share of calls that took longer; 1 / n at the slowest."""
     values = np.sort(took_s) * 1e3
     n_slower = np.maximum(len(values) - 1 - np.arange(len(values)), 1)
     return np.concatenate([values[:1], values]), np.append(1.0, n_slower / len(values))
 
 
 def _plain_ticks(axis: Any) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _label(runtime: str, precision: str) -> str:

@@ -1,4 +1,4 @@
-"""Processes that measure: each holds one graph open in one runtime on a core of its own (the other side: coldstart.py).
+"""Measuring processes, each with one graph open in one runtime on a core of its own (the other side: coldstart.py).
 
 A fresh process for each measurement keeps runtimes from disturbing each other and this process's progress bar from
 disturbing them, pins a core before any library makes a thread, and shows what a cold start takes.
@@ -30,7 +30,7 @@ from runtimes.base import RuntimeUnavailable
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-POINT_S = 1.0  # of sound that each stream hears at each point of a search, or as many calls as p99 takes
+POINT_S = 1.0  # of sound for each stream at each point of a search, or as many calls as p99 takes
 SEGMENT_CALLS = 3  # at each point where calls take segments, which last for seconds
 WARM_UP_CALLS = 10  # of each point: the process is warm already, the stream and its number of streams are new
 _END_S = 10.0  # that a process has to end by itself
@@ -42,7 +42,7 @@ class MeasurementError(EdgeseError):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured: one graph of a bundle in one runtime."""
+    """One graph of a bundle in one runtime, as the thing to measure."""
 
     bundle: Path
     graph: Graph
@@ -64,7 +64,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class ColdStart:
-    """What it took from the start of a fresh process to its first block of sound, in seconds, one after the other."""
+    """Durations from the start of a fresh process to its first block of sound, one after the other, s; peak memory."""
 
     start_s: float  # Python itself
     import_s: float  # libraries
@@ -78,7 +78,7 @@ class ColdStart:
 
 
 class Probe:
-    """A process that measures one case. A context manager.
+    """Measuring process of one case. A context manager.
 
     Raises:
         RuntimeUnavailable: the runtime's library is not installed, or does not work here.
@@ -128,17 +128,17 @@ class Probe:
         self._said.close()
 
     def back(self, n_calls: int) -> Timing:
-        """Calls back to back on the stream that is open: the one it began with, or that of the last point."""
+        """Timing of calls back to back on the stream that is open: the first one, or that of the last point."""
         self.begin(do="back", calls=n_calls)
         return self.timing()
 
     def paced(self, n_calls: int) -> Timing:
-        """Calls in real time on the stream that is open."""
+        """Timing of calls in real time on the stream that is open."""
         self.begin(do="paced", calls=n_calls)
         return self.timing()
 
     def begin(self, **request: Any) -> None:
-        """Ask for something, and do not wait: what coldstart.py knows."""
+        """Send a request of coldstart.py's protocol, and do not wait for its answer."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -147,13 +147,13 @@ class Probe:
             raise self._died() from None
 
     def timing(self) -> Timing:
-        """The answer to calls that were begun."""
+        """Timing of the calls that were begun, waited for."""
         answer = self.answer()
         took, ended = (np.array(answer[key]) for key in ("took_s", "ended_s"))
         return Timing(self.case.period_s, took, ended, answer["core_share"])
 
     def answer(self) -> dict[str, Any]:
-        """The answer to the oldest request that has none."""
+        """Answer to the oldest request that has none, waited for."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -177,7 +177,7 @@ class Probe:
 
 
 def measure_point(probes: Sequence[Probe], streams: int) -> Point:
-    """Calls of `streams` streams back to back, in all these processes at the same time."""
+    """Timings of calls of `streams` streams back to back, in all these processes at the same time."""
     case = probes[0].case
     n_calls = max(calls_for(99.0), round(POINT_S / case.period_s)) if case.live else SEGMENT_CALLS
     for probe in probes:

@@ -1,7 +1,7 @@
-"""What calls take: back to back, and paced in real time as a sound card would; and the percentiles that calls can know.
+"""Timing of calls back to back and paced in real time, as by a sound card; percentiles with enough calls behind them.
 
 Both are needed: a core that sleeps between calls clocks down and loses its caches, so that paced calls take longer
-than those which follow each other at once (FACTS.md, section 7).
+than those which follow each other at once: one hop of `small` 5 to 6 times as long (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Calls of one kind in their order. Seconds, one value a call."""
+    """Durations of calls of one kind in their order, s, one value a call."""
 
     period_s: float  # duration of the block that a call takes: its deadline
     took_s: Seconds  # by itself
@@ -36,7 +36,7 @@ class Timing:
 
     @property
     def missed(self) -> int:
-        """Calls that had not ended when the next block was there."""
+        """Number of calls that had not ended when the next block was there."""
         return int((self.ended_s > self.period_s).sum())
 
     @property
@@ -61,24 +61,24 @@ class Timing:
 
 
 def percentile(values: Seconds, percent: float) -> float | None:
-    """The percentile, or None where fewer values than one in a hundred (for p99), in a thousand (p99.9) were seen."""
+    """Percentile of values; None where they are too few: under 100 for p99, under 1000 for p99.9."""
     return float(np.percentile(values, percent)) if len(values) >= calls_for(percent) else None
 
 
 def calls_for(percent: float) -> int:
-    """So many calls it takes to know a percentile: 100 for p99, 1000 for p99.9."""
+    """Least number of calls for a percentile: 100 for p99, 1000 for p99.9."""
     return round(100 / (100 - percent))
 
 
 def pooled(timings: Sequence[Timing]) -> Timing:
-    """All calls of several runs as one."""
+    """Timing of all calls of several runs together."""
     took, ended = ([getattr(timing, name) for timing in timings] for name in ("took_s", "ended_s"))
     shares = [timing.core_share for timing in timings if timing.core_share is not None]
     return Timing(timings[0].period_s, np.concatenate(took), np.concatenate(ended), min(shares, default=None))
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """By how much the largest exceeds the smallest, as a share of that; None for a single value."""
+    """Excess of the largest value over the smallest, as a share of the smallest; None for a single value."""
     return max(values) / min(values) - 1 if len(values) > 1 else None
 
 
@@ -92,7 +92,7 @@ def back_to_back(
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
 ) -> Timing:
-    """Calls that follow each other at once; what they are fed is made between them and not counted.
+    """Timing of calls that follow each other at once; their inputs are made between them, outside the measured time.
 
     Args:
         allowed_misses: stop at the first call beyond so many misses; None: go on to the end.
@@ -123,7 +123,7 @@ def paced(
     clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Timing:
-    """Calls that wait for their block to be there, one each period; one that is late delays those after it."""
+    """Timing of calls that wait for their block, one each period; one that is late delays those after it."""
     took, ended = np.empty(n_calls), np.empty(n_calls)
     with _no_collection():
         first = clock() + period_s
@@ -139,7 +139,7 @@ def paced(
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Python's garbage collector rests: its pauses are this harness's, not the runtime's."""
+    """Switch Python's garbage collector off meanwhile: its pauses are this harness's, not the runtime's."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,4 +1,4 @@
-"""What one call of a graph costs, counted from its ONNX file: launches, multiply-accumulates, operations and bytes.
+"""Cost of one call of a graph, counted from its ONNX file: launches, multiply-accumulates, operations and bytes.
 
     workload = read_workload(onnx_path)
     workload.macs                      # precision -> multiply-accumulates of matrix products, for one stream
@@ -60,7 +60,7 @@ _SHAPED = frozenset({"Slice", "Split", "Pad", "Expand", "Clip", *REDUCTIONS}) - 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What runs as one launch; all but `weight_bytes` for one stream."""
+    """Nodes that run as one launch, and their cost; all but `weight_bytes` for one stream."""
 
     nodes: tuple[str, ...]
     macs: Mapping[str, int]  # precision of the factors -> multiply-accumulates of matrix products
@@ -73,7 +73,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What a call costs; all but `weight_bytes` for one stream."""
+    """Cost of one call; all but `weight_bytes` for one stream."""
 
     fused: tuple[Kernel, ...]
     separate: tuple[Kernel, ...]
@@ -89,12 +89,12 @@ class Workload:
 
     @property
     def operations(self) -> int:
-        """Of all nodes that are no matrix product."""
+        """Operations of all nodes that are no matrix product."""
         return sum(kernel.operations for kernel in self.separate)
 
     @property
     def outer_bytes(self) -> int:
-        """Sound and states, in and out, as the fused kernels move them."""
+        """Bytes of sound and states, in and out, as the fused kernels move them."""
         return sum(kernel.outer_bytes for kernel in self.fused)
 
     def entry(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Workload:
 
 
 def read_workload(onnx_path: Path) -> Workload:
-    """Count a graph; its inputs have known shapes but for the axis `streams`.
+    """Workload of a graph whose inputs have known shapes but for the axis `streams`.
 
     Raises:
         ExportError: not an ONNX file, an operator whose cost is not known, a shape that cannot be inferred, or a tensor
@@ -140,7 +140,7 @@ class _Tensor:
 
 
 class _Graph:
-    """The nodes that run, and their tensors for one stream; a view goes by the name of what it is a view of."""
+    """Nodes of a graph that run, and their tensors for one stream; a view has the name of the tensor behind it."""
 
     def __init__(self, path: Path, anatomy: Anatomy) -> None:
         self._path = path
@@ -173,17 +173,17 @@ class _Graph:
             self.nodes.append(node)
 
     def _read(self, node: Node) -> list[str]:
-        """What a node reads that is no constant, each tensor once."""
+        """Names of the tensors that a node reads and that are no constants, each once."""
         names = (self._viewed.get(name, name) for name in node.inputs if name and name not in self._sources)
         return list(dict.fromkeys(names))
 
     def _anchors(self, node: Node) -> list[Node]:
-        """Products and reductions right before a node."""
+        """Matrix products and reductions whose outputs a node reads."""
         before = [self._makers[name] for name in self._read(node) if name in self._makers]
         return [maker for maker in before if _is_anchor(maker)]
 
     def weight_bytes(self, nodes: Sequence[Node]) -> int:
-        """Of the weights behind the constants that nodes read, each once; what says where to cut is none."""
+        """Bytes of the weights behind the constants that nodes read, each once, without indices, pads and shapes."""
         names = {
             source
             for node in nodes
@@ -202,12 +202,12 @@ class _Graph:
         if two.size != 2 * one.size:
             raise ExportError(
                 f"{self._path}: {name}: found shape {one.shape} for one stream and {two.shape} for two, wanted twice "
-                "the size: only graphs that keep their streams apart are counted"
+                "the size: only graphs that keep their streams separate are counted"
             )
         return one
 
     def precision(self, product: Node) -> str:
-        """Of a product's factors: int8 where both are dequantized, else what their type says."""
+        """Precision of a product's factors: int8 where both are dequantized, else by their type."""
         makers = [self._anatomy.makers.get(name) for name in product.inputs]
         if all(maker is not None and maker.operator == "DequantizeLinear" for maker in makers):
             return "int8"
@@ -217,7 +217,7 @@ class _Graph:
         return _PRECISIONS[dtype]
 
     def kernel(self, nodes: Sequence[Node]) -> Kernel:
-        """Nodes as one launch: what they pass to each other stays inside."""
+        """Kernel of nodes in one launch: tensors that they pass to each other stay inside."""
         macs: Counter[str] = Counter()
         operations = slow = 0
         for node in nodes:
@@ -251,7 +251,7 @@ class _Graph:
         return int(weight.shape[-1] if weight is not None else self.tensor(first).shape[-1])
 
     def groups(self) -> Iterator[list[Node]]:
-        """The nodes of each fused kernel.
+        """Nodes of each fused kernel.
 
         A node's depth is the number of products and reductions on the longest way to it. Other nodes that are connected
         and of one depth make a group: no way leads out of it and back, so it can run as one kernel. A group that reads
@@ -292,7 +292,7 @@ def _is_anchor(node: Node) -> bool:
 
 
 def _infer(onnx_path: Path, streams: int) -> dict[str, _Tensor]:
-    """All tensors whose type and shape are known for so many streams, but weights."""
+    """Type and shape of all tensors but weights for a number of streams, by name, where both can be inferred."""
     model = onnx.load(onnx_path)
     for value in (*model.graph.input, *model.graph.output):
         for axis in value.type.tensor_type.shape.dim:

@@ -1,4 +1,4 @@
-"""All commands under one name.
+"""The `edgese` program: all commands under one name, and the options that come before a command.
 
 Results go to stdout (`--json` for machines), everything else to stderr. Nothing heavy is imported before a command
 needs it: `edgese --help` loads neither NumPy nor a runtime.
@@ -24,12 +24,18 @@ from edgese.cli.models import models_command
 from edgese.cli.train import train_command
 from edgese.cli.verify import verify_command
 
+# Options by names that they had once: still taken, no longer shown. Without the dashes.
+OLD_NAMES = {"out": "output", "size": "model"}
+
 app = typer.Typer(
-    help="Speech enhancement from training to real time on the edge, proven at every step.",
+    help="Speech enhancement from training to real time on an edge device, verified at every step.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: OLD_NAMES.get(name, name),
+    },
 )
 app.command("enhance")(enhance_command)
 app.command("evaluate")(evaluate_command)
@@ -60,10 +66,10 @@ def common(
         typer.Option(
             "--plugin",
             metavar="FILE_OR_MODULE",
-            help="Python code that registers a network of your own (docs/networks.md); may be repeated.",
+            help="Python code that registers a network (docs/networks.md). May be repeated.",
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell what is going on, on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print progress messages on stderr.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
     for plugin in plugins or []:

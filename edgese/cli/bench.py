@@ -1,4 +1,4 @@
-"""`edgese bench`: how fast a bundle is on this machine, and what to use."""
+"""`edgese bench`: speed of a bundle on this machine or a board, and a recommendation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgese.cli.board import (
     print_bench,
     print_state,
 )
-from edgese.cli.terminal import BundlePath, Json, Quiet, print_table, progress_bar, require
+from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require
 
 if TYPE_CHECKING:
     from edgese.bench.capacity import Capacity
@@ -30,32 +30,33 @@ _COLD = ("start", "import", "load", "first call", "total")
 
 
 def bench_command(
-    model: BundlePath = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or jetson; the machine must be one.")] = "cpu",
+    path: BundleArgument = None,
+    model: Annotated[Path | None, typer.Option("--model", "-m", hidden=True)] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or jetson if this machine is one.")] = "cpu",
     runtimes: Annotated[
-        list[str] | None, typer.Option("--runtime", help="May be repeated. Default: all that are installed.")
+        list[str] | None,
+        typer.Option("--runtime", metavar="NAME", help="May be repeated. Default: all that open here."),
     ] = None,
-    precisions: Annotated[
-        list[str] | None, typer.Option("--precision", help="May be repeated. Default: all that the bundle has.")
-    ] = None,
+    precisions: Precisions = None,
     blocks: Annotated[
         list[int] | None,
-        typer.Option("--block", min=1, help="Hops a call takes; may be repeated. Default: all that the bundle has."),
+        typer.Option("--block", min=1, help="Hops in a call. May be repeated. Default: all that the bundle has."),
     ] = None,
-    streams: Annotated[int, typer.Option(min=1, help="Streams in each call whose latency is measured.")] = 1,
+    streams: Annotated[int, typer.Option(min=1, help="Streams in a call.")] = 1,
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Sound, in real time, that each turn of each case takes.")
+        float, typer.Option(min=0.1, max=3600, help="Length of the sound for each turn of each case.")
     ] = 5.0,
     repeat: Annotated[
-        int | None, typer.Option(min=1, help="Turns: all is measured so many times.", show_default="3")
+        int | None, typer.Option(min=1, help="Turns: how often everything is measured.", show_default="3")
     ] = None,
     core: Annotated[int | None, typer.Option(min=0, help="The core to measure on. Default: the last one.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write latency.png and streams.png into this folder.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write latency.png and streams.png; needs the extra plot."),
     ] = None,
     estimate: Annotated[
         str | None,
-        typer.Option(metavar="BOARD", help="Measure nothing: estimate what a Jetson may take, such as orin-nano."),
+        typer.Option(metavar="BOARD", help="Measure nothing: estimate a Jetson, as orin-nano; needs the extra export."),
     ] = None,
     host: Host = None,
     timeout: Timeout = None,
@@ -63,17 +64,20 @@ def bench_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Latency, streams, cold start and memory of a bundle on this machine, by runtime, precision and block.
+    """Measure a bundle on this machine: latency, streams, cold start and memory, by runtime, precision and block.
 
     With --device jetson --host user@board (or EDGESE_JETSON), the board builds its TensorRT engines or reuses those it
     has, tests itself, and measures latency, temperatures, throttling and energy. EDGESE_SSH names another ssh command.
     """
     from edgese.bench.advice import recommend, warnings
     from edgese.bench.measure import DEVICES, Settings, bench, require_device
-    from edgese.enhance import shipped_bundle
-    from edgese.machine import describe
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.machine.host import describe
     from export.bundle import Bundle
 
+    if path is not None and model is not None:
+        raise typer.BadParameter(f"--model {model}: found {path} beside it, wanted one bundle")
+    path = path or model or shipped_bundle()
     if device not in DEVICES:
         raise typer.BadParameter(f"--device: found {device!r}, wanted one of {', '.join(DEVICES)}")
     if estimate is not None:
@@ -82,11 +86,11 @@ def bench_command(
         if needless:
             raise typer.BadParameter(f"--estimate measures nothing: found {', '.join(needless)} beside it, wanted none")
         check_options(None, {}, {"--host": host, "--timeout": timeout, "--no-keep": no_keep})
-        _estimate(model or shipped_bundle(), device, estimate, precisions or [], blocks or [], streams, as_json)
+        _estimate(path, device, estimate, precisions or [], blocks or [], streams, as_json)
         return
     here = describe()
     if device == "jetson" and host is None and here.board is None:
-        from edgese.remote.link import environment_host
+        from edgese.board.link import environment_host
 
         host = environment_host()
     check_options(
@@ -100,7 +104,7 @@ def bench_command(
                 f"--host: found --device {device}, wanted --device jetson: it is made for no other"
             )
         _bench_there(
-            *(model or shipped_bundle(), host, runtimes or [], precisions or [], blocks or [], streams, seconds),
+            *(path, host, runtimes or [], precisions or [], blocks or [], streams, seconds),
             *(timeout, no_keep, quiet, as_json),
         )
         return
@@ -119,10 +123,10 @@ def bench_command(
         core=core,
         device=device,
     )
-    bundle = Bundle.open(model or shipped_bundle())
+    bundle = Bundle.open(path)
     watched = None
     if device == "jetson":
-        from edgese.device.readings import watch
+        from edgese.machine.watch import watch
 
         watched = watch(Path("/"), seconds)
     with progress_bar(quiet or as_json, _step_columns) as bar:
@@ -163,9 +167,9 @@ def _bench_there(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measured on a board, by the board."""
+    """Measure a bundle on a board and print what it found; exit code 1 if a graph could not be measured."""
+    from edgese.board.commands import Chosen, bench_there
     from edgese.device.content import choose
-    from edgese.remote.trials import Chosen, bench_there
     from export.bundle import Bundle
 
     chosen = Chosen(check_runtimes(runtimes), precisions, blocks)
@@ -184,8 +188,8 @@ def _bench_there(
 def _estimate(
     path: Path, device: str, name: str, precisions: list[str], blocks: list[int], streams: int, as_json: bool
 ) -> None:
-    """What calls may take on a board that is not here; every table and object says that it is an estimate."""
-    from edgese.bench.boards import BOARDS
+    """Print estimated times of calls on a board that is not here; every table and object says so."""
+    from edgese.bench.jetson_modules import BOARDS
     from edgese.bench.measure import Settings, choose
 
     if device != "jetson":
@@ -277,11 +281,12 @@ def _print_report(report: Report) -> None:
             ],
         )
     else:
-        from edgese.segments import network_name, told
+        from edgese.graphs.segments import network_name, segments_in_words
 
         typer.echo(
             f"not live: {network_name(report.bundle.manifest)} looks ahead; a call takes one of its "
-            f"{told(report.bundle)}, which advance {report.results[0].case.period_s:.2f} s: RTF is a call's share of it"
+            f"{segments_in_words(report.bundle)}, which advance {report.results[0].case.period_s:.2f} s: "
+            "RTF is a call's share of it"
         )
     typer.echo("")
     n_cores, slow = report.machine.cores, "p99 ms" if live else "slowest ms"
@@ -301,7 +306,7 @@ def _names(result: Result) -> list[str]:
 
 
 def _call_rows(result: Result) -> list[list[str]]:
-    """Back to back, and paced."""
+    """Rows of one case: calls back to back, then paced."""
     rows = []
     for way in result.ways:
         timing, spread = getattr(result, way), result.spread(way)
@@ -313,7 +318,7 @@ def _call_rows(result: Result) -> list[list[str]]:
 
 
 def _throughput_row(result: Result) -> list[str]:
-    """Capacity on one core and on all; the cold start of the median turn."""
+    """Row of one case: streams on one core and on all, and the cold start of the median turn."""
     colds = sorted((turn.cold for turn in result.turns), key=lambda cold: cold.total_s)
     cold = colds[len(colds) // 2]
     seconds = (cold.start_s, cold.import_s, cold.load_s, cold.first_call_s, cold.total_s)

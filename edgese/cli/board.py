@@ -1,4 +1,4 @@
-"""Commands on a board (`--host`): what they have in common, and what a board's answers look like."""
+"""Commands that run on a board (`--host`): their options, their session, and tables of their results."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from edgese.cli.terminal import print_table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from edgese.remote.session import Session
+    from edgese.board.session import Session
 
 DEFAULT_MINUTES = 120.0
 
 Host = Annotated[
     str | None,
-    typer.Option(
-        metavar="USER@BOARD", help="Do it on that board, over ssh and with your keys; also ssh://user@board:port."
-    ),
+    typer.Option(metavar="USER@BOARD", help="Run on that board, over ssh with your keys; also ssh://user@board:port."),
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", metavar="MINUTES", min=0.001, help="With --host: for all of it. Default: 120."),
+    typer.Option(
+        "--timeout", metavar="MINUTES", min=0.001, help="With --host: limit of the whole command. Default: 120."
+    ),
 ]
-NoKeep = Annotated[bool, typer.Option("--no-keep", help="With --host: leave neither bundle nor engines there.")]
+NoKeep = Annotated[bool, typer.Option("--no-keep", help="With --host: remove bundle and engines from the board.")]
 
 
 def check_options(host: str | None, local: Mapping[str, object], remote: Mapping[str, object]) -> None:
-    """Refuse options that mean nothing where the command is done.
+    """Refuse options that mean nothing where the command runs.
 
     Args:
         local: option -> what was given, of those that mean nothing on a board.
@@ -43,7 +43,7 @@ def check_options(host: str | None, local: Mapping[str, object], remote: Mapping
         if given:
             raise typer.BadParameter(f"{', '.join(given)}: found no --host beside it, wanted one")
         return
-    from edgese.remote.link import checked_host
+    from edgese.board.link import checked_host
 
     try:
         checked_host(host)
@@ -54,8 +54,8 @@ def check_options(host: str | None, local: Mapping[str, object], remote: Mapping
 
 
 def check_runtimes(runtimes: list[str]) -> list[str]:
-    """Runtimes that a board may have, by name."""
-    from edgese.device.opening import CANDIDATES
+    """The same names, if boards may have runtimes of these names; else a usage error."""
+    from edgese.device.candidates import CANDIDATES
 
     for name in runtimes:
         if name not in CANDIDATES:
@@ -72,8 +72,8 @@ def board_session(
     quiet: bool,
     stop: threading.Event | None = None,
 ) -> Iterator[Session]:
-    """A session on a board that tells on stderr what goes on, unless `quiet`; the bar is for files that are copied."""
-    from edgese.remote.session import Session
+    """A session on a board, with progress messages on stderr unless `quiet`; the bar shows files being copied."""
+    from edgese.board.session import Session
 
     tasks: dict[str, Any] = {}
 
@@ -91,12 +91,12 @@ def board_session(
             bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     timeout_s = 60 * (timeout_minutes or DEFAULT_MINUTES)
-    with Session(host, timeout_s=timeout_s, keep=not no_keep, tell=tell, on_bytes=count, stop=stop) as session:
+    with Session(host, timeout_s=timeout_s, keep=not no_keep, on_message=tell, on_bytes=count, stop=stop) as session:
         yield session
 
 
 def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
-    """A table of the trials, and the verdict."""
+    """Print a table of the trials, and the verdict."""
     print_machine(name, host, tested["machine"])
     print_left_out(tested)
     rows = [
@@ -117,7 +117,7 @@ def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
 
 
 def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
-    """The board, then calls, energy and what held the board back."""
+    """Print the board, the times of calls, the energy, and what slowed the board down."""
     bench = found["bench"]
     print_machine(name, host, bench["machine"])
     typer.echo(_software(bench))
@@ -145,7 +145,7 @@ def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
 
 
 def print_state(readings: Mapping[str, Any]) -> None:
-    """Temperatures and what held a board back; what is not known goes to stderr."""
+    """Print temperatures and what slowed a board down; readings that are missing go to stderr."""
     before, after = readings["before"], readings["after"]
     shown = [f"{zone} {_degrees(before, zone)} to {_degrees(after, zone)}" for zone in after["temperatures_c"]]
     typer.echo(f"temperatures before and after, C: {', '.join(shown) or 'not known'}")
@@ -156,13 +156,14 @@ def print_state(readings: Mapping[str, Any]) -> None:
 
 
 def print_machine(name: str, host: str, machine: Mapping[str, Any]) -> None:
-    """Which machine the numbers belong to."""
+    """Print the machine that the numbers belong to."""
     hardware = machine["board"] or machine["cpu"]
     versions = ", ".join(f"{library} {machine['versions'][library]}" for library in ("python", "numpy", "onnxruntime"))
     typer.echo(f"{name} on {host}: {hardware}, {machine['cores']} cores; {machine['system']}; {versions}")
 
 
 def print_left_out(found: Mapping[str, Any]) -> None:
+    """Print the runtimes that did not open on the board, with reasons."""
     for runtime, reason in found["left_out"].items():
         typer.echo(f"left out: {runtime}: {reason}")
 

@@ -1,4 +1,4 @@
-"""`edgese bundle`: graphs packed for a board that has Python, NumPy and TensorRT, and nothing else."""
+"""`edgese bundle`: one archive for a board that has Python, NumPy and TensorRT, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Annotated
 
 import typer
 
-from edgese.cli.terminal import Json
-from edgese.precision import Precision
+from edgese.cli.terminal import BundleArgument, Json
+from edgese.graphs.precision import Precision
 
 
 def bundle_command(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder. Default: the shipped one.")] = None,
+    bundle: BundleArgument = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The archive. Default: the bundle's name and .device.tar.gz.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The archive. Default: NAME.device.tar.gz.")
     ] = None,
     precisions: Annotated[
-        list[Precision] | None, typer.Option("--precision", help="Pack these graphs only; may be repeated.")
+        list[Precision] | None, typer.Option("--precision", help="Pack graphs of this precision only. May be repeated.")
     ] = None,
     blocks: Annotated[
-        list[int] | None, typer.Option("--block", min=1, help="Pack these graphs only; may be repeated.")
+        list[int] | None,
+        typer.Option("--block", min=1, help="Pack graphs of this block only. May be repeated."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing archive.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write one archive for a board: it tests itself, builds its TensorRT engines, measures and enhances there."""
-    from edgese.enhance import shipped_bundle
-    from edgese.packing import archive_name, write_archive
+    """Write one archive for a board, which tests itself, builds TensorRT engines, measures and enhances there."""
+    from edgese.board.archive import archive_name, write_archive
+    from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle
 
     opened = Bundle.open(bundle or shipped_bundle())

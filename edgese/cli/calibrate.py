@@ -1,4 +1,4 @@
-"""`edgese calibrate`: what a network hears and remembers in real streams, stored for INT8."""
+"""`edgese calibrate`: calibration batches for INT8, with the states of real streams."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import Json, Quiet, counter, print_table, progress_bar, require
+from edgese.cli.terminal import CACHE, Cache, Json, Quiet, Weights, counter, print_table, progress_bar, require
 
 if TYPE_CHECKING:
-    from edgese.calibration import Span
+    from edgese.quantize.calibration import Span
 
 
 def calibrate_command(
-    weights: Annotated[
-        Path | None, typer.Argument(help=".safetensors, or .pt of `edgese train`. Default: the shipped weights.")
-    ] = None,
+    weights: Weights = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Training data as `edgese train` takes it; the part held out for validation is not heard."),
+        typer.Option(metavar="DIR", help="Training data, as for `edgese train`; the validation part is not used."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file of batches.")] = Path("calibration.npz"),
-    batches: Annotated[int, typer.Option(min=1, help="Batches to draw.")] = 16,
-    streams: Annotated[int, typer.Option(min=1, help="Streams of a batch.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawing.")] = 0,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Write a picture of the values at each product's input.")
-    ] = None,
-    cache: Annotated[Path, typer.Option(help="Where decoded recordings are kept.")] = Path("~/.cache/edgese"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file of batches.")] = Path(
+        "calibration.npz"
+    ),
+    batches: Annotated[int, typer.Option(min=1, help="Number of batches.")] = 16,
+    streams: Annotated[int, typer.Option(min=1, help="Streams in a batch.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random choice.")] = 0,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a picture of the value ranges.")] = None,
+    cache: Cache = CACHE,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Draw calibration batches: speech in noise at many SNRs and levels, with the states of a float32 streaming run."""
+    """Write calibration batches for INT8: speech in noise at many SNRs and levels, with the states of real streams."""
     if data is None:
         raise typer.BadParameter(
             "--data: found none, wanted a folder of training data: clean/ and noisy/, or speech/ and noise/; "
@@ -43,13 +41,13 @@ def calibrate_command(
         )
     require("torch", "scipy", "safetensors", extra="train")
     require("onnx", "onnxscript", extra="export")
-    from edgese.calibration import Drawing, compare_ranges, draw_batches, require_target, write_calibration
-    from edgese.checkpoint import load_enhancer
-    from edgese.enhance import shipped_bundle
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.model.checkpoint import load_enhancer
+    from edgese.quantize.calibration import Drawing, compare_ranges, draw_batches, require_target, write_calibration
 
     require_target(output, replace=force)
     if plot is not None:
-        from edgese.calibration_plot import require_picture, write_ranges_plot
+        from edgese.quantize.plots import require_picture, write_ranges_plot
 
         require_picture(plot)
     drawing = Drawing(n_streams=streams, n_batches=batches, seed=seed)

@@ -1,4 +1,4 @@
-"""`edgese doctor`: what is installed here, what opens, and how to mend what does not."""
+"""`edgese doctor`: a check of this installation, with a mend for each fault."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgese.cli.terminal import Json
 
 
 def doctor_command(as_json: Json = False) -> None:
-    """Tell what is installed, which runtimes open here and why others do not, and the mend for each."""
+    """Check this installation: packages, runtimes, GPU, what does not go together; with a mend for each fault."""
     from edgese.doctor import examine
 
     findings = examine()

@@ -1,4 +1,4 @@
-"""`edgese enhance`: noisy recordings made clean."""
+"""`edgese enhance`: noisy recordings, enhanced file by file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgese.cli.board import Host, NoKeep, Timeout, board_session, check_options, check_runtimes
-from edgese.cli.terminal import BundlePath, Json, Quiet, progress_bar
-from edgese.precision import Precision
+from edgese.cli.terminal import BundleOption, Jobs, Json, Quiet, progress_bar
+from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from edgese.enhance import Outcome, Preview, Summary
+    from edgese.enhance.files import Outcome, Preview, Summary
 
 
 def enhance_command(
@@ -28,20 +28,21 @@ def enhance_command(
         typer.Option("--output", "-o", help="File, folder, or - for stdout. Default: NAME.enhanced.EXT beside NAME."),
     ] = None,
     atten_limit_db: Annotated[
-        float | None, typer.Option("--atten-limit", metavar="DB", min=0, help="Never attenuate by more than this.")
+        float | None, typer.Option("--atten-limit", metavar="DB", min=0, help="Attenuate by no more than this.")
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of the network's graphs; all but fp32 need a bundle made for it.")
+        Precision, typer.Option(help="Precision of the graphs; the bundle must have it.")
     ] = Precision.FP32,
     pcs: Annotated[
-        bool, typer.Option("--pcs", help="Stretch perceptual contrast; needs a bundle made by `edgese export --pcs`.")
+        bool,
+        typer.Option("--pcs", help="Perceptual contrast stretching; the bundle must have it."),
     ] = False,
     plot: Annotated[
-        bool, typer.Option("--plot", help="Write before/after spectrograms as PNG beside the output.")
+        bool, typer.Option("--plot", help="Also write a picture, before and after; needs the extra plot.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Say what would be written, and write nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Print what would be written, and write nothing.")
     ] = False,
     container: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="WAV, FLAC, OGG, ... Default: the input's.")
@@ -49,36 +50,36 @@ def enhance_command(
     subtype: Annotated[
         str | None, typer.Option(metavar="NAME", help="PCM_16, PCM_24, FLOAT, ... Default: the input's.")
     ] = None,
-    model: BundlePath = None,
+    model: BundleOption = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="What runs the network. Default: onnxruntime; with --host, tensorrt where the board has it."),
+        typer.Option(
+            metavar="NAME",
+            help="See `edgese doctor`. Default: onnxruntime; with --host, tensorrt if it opens there.",
+        ),
     ] = None,
     block: Annotated[
-        int | None, typer.Option(min=1, help="Hops a call takes; causal networks. Default: the most the model offers.")
+        int | None,
+        typer.Option(min=1, help="Hops in a call; causal networks. Default: the most that the bundle has."),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Files at a time. Default: one for each core.")
-    ] = None,
+    jobs: Jobs = None,
     host: Host = None,
     timeout: Timeout = None,
     no_keep: NoKeep = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make noisy recordings clean: any sample rate, channel count and common format, same length and alignment."""
-    from edgese.enhance import (
-        EnhanceOptions,
-        Enhancer,
-        denoiser_factory,
-        enhance_files,
-        open_verified,
-        plan,
-        preview,
-        shipped_bundle,
-        stopping_on_signals,
-    )
+    """Enhance noisy recordings; the output has the input's sample rate, channels, length and alignment.
+
+    Files are 32 ms long or longer, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but
+    not m4a, webm or video. Tags and other metadata are not copied.
+    """
+    from edgese.enhance.denoiser import Enhancer
+    from edgese.enhance.files import denoiser_factory, enhance_files, preview
+    from edgese.enhance.jobs import EnhanceOptions, plan_jobs
     from edgese.errors import AudioError, ConfigError
+    from edgese.graphs.bundles import open_verified, shipped_bundle
+    from edgese.machine.processes import stopping_on_signals
 
     check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
     if host is not None and runtime is not None:
@@ -99,7 +100,7 @@ def enhance_command(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    planned = plan(inputs, options)
+    planned = plan_jobs(inputs, options)
     if dry_run:
         entries: list[dict[str, Any]] = []
         for job in planned:
@@ -124,7 +125,7 @@ def enhance_command(
         if host is None:
             open_denoiser = denoiser_factory(model or shipped_bundle(), options)
         else:
-            from edgese.remote.denoiser import RemoteDenoiser
+            from edgese.board.denoiser import RemoteDenoiser
 
             bundle = open_verified(model or shipped_bundle())
             session = stack.enter_context(board_session(host, bar, timeout, no_keep, quiet, stop))
@@ -149,7 +150,7 @@ def enhance_command(
 
 
 class _EnhanceMeter:
-    """One bar: seconds of sound for a single file, files for several."""
+    """A bar that counts seconds of sound for a single file, files for several."""
 
     def __init__(self, bar: Progress, n_jobs: int) -> None:
         self.bar, self.n_jobs = bar, n_jobs

@@ -1,4 +1,4 @@
-"""`edgese evaluate`: a model and other systems scored on the same files."""
+"""`edgese evaluate`: scores of a model and of other systems on the same files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgese.cli.terminal import Json, Quiet, counter, print_table, progress_bar
-from edgese.precision import Precision
+from edgese.cli.terminal import Jobs, Json, Quiet, counter, print_table, progress_bar
+from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
     from edgese.evaluate import Evaluation, Which
 
 
 def evaluate_command(
-    data: Annotated[Path, typer.Option(help="Folder with clean/ and noisy/, files of the same names.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with clean/ and noisy/, files of the same names.")],
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="A bundle. Default: the shipped one, if no system is named.")
+        Path | None,
+        typer.Option(
+            "--model", "-m", metavar="BUNDLE", help="A bundle. Default: the shipped one, if no --system is named."
+        ),
     ] = None,
     systems: Annotated[
         list[Path] | None,
@@ -26,24 +29,26 @@ def evaluate_command(
             "--system",
             "-s",
             metavar="DIR",
-            help="A folder of files that any system has enhanced, or a further bundle; may be repeated.",
+            help="A folder of files that another system enhanced, or another bundle. May be repeated.",
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all scores, file by file.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing CSV file.")] = False,
-    runtime: Annotated[str, typer.Option(help="What runs a bundle's network.")] = "onnxruntime",
-    precision: Annotated[Precision, typer.Option(help="Of a bundle's graphs.")] = Precision.FP32,
+    runtime: Annotated[
+        str, typer.Option(metavar="NAME", help="Runtime of bundles; see `edgese doctor`.")
+    ] = "onnxruntime",
+    precision: Annotated[Precision, typer.Option(help="Precision of the graphs of bundles.")] = Precision.FP32,
     pcs: Annotated[
-        bool, typer.Option("--pcs", help="Run bundles with perceptual contrast stretching, as `enhance --pcs` does.")
+        bool, typer.Option("--pcs", help="Perceptual contrast stretching, as in `edgese enhance --pcs`.")
     ] = False,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes. Default: one a core.")] = None,
+    jobs: Jobs = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score a model, and files that other systems have enhanced, beside the noisy input of the same files."""
-    from edgese.enhance import shipped_bundle
+    """Score a model and other systems on the same files, beside the noisy input; needs the extra metrics."""
     from edgese.errors import AudioError
     from edgese.evaluate import evaluate_all, report, write_csv
+    from edgese.graphs.bundles import shipped_bundle
 
     if csv and csv.exists() and not force:  # said now, not after minutes of work
         raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
@@ -69,7 +74,7 @@ def evaluate_command(
 def _print_evaluations(data: Path, results: list[Evaluation]) -> None:
     """One table; systems that were scored on the same files stand together under the noisy input of these files."""
     from edgese.evaluate import CONFIDENCE, RESAMPLES
-    from edgese.metrics import METRICS, packages
+    from edgese.metrics.scores import METRICS, packages
 
     groups: dict[tuple[str, ...], list[Evaluation]] = {}
     for result in results:
@@ -95,7 +100,7 @@ def _print_evaluations(data: Path, results: list[Evaluation]) -> None:
 
 def _score_rows(label: str, files: str, result: Evaluation, which: Which) -> list[list[str]]:
     """Means, and below them their intervals where there are any."""
-    from edgese.metrics import METRICS
+    from edgese.metrics.scores import METRICS
 
     means, intervals, sign = result.mean(which), result.interval(which), "+" if which == "gain" else ""
     form = {name: f"{{:{sign}.{metric.digits}f}}" for name, metric in METRICS.items()}

@@ -1,4 +1,4 @@
-"""`edgese export`: weights made into a verified bundle."""
+"""`edgese export`: a verified bundle from weights."""
 
 from __future__ import annotations
 
@@ -9,53 +9,60 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgese.cli.terminal import Json, Quiet, print_table, progress_bar, require
-from edgese.precision import Precision
+from edgese.cli.terminal import Json, Quiet, Weights, print_table, progress_bar, require
+from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
-    from edgese.plan import Plan
+    from edgese.graphs.plan import Plan
     from export.bundle import Bundle
 
 
 def export_command(
-    weights: Annotated[
-        Path | None, typer.Argument(help=".safetensors, or .pt of `edgese train`. Default: the shipped weights.")
-    ] = None,
+    weights: Weights = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="No weights: this network untrained, to measure its speed before training."),
+        typer.Option(
+            metavar="NAME", help="In place of weights: this network untrained, to measure its speed before training."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The bundle's folder. Default: the model's name.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The bundle's folder. Default: NAME.bundle.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The bundle's name. Default: the folder's.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The bundle's name. Default: the folder's.")] = None,
     blocks: Annotated[
-        str | None,
-        typer.Option(help="Causal networks: hops a call takes; one graph for each. Default: 1,4,8,16."),
+        list[int] | None,
+        typer.Option(
+            "--block",
+            help="Causal networks: hops in a call, a graph for each. May be repeated. Default: 1, 4, 8, 16.",
+        ),
     ] = None,
+    listed_blocks: Annotated[str | None, typer.Option("--blocks", hidden=True)] = None,
     segment_hops: Annotated[
         int | None,
-        typer.Option(help="Networks that look ahead: hops of a segment, which one graph takes. Default: 512."),
+        typer.Option(help="Networks that look ahead: hops in the segment that a call takes. Default: 512."),
     ] = None,
     precisions: Annotated[
         list[Precision] | None,
-        typer.Option("--precision", help="Add graphs in this precision to those in fp32; may be repeated."),
+        typer.Option("--precision", help="Add graphs in this precision to those in fp32. May be repeated."),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="INT8: what `edgese calibrate` wrote for these weights.")
+        Path | None,
+        typer.Option(metavar="FILE", help="INT8: the file of `edgese calibrate` for these weights."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="INT8: folder with clean/ and noisy/ pairs to hear its PESQ on.")
+        Path | None, typer.Option(metavar="DIR", help="INT8: folder with clean/ and noisy/ pairs to score PESQ on.")
     ] = None,
-    files: Annotated[int, typer.Option(min=1, help="INT8: at most so many of the pairs, evenly spread.")] = 40,
+    files: Annotated[int, typer.Option(min=1, help="INT8: the most pairs to use, evenly spread.")] = 40,
     budget: Annotated[
-        float, typer.Option("--pesq-budget", help="INT8: PESQ-WB that it may lose in the mean of the pairs.")
+        float, typer.Option("--pesq-budget", help="INT8: the most PESQ-WB to lose, mean over the pairs.")
     ] = 0.02,
     calibrator: Annotated[
-        str, typer.Option(help="INT8: how ranges are chosen: minmax, entropy, percentile, or the best for each.")
+        str,
+        typer.Option(help="INT8: ranges by minmax, entropy, percentile, or the best of them for each tensor."),
     ] = "best",
     plot: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="INT8: a picture of what each product costs.")
+        Path | None,
+        typer.Option(metavar="PNG", help="INT8: write a picture of the cost of each product."),
     ] = None,
     pcs: Annotated[
         bool, typer.Option("--pcs", help="Add graphs with perceptual contrast stretching, for `enhance --pcs`.")
@@ -67,22 +74,23 @@ def export_command(
         ),
     ] = False,
     sound: Annotated[
-        Path | None, typer.Option(help="Noisy speech to verify with. Default: the shipped sample.")
+        Path | None, typer.Option(metavar="FILE", help="Noisy speech to verify with. Default: the shipped sample.")
     ] = None,
-    model_card: Annotated[Path | None, typer.Option(help="A model card to put into the bundle.")] = None,
+    model_card: Annotated[Path | None, typer.Option(metavar="FILE", help="A model card for the bundle.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing bundle.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle: waveform-in, waveform-out ONNX graphs, each verified against PyTorch before it counts."""
+    """Write a bundle: ONNX graphs from waveform to waveform, verified against PyTorch. Needs the extra export."""
     require("torch", "onnx", "onnxscript", extra="export")
-    from edgese.artefact import export_bundle, require_passed, untrained
-    from edgese.calibration import read_calibration
-    from edgese.checkpoint import load_enhancer
-    from edgese.engines import Kit, for_tensorrt
-    from edgese.enhance import SAMPLE, shipped_bundle
-    from edgese.quantize import make_plans
-    from edgese.testset import recordings
+    from edgese.board.kit import Kit, for_tensorrt
+    from edgese.export_bundle import export_bundle, require_passed, untrained
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.metrics.pairs import read_recordings
+    from edgese.model.checkpoint import load_enhancer
+    from edgese.quantize.calibration import read_calibration
+    from edgese.quantize.search import make_plans
+    from edgese.samples import NOISY
 
     if model is not None and weights is not None:
         raise typer.BadParameter(f"--model {model}: found weights beside it, wanted one of both: it is for having none")
@@ -102,10 +110,7 @@ def export_command(
     called = name or folder.name
     if model is not None and "untrained" not in called:
         called = f"{called}-untrained"
-    try:
-        sizes = None if blocks is None else [int(size) for size in blocks.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--blocks: found {blocks!r}, wanted numbers such as 1,4,16") from None
+    sizes = [*(blocks or []), *_numbers(listed_blocks)] or None
     with progress_bar(quiet or as_json) as bar:
         task = bar.add_task("export", total=None)
 
@@ -118,18 +123,19 @@ def export_command(
             enhancer,
             precisions or [],
             calibration=batches,
-            recordings=recordings(data, files, enhancer.audio.sample_rate_hz) if int8 and data else (),
+            recordings=read_recordings(data, files, enhancer.audio.sample_rate_hz) if int8 and data else (),
             budget=budget,
             method=calibrator,
             on_progress=tell,
         )
         exported = export_bundle(
-            enhancer if model else source,
+            enhancer,
             folder,
             name=called,
+            trained=model is None,
             blocks=sizes,
             segment_hops=segment_hops,
-            sound=sound or SAMPLE,
+            sound=sound or NOISY,
             model_card=model_card,
             pcs=pcs,
             plans=plans,
@@ -137,7 +143,7 @@ def export_command(
             replace=force,
             on_progress=tell,
         )
-    made = for_tensorrt(exported.bundle, replace=force, tell=_tell) if trt and exported.bundle else None
+    made = for_tensorrt(exported.bundle, replace=force, on_message=_tell) if trt and exported.bundle else None
     if as_json:
         results = [result.entry() for result in exported.results]
         typer.echo(
@@ -178,19 +184,27 @@ def export_command(
         )
 
 
+def _numbers(listed: str | None) -> list[int]:
+    """The sizes in `--blocks 1,4,8`, the former way to give `--block`."""
+    try:
+        return [int(size) for size in listed.split(",")] if listed is not None else []
+    except ValueError:
+        raise typer.BadParameter(f"--blocks: found {listed!r}, wanted numbers such as 1,4,16") from None
+
+
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
 def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: bool) -> None:
-    """What a search found, and whether the precision is faster here at all."""
-    from edgese.quantize import Quantization
-    from edgese.worth import GAIN, worth
+    """Print the result of the search for INT8, and whether the precision is faster on this machine."""
+    from edgese.bench.speedup import GAIN, measure_speedup
+    from edgese.quantize.search import Quantization
 
     search = Quantization.of(plan)
     if search is not None:
         typer.echo(f"{precision.value}: {search}", err=to_stderr)
-    measured = worth(bundle, precision.value)
+    measured = measure_speedup(bundle, precision.value)
     best = min(measured, key=lambda one: one.ratio)
     verdict = f"{precision.value} is not worth it here" if best.ratio > GAIN else f"{precision.value} is faster here"
     calls = "; ".join(map(str, measured))
@@ -198,8 +212,8 @@ def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: boo
 
 
 def _write_plot(plans: Mapping[Precision, Plan], bundle: Bundle, plot: Path, *, to_stderr: bool) -> None:
-    from edgese.quantize import Quantization
-    from edgese.quantize_plot import write_sensitivity_plot
+    from edgese.quantize.plots import write_sensitivity_plot
+    from edgese.quantize.search import Quantization
 
     for precision, plan in plans.items():
         search = Quantization.of(plan)

@@ -1,4 +1,4 @@
-"""`edgese info`: what a network or a bundle is and costs."""
+"""`edgese info`: parameters, operations and latency of a network or a bundle."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from edgese.cli.terminal import Json, print_table, require
 def info_command(
     what: Annotated[
         str | None,
-        typer.Argument(help="A bundle, a weights file, or a model by its name. Default: shipped bundle."),
+        typer.Argument(
+            metavar="BUNDLE|WEIGHTS|NAME",
+            help="A bundle, a weights file, or a name that `edgese models` lists. Default: the shipped bundle.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters, operations and latency of a network, part by part."""
+    """Print parameters, operations and latency of a network or a bundle, part by part."""
     facts = _bundle_facts(Path(what) if what else None) or _network_facts(str(what))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -45,7 +48,7 @@ def info_command(
 
 
 def _latency_words(facts: dict[str, Any]) -> str:
-    """Causal or not, and by how much a sample is late."""
+    """Causality and latency in words: `causal, latency 32 ms (512 samples)`."""
     latency = facts["latency"]
     late = f"{latency['ms']:.0f} ms ({latency['samples']} samples)"
     if facts.get("causal", True):
@@ -55,7 +58,7 @@ def _latency_words(facts: dict[str, Any]) -> str:
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
-    from edgese.enhance import shipped_bundle
+    from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle
 
     if path is not None and not path.is_dir():
@@ -65,10 +68,10 @@ def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
 
 def _network_facts(what: str) -> dict[str, Any]:
     require("torch", extra="export")
-    from edgese.artefact import network_facts
-    from edgese.checkpoint import load_enhancer
     from edgese.config import AudioConfig
     from edgese.errors import ConfigError
+    from edgese.graphs.facts import network_facts
+    from edgese.model.checkpoint import load_enhancer
     from edgese.model.registry import build
     from edgese.networks import MODELS, find_model
 

@@ -1,4 +1,4 @@
-"""`edgese models`: the networks that `--model` knows, and what each costs."""
+"""`edgese models`: the networks that can be trained and exported by name, with their cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgese.cli.terminal import Json, print_table, require
 
 
 def models_command(as_json: Json = False) -> None:
-    """The networks that --model knows, your own among them: causal or not, latency, parameters, operations."""
+    """List the networks that have a name, your own among them: causality, latency, parameters, operations."""
     require("torch", extra="export")
     from edgese.networks import all_models
 
@@ -38,8 +38,8 @@ def models_command(as_json: Json = False) -> None:
 
 
 def _entry(settings: Any) -> dict[str, Any]:
-    from edgese.artefact import network_facts
     from edgese.config import AudioConfig
+    from edgese.graphs.facts import network_facts
     from edgese.model.registry import build
 
     enhancer = build(settings, AudioConfig())

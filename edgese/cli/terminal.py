@@ -1,4 +1,4 @@
-"""What commands share: options, tables, progress bars, and what is missing."""
+"""Options, tables and progress bars that commands share, and the check for packages that are missing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,22 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-BundlePath = Annotated[
-    Path | None, typer.Option("--model", "-m", help="A bundle made by `edgese export`. Default: the shipped one.")
+_BUNDLE = "A bundle made by `edgese export`. Default: the shipped one."
+BundleArgument = Annotated[Path | None, typer.Argument(metavar="BUNDLE", help=_BUNDLE)]
+BundleOption = Annotated[Path | None, typer.Option("--model", "-m", metavar="BUNDLE", help=_BUNDLE)]
+Weights = Annotated[
+    Path | None,
+    typer.Argument(metavar="WEIGHTS", help=".safetensors or .pt of `edgese train`. Default: the shipped weights."),
 ]
+Cache = Annotated[Path, typer.Option(metavar="DIR", help="Folder for decoded recordings, which may be emptied.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, help="Files at a time, each on a core. Default: one for each core.")
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", metavar="NAME", help="May be repeated. Default: all that the bundle has."),
+]
+CACHE = Path("~/.cache/edgese")
 
 
 @contextlib.contextmanager
@@ -28,7 +41,7 @@ def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        """Units a second; seconds of sound a second are times real time."""
+        """Units a second; where the unit is a second of sound, as times real time."""
 
         def render(self, task: Any) -> Text:
             if not task.speed:
@@ -51,6 +64,7 @@ def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -
 
 
 def counter(bar: Progress, description: str, unit: str) -> Callable[[int, int], None]:
+    """A callback `(done, total)` that shows a task of its own in the bar, from its first call on."""
     tasks: list[Any] = []
 
     def count(done: int, total: int) -> None:
@@ -74,10 +88,12 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 
 def require(*modules: str, extra: str) -> None:
-    """One line that says what to install, before anything is begun."""
+    """Exit with one line that says what to install if a module is missing; called before any work."""
     import importlib.util
+
+    from edgese.errors import install_command
 
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        typer.echo(f"error: {', '.join(missing)} missing: pip install 'edgese[{extra}]'", err=True)
+        typer.echo(f"error: {', '.join(missing)} missing: {install_command(extra)}", err=True)
         raise typer.Exit(code=1)

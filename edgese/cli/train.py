@@ -1,4 +1,4 @@
-"""`edgese train`: data made into weights."""
+"""`edgese train`: weights from recordings."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import Json, Quiet, counter, progress_bar, require
+from edgese.cli.terminal import CACHE, Cache, Json, Quiet, counter, progress_bar, require
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from edgese.config import TrainConfig
-    from edgese.train import Progress as Step
+    from edgese.train.loop import Progress as Step
 
 
 def train_command(
-    data: Annotated[Path, typer.Option(help="Folder with clean/ and noisy/ pairs, or with speech/ and noise/.")],
-    out: Annotated[Path, typer.Option(help="The run's folder; a run that is there already is gone on with.")],
-    config: Annotated[Path | None, typer.Option(help="Settings in TOML.")] = None,
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with clean/ and noisy/, or speech/ and noise/.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The run's folder; a run that is there is continued.")
+    ],
+    config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings.")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "--size", help="By name: `edgese models` lists them. Default: small."),
+        typer.Option(metavar="NAME", help="The network; `edgese models` lists them. Default: small."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples in a step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
-    stop_at: Annotated[
-        int | None, typer.Option(min=1, help="End this slice at this step; the same command goes on later.")
-    ] = None,
+    stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the same command continues.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="End this slice after this time; the same command goes on later.")
+        float | None, typer.Option(min=0, help="Stop after this time; the same command continues.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    cache: Annotated[Path, typer.Option(help="Where decoded recordings are kept.")] = Path("~/.cache/edgese"),
+    cache: Cache = CACHE,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a network; resumable to the same result, stopped by NaN, logged as CSV and TensorBoard."""
+    """Train a network, or continue a run to the same result; logs as CSV and for TensorBoard. Needs the extra train."""
     require("torch", "scipy", "safetensors", extra="train")
     from edgese.config import TrainConfig, read_train_config
-    from edgese.data import open_data
     from edgese.errors import ConfigError
     from edgese.networks import find_model
-    from edgese.ranks import leads
-    from edgese.train import train
+    from edgese.train.data import open_data
+    from edgese.train.loop import train
+    from edgese.train.ranks import leads
 
     settings = read_train_config(config) if config else TrainConfig()
     try:
@@ -78,7 +78,7 @@ def train_command(
         result = train(
             settings,
             sets,
-            out,
+            output,
             device=device,
             on_progress=_train_meter(bar, settings),
             stop_at_step=stop_at,
@@ -86,7 +86,7 @@ def train_command(
         )
     if not leads():
         return
-    _draw_curves(out)
+    _draw_curves(output)
     if as_json:
         best = result.best_validation_loss if math.isfinite(result.best_validation_loss) else None  # none was made yet
         entry = {"weights": str(result.weights), "best_validation_loss": best}
@@ -107,11 +107,11 @@ def _step_columns() -> list[Any]:
 
 
 def _draw_curves(run: Path) -> None:
-    """The run's learning curves beside its log, where there is something to draw them with."""
+    """Draw the run's learning curves beside its log, if matplotlib is installed."""
     from edgese.errors import EdgeseError
 
     try:
-        from edgese.plot import write_learning_curves
+        from edgese.train.curves import write_learning_curves
 
         write_learning_curves(run / "log.csv", run / "curves.png")
     except EdgeseError as error:

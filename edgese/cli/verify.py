@@ -1,4 +1,4 @@
-"""`edgese verify`: the proof that every graph of a bundle does what PyTorch does."""
+"""`edgese verify`: a check of every graph of a bundle against PyTorch."""
 
 from __future__ import annotations
 
@@ -18,39 +18,38 @@ from edgese.cli.board import (
     check_runtimes,
     print_self_test,
 )
-from edgese.cli.terminal import Json, Quiet, print_table, progress_bar, require
+from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require
 
 if TYPE_CHECKING:
-    from edgese.proof import Proof, Verification
+    from edgese.verify.findings import Proof, Verification
     from export.bundle import Bundle
 
 
 def verify_command(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle made by `edgese export`. Default: the shipped one.")
-    ] = None,
+    bundle: BundleArgument = None,
     runtimes: Annotated[
-        list[str] | None, typer.Option("--runtime", help="May be repeated. Default: onnxruntime.")
+        list[str] | None,
+        typer.Option("--runtime", metavar="NAME", help="May be repeated. Default: onnxruntime."),
     ] = None,
-    precisions: Annotated[
-        list[str] | None, typer.Option("--precision", help="May be repeated. Default: all that the bundle has.")
-    ] = None,
+    precisions: Precisions = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with clean/ and noisy/ pairs. Default: the shipped sample.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with clean/ and noisy/. Default: the shipped sample."),
     ] = None,
     files: Annotated[
         int | None,
-        typer.Option(min=1, help="At most so many pairs of the folder, evenly spread.", show_default="10"),
+        typer.Option(min=1, help="The most pairs to use, evenly spread.", show_default="10"),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="Length of the long stream; 3,000 hops (24 s) at least.", show_default="10"),
+        typer.Option(min=0, help="Length of the long stream; at least 3,000 hops (24 s).", show_default="10"),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write report.html and report.json into this folder.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write report.html and report.json; needs the extra report."),
     ] = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Find the first diverging layer of each graph that fails.")
+        bool, typer.Option("--bisect", help="Find the first layer that differs, of each graph that fails.")
     ] = False,
     host: Host = None,
     timeout: Timeout = None,
@@ -58,10 +57,10 @@ def verify_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Prove that every graph of a bundle does what PyTorch does: samples, states, ten minutes, PESQ, causality.
+    """Check every graph of a bundle against PyTorch: samples, states, drift, PESQ. Needs the extras export, metrics.
 
-    A board has no PyTorch: with --host, it streams the bundle's golden vectors through every graph in every runtime
-    that opens there, and holds what comes out against what PyTorch made of them, within the limits of the bundle.
+    With --host, a board streams the bundle's reference vectors through every graph, in every runtime that opens there,
+    and compares its output with PyTorch's, which the bundle holds; the limits are those of the bundle.
     """
     check_options(
         host,
@@ -75,17 +74,18 @@ def verify_command(
     require("pesq", "pystoi", extra="metrics")
     if report is not None:
         require("jinja2", "PIL", extra="report")
-    from edgese.enhance import shipped_bundle
     from edgese.errors import VerificationError
-    from edgese.proof import prove, recordings
-    from edgese.segments import Segments, network_name, told
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.graphs.segments import Segments, network_name, segments_in_words
+    from edgese.metrics.pairs import read_recordings
+    from edgese.verify.prove import prove
     from export.bundle import Bundle
 
     opened = Bundle.open(bundle or shipped_bundle())
     if bisect and Segments.of(opened.manifest) is not None:
         raise VerificationError(
             f"--bisect: {network_name(opened.manifest)} looks ahead: the search compares streams hop by hop, and it "
-            f"has {told(opened)} only: leave it out, the checks tell which graph is wrong and by how much"
+            f"has {segments_in_words(opened)} only: leave it out, the checks tell which graph is wrong and by how much"
         )
     with progress_bar(quiet or as_json, _no_columns) as bar:
         task = bar.add_task("verify")
@@ -97,7 +97,7 @@ def verify_command(
             opened,
             runtimes=list(dict.fromkeys(runtimes or ["onnxruntime"])),
             precisions=list(dict.fromkeys(precisions or [])),
-            recordings=recordings(data, files or 10, opened.manifest["audio"]["sample_rate_hz"]),
+            recordings=read_recordings(data, files or 10, opened.manifest["audio"]["sample_rate_hz"]),
             minutes=10.0 if minutes is None else minutes,
             on_progress=show,
         )
@@ -109,7 +109,7 @@ def verify_command(
         for label, text in divergences.items():
             typer.echo(f"{label}: {text}")
     if report is not None:
-        from edgese.report.page import write_report
+        from edgese.verify.report.page import write_report
 
         typer.echo(f"report: {write_report(verification, report)}", err=as_json)
     if not verification.passed:
@@ -126,10 +126,10 @@ def _verify_there(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """The self-test of a board; exit code 1 if a graph does not pass."""
+    """Run the self-test of a board and print it; exit code 1 if a graph does not pass."""
+    from edgese.board.commands import Chosen, self_test_there
     from edgese.device.content import choose
-    from edgese.enhance import shipped_bundle
-    from edgese.remote.trials import Chosen, self_test_there
+    from edgese.graphs.bundles import shipped_bundle
     from export.bundle import Bundle
 
     chosen = Chosen(check_runtimes(runtimes), precisions)
@@ -146,9 +146,9 @@ def _verify_there(
 
 
 def _divergences(verification: Verification, tell: Callable[[str], None]) -> dict[str, str]:
-    """Where each graph that failed parts from PyTorch first, or why that cannot be told, by its label."""
-    from edgese.divergence import first_divergence
+    """The first layer that differs, or the reason why it is not known, for each graph that failed, by its label."""
     from edgese.errors import VerificationError
+    from edgese.verify.first_divergence import first_divergence
 
     def found(proof: Proof) -> str:
         try:
@@ -182,9 +182,9 @@ def _print_verification(verification: Verification) -> None:
 
 
 def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:
-    from edgese.segments import Segments, told
+    from edgese.graphs.segments import Segments, segments_in_words
 
-    heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {told(bundle)}"
+    heard = "streamed with carried state" if Segments.of(bundle.manifest) is None else f"in {segments_in_words(bundle)}"
     print_table(
         f"{bundle.path}: against PyTorch, {n_hops:,} hops {heard}",
         ["graph", "runtime", "SNR dB", "first, last tenth dB", "float64 dB", "PESQ", "lost", "checks", ""],

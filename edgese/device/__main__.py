@@ -1,4 +1,4 @@
-"""The command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
+"""Command line of an unpacked device bundle: self-test, runtimes, build, bench, enhance.
 
 Results go to stdout (`--json` for machines), all else to stderr. Exit code 0: done; 1: failed or not passed; 2: usage.
 """
@@ -14,23 +14,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calib import CalibrationError
-from edgese import machine
+from edgese.device.candidates import CANDIDATES, find_runtimes
 from edgese.device.content import Content
-from edgese.device.enhancing import enhance_file
+from edgese.device.enhancing import enhance_wav
 from edgese.device.latency import measure
-from edgese.device.opening import CANDIDATES, TENSORRT, Engines, find_runtimes, fits
 from edgese.device.selftest import self_test
 from edgese.errors import EdgeseError
-from edgese.segments import require_streaming_form
-from export.bundle import ExportError, Graph
-from export.tensorrt_api import library_name, read_device, tensorrt_library
+from edgese.graphs.engines import TENSORRT, EngineFolder, is_for
+from edgese.graphs.segments import require_streaming_form
+from edgese.machine import host as machine
+from export import ExportError
+from export.bundle import Graph
 from runtimes.base import RuntimeUnavailable
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 ROOT = Path(__file__).resolve().parents[2]  # of the unpacked bundle
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Run one command; the exit code. A user's error is one line.
+    """Run one command; returns its exit code. A user's error is one line on stderr.
 
     Args:
         root: where the bundle was unpacked to.
@@ -38,17 +41,17 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     options = _parser().parse_args(arguments)
     try:
         content = Content.open(root)
-        done: int = options.command(content, Engines.of(content, options.cache, options.most), options)
+        done: int = options.command(content, EngineFolder(options.cache or content.engines, options.most), options)
     except (EdgeseError, ExportError, CalibrationError, RuntimeUnavailable) as error:
-        _tell(f"error: {error}")
+        _log(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        _tell("stopped")
+        _log("stopped")
         return 130
     return done
 
 
-def _self_test(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _self_test(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     if not options.json:
         _say(f"{content.n_files} files: as they were packed")
     found = self_test(
@@ -57,44 +60,44 @@ def _self_test(content: Content, engines: Engines, options: argparse.Namespace) 
         runtimes=options.runtime,
         precisions=options.precision,
         blocks=options.block,
-        on_trial=_tell if options.json else _say,
-        tell=_tell,
+        on_trial=_log if options.json else _say,
+        on_message=_log,
     )
     _say(json.dumps(found.entry(), indent=2) if options.json else found)
     return 0 if found.passed else 1
 
 
-def _build(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _build(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     library = tensorrt_library()
     graphs = content.choose(options.precision, options.block)
-    _tell(f"{library_name(library)}, {read_device() or 'no GPU'}; engines go to {engines.folder}")
+    _log(f"{library_name(library)}, {read_device() or 'no GPU'}; engines go to {engines.folder}")
     built, failed = [], 0
-    for graph in (graph for graph in graphs if fits(graph, TENSORRT)):
-        began, told = time.perf_counter(), list[str]()
+    for graph in (graph for graph in graphs if is_for(graph, TENSORRT)):
+        began, lines = time.perf_counter(), list[str]()
 
-        def tell(line: str, told: list[str] = told) -> None:
-            told.append(line)
-            _tell(line)  # now: it takes minutes
+        def on_message(line: str, lines: list[str] = lines) -> None:
+            lines.append(line)
+            _log(line)  # now: it takes minutes
 
         try:
-            path = engines.engine(content, graph, tell, rebuild=options.force)
+            path = engines.engine(content.bundle, graph, on_message, rebuild=options.force)
         except ExportError as error:
             failed += 1
-            _tell(f"{graph.file}: FAILED: {error}")
+            _log(f"{graph.file}: FAILED: {error}")
             continue
         n_bytes, seconds = path.stat().st_size, round(time.perf_counter() - began, 1)
-        why = f"built in {seconds} s, as {told[-1].rpartition(': ')[2]}" if told else "there already"
-        (_tell if options.json else _say)(f"{graph.file}: {why}; {path.name}, {n_bytes / 1e6:.1f} MB")
-        built.append({"graph": graph.file, "engine": str(path), "bytes": n_bytes, "told": told, "seconds": seconds})
+        why = f"built in {seconds} s, as {lines[-1].rpartition(': ')[2]}" if lines else "there already"
+        (_log if options.json else _say)(f"{graph.file}: {why}; {path.name}, {n_bytes / 1e6:.1f} MB")
+        built.append({"graph": graph.file, "engine": str(path), "bytes": n_bytes, "told": lines, "seconds": seconds})
     if options.json:
         _say(json.dumps({"engines": built, "failed": failed}, indent=2))
     if failed or not built:
-        _tell(f"build: {failed} graphs FAILED" if failed else "build: FAILED: no graph here is for TensorRT")
+        _log(f"build: {failed} graphs FAILED" if failed else "build: FAILED: no graph here is for TensorRT")
         return 1
     return 0
 
 
-def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _bench(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     report = measure(
         content,
         engines,
@@ -103,15 +106,15 @@ def _bench(content: Content, engines: Engines, options: argparse.Namespace) -> i
         blocks=options.block,
         streams=options.streams,
         seconds=options.seconds,
-        on_result=_tell if options.json else _say,
-        tell=_tell,
+        on_result=_log if options.json else _say,
+        on_message=_log,
         root=options.root,
     )
     _say(json.dumps(report.entry(), indent=2) if options.json else report.here)
     return 0 if report.results and not report.failures else 1
 
 
-def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _runtimes(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     found, left_out = find_runtimes(options.runtime)
     if options.json:
         here = machine.describe(root=options.root)
@@ -124,21 +127,21 @@ def _runtimes(content: Content, engines: Engines, options: argparse.Namespace) -
     return 0 if found else 1
 
 
-def _enhance(content: Content, engines: Engines, options: argparse.Namespace) -> int:
+def _enhance(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
     graph = _one_graph(content, options)
     found, left_out = find_runtimes([options.runtime] if options.runtime else ())
-    usable = [name for name in found if fits(graph, name)]
+    usable = [name for name in found if is_for(graph, name)]
     if not usable:
         reasons = "; ".join(left_out.values()) or f"{graph.file} is not for {', '.join(found)}"
         raise RuntimeUnavailable(f"no runtime for {graph.file} opens here: {reasons}")
     for name, reason in left_out.items():
         if CANDIDATES.index(name) < CANDIDATES.index(usable[0]):
-            _tell(f"{name} is left out: {reason}")
-    done = enhance_file(
-        *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, tell=_tell
+            _log(f"{name} is left out: {reason}")
+    done = enhance_wav(
+        *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, on_message=_log
     )
     if done.n_clipped:
-        _tell(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
+        _log(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
     channels = f", {done.n_channels} channels" if done.n_channels > 1 else ""
     _say(
         f"{options.output}: {done.duration_s:.1f} s{channels}, {graph.file} in {usable[0]}, "
@@ -221,7 +224,7 @@ def _say(result: object) -> None:
     sys.stdout.flush()
 
 
-def _tell(line: object) -> None:
+def _log(line: object) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 

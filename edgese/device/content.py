@@ -1,6 +1,6 @@
-"""An unpacked device bundle: every file as it was packed, the graphs to choose from, and what they must give.
+"""Content of an unpacked device bundle: files checked, graphs to choose from, golden vectors and limits.
 
-SHA256SUMS   of every other file; `sha256sum -c SHA256SUMS` tells the same as `Content.open`
+SHA256SUMS   of every other file; `sha256sum -c SHA256SUMS` checks the same as `Content.open`
 bundle/      graphs, weights, manifest.json, reference.npz, MODEL_CARD.md
 engines/     made on the board
 run, README.txt, edgese_device/, export/, calib/, runtimes/
@@ -13,15 +13,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calib.batches import read_batches
+from edgese.audio import Wave
 from edgese.errors import VerificationError
-from edgese.segments import Segments, require_streaming_form
-from export.bundle import Bundle, ExportError, Graph, sha256_of
-
-Wave = NDArray[np.float32]
+from edgese.graphs.audio_facts import AudioFacts, audio_facts
+from edgese.graphs.segments import Segments, require_streaming_form
+from export import ExportError
+from export.bundle import Bundle, Graph, sha256_of
 
 SUMS = "SHA256SUMS"
 BUNDLE = "bundle"
@@ -32,7 +30,7 @@ _MEND = "unpack the archive again, or make it anew (edgese bundle)"
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """An unpacked device bundle whose files are all present and unchanged. Use `Content.open`."""
+    """Unpacked device bundle whose files are all present and unchanged. Use `Content.open`."""
 
     root: Path
     bundle: Bundle
@@ -40,10 +38,10 @@ class Content:
 
     @classmethod
     def open(cls, root: Path) -> Content:
-        """What was unpacked to `root`.
+        """Content of the device bundle at `root`, every file compared with its digest.
 
         Raises:
-            ExportError: nothing was, a file is missing, changed or not listed.
+            ExportError: no device bundle there; a file is missing, changed or not listed.
             VerificationError: the graphs did not pass their verification when they were exported.
         """
         sums = _read_sums(root)
@@ -58,30 +56,30 @@ class Content:
         return cls(root, bundle, len(sums))
 
     @property
-    def facts(self) -> dict[str, int]:
-        """sample_rate_hz, hop and overlap_samples.
+    def engines(self) -> Path:
+        """Folder that keeps engines unless another one is named."""
+        return self.root / ENGINES
+
+    @property
+    def audio(self) -> AudioFacts:
+        """Sample rate, hop and overlap of the graphs.
 
         Raises:
             ExportError: the manifest does not say.
         """
-        manifest = self.bundle.manifest
-        try:
-            facts = {key: int(manifest["audio"][key]) for key in ("sample_rate_hz", "hop")}
-            return facts | {"overlap_samples": int(manifest["latency"]["overlap_samples"])}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{self.bundle.path}: the manifest's audio or latency lacks {error}; {_MEND}") from error
+        return audio_facts(self.bundle)
 
     @property
     def segments(self) -> Segments | None:
-        """Those of a network that looks ahead; None for a causal one.
+        """Segments of a network that looks ahead; None for a causal one.
 
         Raises:
-            ExportError: the manifest does not tell them.
+            ExportError: the manifest does not state them.
         """
         return Segments.of(self.bundle.manifest)
 
     def choose(self, precisions: Collection[str] = (), blocks: Collection[int] = ()) -> tuple[Graph, ...]:
-        """The graphs of these precisions and block sizes, variants included; nothing named: all.
+        """Graphs of these precisions and block sizes, variants included; nothing named: all.
 
         Raises:
             ExportError: there is none of a precision or block that is named.
@@ -89,7 +87,7 @@ class Content:
         return choose(self.bundle, precisions, blocks)
 
     def metadata(self, graph: Graph) -> Mapping[str, str]:
-        """What the graph's file must carry, as noted when it was packed."""
+        """Metadata that the graph's file must carry, as noted when it was packed."""
         try:
             return {
                 str(key): str(value) for key, value in self.bundle.manifest["device"]["metadata"][graph.file].items()
@@ -98,7 +96,7 @@ class Content:
             raise ExportError(f"{self.bundle.path}: the manifest lacks {graph.file}'s metadata; {_MEND}") from error
 
     def limits(self, precision: str) -> Mapping[str, Any]:
-        """`snr_db` and `max_abs` (None: any), against PyTorch's output, as the graphs were verified with.
+        """Limits `snr_db` and `max_abs` (None: any) against PyTorch's output, with which the graphs were verified.
 
         Raises:
             VerificationError: none are set.
@@ -110,7 +108,7 @@ class Content:
         return {"snr_db": float(ratio_db), "max_abs": max_abs}
 
     def golden_vectors(self, variant: str = "") -> tuple[Wave, Wave]:
-        """What goes in and what PyTorch made of it, (n_samples,) each, as streamed: the output runs behind.
+        """Input and PyTorch's output for it, (n_samples,) each, as streamed: the output runs behind.
 
         Of a network that looks ahead: one segment, in time with its output.
 
@@ -135,7 +133,11 @@ class Content:
 
 
 def choose(bundle: Bundle, precisions: Collection[str] = (), blocks: Collection[int] = ()) -> tuple[Graph, ...]:
-    """See `Content.choose`."""
+    """Graphs of a bundle in these precisions and block sizes, variants included; nothing named: all.
+
+    Raises:
+        ExportError: there is none of a precision or block that is named.
+    """
     require_streaming_form(bundle, blocks)
     chosen = tuple(
         graph

@@ -1,28 +1,28 @@
-"""A noisy WAV made clean on the board: same length, same format, aligned, in constant memory; channels as streams."""
+"""Enhancement of a WAV on the board: same length and format, aligned, in constant memory; channels as streams."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from edgese.atomic_file import shown
+from edgese.audio import Samples
 from edgese.device.content import Content
-from edgese.device.opening import TENSORRT, Engines, Tell, open_graph
-from edgese.device.wav import Samples, WavReader, WavWriter
-from edgese.errors import AudioError
-from edgese.partial import shown
-from edgese.streaming import samples
+from edgese.device.wav import WavReader, WavWriter
+from edgese.errors import AudioError, OutputError
+from edgese.graphs.engines import TENSORRT, EngineFolder, OnMessage, open_exported
+from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Graph
 from runtimes.base import Stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Enhanced:
-    """What became of a file."""
+    """Facts of an enhanced file: duration, processing time, channels, clipped samples."""
 
     duration_s: float
     processing_s: float  # reading, network and writing together; opening the graph is not in it
@@ -35,16 +35,16 @@ class Enhanced:
         return self.processing_s / self.duration_s
 
 
-def enhance_file(
+def enhance_wav(
     content: Content,
     graph: Graph,
     runtime: str,
     source: Path,
     target: Path,
-    engines: Engines,
+    engines: EngineFolder,
     *,
     replace: bool = False,
-    tell: Tell = lambda line: None,
+    on_message: OnMessage = lambda line: None,
 ) -> Enhanced:
     """Enhance `source`; `target` appears whole or not at all.
 
@@ -53,13 +53,13 @@ def enhance_file(
             written, sound that makes the network give NaN.
         ExportError, RuntimeUnavailable: the graph cannot be opened or run.
     """
-    facts = content.facts
+    rate_hz = content.audio.sample_rate_hz
     with WavReader(source) as reader:
         info = reader.info
-        if info.sample_rate_hz != facts["sample_rate_hz"]:
+        if info.sample_rate_hz != rate_hz:
             raise AudioError(
-                f"{shown(source)}: found {info.sample_rate_hz} Hz, wanted {facts['sample_rate_hz']}: resample it, "
-                f"as in: ffmpeg -i INPUT -ar {facts['sample_rate_hz']} OUTPUT.wav"
+                f"{shown(source)}: found {info.sample_rate_hz} Hz, wanted {rate_hz}: resample it, "
+                f"as in: ffmpeg -i INPUT -ar {rate_hz} OUTPUT.wav"
             )
         if runtime == TENSORRT and info.n_channels > engines.streams:
             raise AudioError(
@@ -67,10 +67,12 @@ def enhance_file(
                 f"build them for more (--most {info.n_channels})"
             )
         if target.exists() and not replace:
-            raise AudioError(
+            raise OutputError(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
-        with open_graph(content, graph, runtime, engines, tell) as opened:
+        with open_exported(
+            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
+        ) as opened:
             began, left = time.perf_counter(), info.n_frames
             stream = opened.stream(graph.states, streams=info.n_channels)
             with WavWriter(target, info) as writer:
@@ -88,25 +90,8 @@ def enhance_file(
 def _enhanced(
     content: Content, blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int
 ) -> Iterator[Samples]:
-    """Enhanced blocks in time with those that come in, and some silence after their end."""
+    """Enhanced blocks aligned with those that come in, and some silence after their end."""
     segments = content.segments
     if segments is None:
-        return _aligned(blocks, stream, graph, n_channels, content.facts["overlap_samples"])
+        return aligned_blocks(blocks, stream, graph, n_channels, content.audio.overlap_samples)
     return segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
-
-
-def _aligned(
-    blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int, overlap: int
-) -> Iterator[Samples]:
-    """Enhanced blocks in time with those that come in, and some silence after their end."""
-    size, skip = samples(graph, graph.block), overlap  # the output runs so far behind
-    waiting = np.zeros((n_channels, 0), np.float32)
-    end = np.zeros((overlap + size - 1, n_channels), np.float32)  # drives out what is still inside
-    for block in itertools.chain(blocks, [end]):
-        waiting = np.concatenate([waiting, block.T], axis=1)
-        while waiting.shape[1] >= size:
-            done = stream({"wave": np.ascontiguousarray(waiting[:, :size])})["enhanced"]
-            waiting = waiting[:, size:]
-            if skip < size:
-                yield done[:, skip:].T
-            skip = max(0, skip - size)

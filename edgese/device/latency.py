@@ -1,4 +1,4 @@
-"""What calls take on this board: back to back and paced in real time, per graph and runtime, in this very process.
+"""Latency of calls on this board: back to back and paced in real time, per graph and runtime, in this very process.
 
 Less than `edgese bench` measures: no fresh process for each case, no turns, no search for the most streams. A network
 that looks ahead is not live: its segments are called back to back, a few times. On a Jetson the board's state before
@@ -18,17 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese import machine
 from edgese.bench.timing import Timing, back_to_back, calls_for, paced
-from edgese.board import BoardError
+from edgese.device.candidates import find_runtimes
 from edgese.device.content import Content
-from edgese.device.opening import TENSORRT, Engines, Tell, find_runtimes, fits, open_graph
-from edgese.device.readings import NOTHING, Watched, watch
-from edgese.power import Energy
-from edgese.streaming import samples
-from export.bundle import ExportError, Graph
-from export.tensorrt_api import library_name, read_device, tensorrt_library
+from edgese.graphs.engines import TENSORRT, EngineFolder, OnMessage, is_for, open_exported
+from edgese.graphs.streaming import samples
+from edgese.machine import host as machine
+from edgese.machine.jetson import JetsonError
+from edgese.machine.power import Energy
+from edgese.machine.watch import NOTHING, Watched, watch
+from export import ExportError
+from export.bundle import Graph
 from runtimes.base import FeedError, RuntimeUnavailable
+from runtimes.gpu import read_device
+from runtimes.tensorrt_package import library_name, tensorrt_library
 
 _ROOT = Path("/")
 _WARM_UP_CALLS = 20
@@ -37,7 +40,7 @@ _SEGMENT_CALLS = 10  # at least, and a tenth of it to warm up: each lasts for se
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Calls of one graph in one runtime."""
+    """Timing and energy of calls of one graph in one runtime."""
 
     graph: Graph
     runtime: str
@@ -85,21 +88,21 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was measured and where; `failures`: graph in runtime -> why it could not be."""
+    """Results of a measurement and the machine it was made on; `failures`: graph in runtime -> the reason."""
 
     content: Content
     here: machine.Machine
     results: tuple[Latency, ...]
     left_out: Mapping[str, str]
     failures: Mapping[str, str]
-    readings: Mapping[str, Any]  # of a Jetson; see readings.py
+    readings: Mapping[str, Any]  # of a Jetson; see edgese/machine/watch.py
 
     def entry(self) -> dict[str, Any]:
         """Plain values for JSON."""
         gpu = read_device()
         try:
             tensorrt = library_name(tensorrt_library())
-        except ExportError as error:
+        except RuntimeUnavailable as error:
             tensorrt = f"none: {error}"
         manifest = self.content.bundle.manifest
         return {
@@ -115,7 +118,7 @@ class Report:
 
 def measure(
     content: Content,
-    engines: Engines,
+    engines: EngineFolder,
     *,
     runtimes: Collection[str] = (),
     precisions: Collection[str] = (),
@@ -123,10 +126,10 @@ def measure(
     streams: int = 1,
     seconds: float = 5.0,
     on_result: Callable[[Latency], None] = lambda result: None,
-    tell: Tell = lambda line: None,
+    on_message: OnMessage = lambda line: None,
     root: Path = _ROOT,
 ) -> Report:
-    """Measure the graphs without a variant; nothing named: in all precisions, blocks and runtimes that there are.
+    """Measure the graphs without a variant; nothing named: all precisions, blocks and runtimes that there are.
 
     Args:
         streams: in each call.
@@ -142,21 +145,21 @@ def measure(
     here = machine.describe(root=root)
     found, left_out = find_runtimes(runtimes)
     for name, reason in left_out.items():
-        tell(f"{name} is left out: {reason}")
+        on_message(f"{name} is left out: {reason}")
     if not found:
         raise RuntimeUnavailable("no runtime opens here, nothing was measured: install TensorRT or onnxruntime")
     try:
         watched, reason = watch(root, seconds), ""
-    except BoardError as error:
+    except JetsonError as error:
         watched, reason = None, str(error)
     results, failures = [], {}
     for graph in sorted(graphs, key=lambda graph: graph.block):
-        for runtime in (runtime for runtime in found if fits(graph, runtime)):
+        for runtime in (runtime for runtime in found if is_for(graph, runtime)):
             try:
-                results.append(_measure(content, graph, runtime, engines, streams, seconds, watched, tell))
+                results.append(_measure(content, graph, runtime, engines, streams, seconds, watched, on_message))
             except (ExportError, RuntimeUnavailable) as error:
                 failures[f"{graph.file} in {runtime}"] = str(error)
-                tell(f"{graph.file} in {runtime}: FAILED: {error}")
+                on_message(f"{graph.file} in {runtime}: FAILED: {error}")
             else:
                 on_result(results[-1])
     readings = {**NOTHING, "missing": {"board": reason}} if watched is None else watched.entry()
@@ -169,13 +172,13 @@ def _measure(
     content: Content,
     graph: Graph,
     runtime: str,
-    engines: Engines,
+    engines: EngineFolder,
     streams: int,
     seconds: float,
     watched: Watched | None,
-    tell: Tell,
+    on_message: OnMessage,
 ) -> Latency:
-    facts, size = content.facts, samples(graph, graph.block)
+    size = samples(graph, graph.block)
     wave = content.golden_vectors()[0]
     if streams > engines.streams and runtime == TENSORRT:
         raise FeedError(f"streams: found {streams}, engines are built for {engines.streams}: see --most")
@@ -188,11 +191,16 @@ def _measure(
         return blocks[index % len(blocks)]
 
     segments = content.segments
-    period_s = (size if segments is None else segments.advance) / facts["sample_rate_hz"]
+    period_s = (size if segments is None else segments.advance) / content.audio.sample_rate_hz
     n_paced = math.ceil(seconds / period_s)
     core = None if runtime == TENSORRT else machine.allowed_cores()[-1]  # the GPU's driver has threads of its own
     pinned = contextlib.nullcontext() if core is None else machine.pinned([core])
-    with pinned, open_graph(content, graph, runtime, engines, tell) as opened:
+    with (
+        pinned,
+        open_exported(
+            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
+        ) as opened,
+    ):
         stream = opened.stream(graph.states, streams=streams)
         for index in range(_WARM_UP_CALLS if segments is None else _SEGMENT_CALLS // 10):
             stream(feed(index))
@@ -205,7 +213,7 @@ def _measure(
                 energy = watched.energy(
                     lambda: paced(stream, feed, n_paced, period_s), audio_s=n_paced * period_s * streams
                 )
-            except BoardError as error:
+            except JetsonError as error:
                 reason = str(error)
         elif watched is not None:
             reason = "a segment is not live: energy is that of calls in real time"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs an unpacked device bundle: self-test, build, bench, enhance; -h tells more. Also `python3 -I run self-test`.
+"""Run an unpacked device bundle: self-test, build, bench, enhance; -h lists more. Also `python3 -I run self-test`.
 
 `edgese bundle` puts this file into the bundle's root as `run`. It is read by Pythons that are too old, to say so.
 """

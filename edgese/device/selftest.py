@@ -1,4 +1,4 @@
-"""Does every graph give here what PyTorch gave? The golden vectors streamed through each graph in each runtime."""
+"""Self-test on a device: golden vectors through each graph in each runtime, compared with PyTorch's output."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calib import CalibrationError
+from edgese.audio import Wave
+from edgese.device.candidates import find_runtimes
 from edgese.device.content import Content
-from edgese.device.opening import Engines, Tell, find_runtimes, fits, open_graph
 from edgese.errors import EdgeseError
-from edgese.streaming import run, samples
-from export.bundle import ExportError, Graph
+from edgese.graphs.engines import EngineFolder, OnMessage, is_for, open_exported
+from edgese.graphs.streaming import run, samples
+from edgese.metrics.difference import agreement
+from export import ExportError
+from export.bundle import Graph
 from runtimes.base import RuntimeUnavailable
-
-Wave = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What one graph gave in one runtime, and the verdict with its reasons."""
+    """Comparison of one graph's output in one runtime with PyTorch's, and the verdict with its reasons."""
 
     graph: str
     runtime: str
@@ -54,7 +55,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class SelfTest:
-    """All trials; none at all is a failure."""
+    """Result of a self-test: all its trials; none at all is a failure."""
 
     trials: tuple[Trial, ...]
     left_out: Mapping[str, str]  # runtime -> why it does not open here
@@ -79,19 +80,19 @@ class SelfTest:
 
 def self_test(
     content: Content,
-    engines: Engines,
+    engines: EngineFolder,
     *,
     runtimes: Collection[str] = (),
     precisions: Collection[str] = (),
     blocks: Collection[int] = (),
     on_trial: Callable[[Trial], None] = lambda trial: None,
-    tell: Tell = lambda line: None,
+    on_message: OnMessage = lambda line: None,
 ) -> SelfTest:
     """Try the graphs of these precisions and blocks in these runtimes; nothing named: all that there is.
 
     Args:
         on_trial: called after each.
-        tell: gets what is told before an engine is built, and why a runtime does not open.
+        on_message: gets a line before an engine is built, and one where a runtime does not open.
 
     Raises:
         ExportError: no graph of a precision or block that is named.
@@ -100,17 +101,17 @@ def self_test(
     graphs = content.choose(precisions, blocks)
     found, left_out = find_runtimes(runtimes)
     for name, reason in left_out.items():
-        tell(f"{name} is left out: {reason}")
+        on_message(f"{name} is left out: {reason}")
     trials = []
     for runtime in found:
         for graph in graphs:
-            if fits(graph, runtime):
-                trials.append(_try(content, graph, runtime, engines, tell))
+            if is_for(graph, runtime):
+                trials.append(_try(content, graph, runtime, engines, on_message))
                 on_trial(trials[-1])
     return SelfTest(tuple(trials), left_out)
 
 
-def _try(content: Content, graph: Graph, runtime: str, engines: Engines, tell: Tell) -> Trial:
+def _try(content: Content, graph: Graph, runtime: str, engines: EngineFolder, on_message: OnMessage) -> Trial:
     began = time.perf_counter()
     ratio_db = limit_db = max_abs = math.nan
     failures: tuple[str, ...] = ()
@@ -120,39 +121,22 @@ def _try(content: Content, graph: Graph, runtime: str, engines: Engines, tell: T
         limit_db = limits["snr_db"]
         wave, wanted = _whole_blocks(graph, *content.golden_vectors(graph.variant))
         n_hops = len(wave) // samples(graph, 1)
-        with open_graph(content, graph, runtime, engines, tell) as opened:
+        with open_exported(
+            content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
+        ) as opened:
             stream = opened.stream(graph.states, streams=1)
             enhanced = run(stream, graph, wave)
             stream.reset()
             first = wave[: samples(graph, graph.block)]
             again = run(stream, graph, first)
-        failures, ratio_db, max_abs = judge(enhanced, wanted, limits)
+        found = agreement(wanted, enhanced, least_snr_db=limits["snr_db"], most_abs=limits["max_abs"])
+        failures, ratio_db, max_abs = found.failures, found.snr_db, found.max_abs
         if not failures and not np.allclose(again, enhanced[: len(first)], rtol=0, atol=1e-6):
             failures = ("a stream that is reset does not start anew",)
     except (EdgeseError, ExportError, CalibrationError, RuntimeUnavailable) as error:
         failures = (str(error),)
     seconds = round(time.perf_counter() - began, 3)
     return Trial(graph.file, runtime, n_hops, ratio_db, limit_db, max_abs, seconds, failures)
-
-
-def judge(enhanced: Wave, wanted: Wave, limits: Mapping[str, Any]) -> tuple[tuple[str, ...], float, float]:
-    """Reasons to fail, SNR in dB, largest difference; NaN where they cannot be told."""
-    if enhanced.shape != wanted.shape or not len(wanted):
-        return (f"found {enhanced.shape} samples, wanted {wanted.shape}, at least one block",), math.nan, math.nan
-    if not np.isfinite(enhanced).all():
-        return ("gave NaN or Inf",), math.nan, math.nan
-    difference = enhanced.astype(np.float64) - wanted.astype(np.float64)
-    energy, noise = float(np.square(wanted.astype(np.float64)).sum()), float(np.square(difference).sum())
-    if not energy:
-        return ("the golden vectors are silent, nothing was compared",), math.nan, math.nan
-    ratio_db = 10 * math.log10(energy / noise) if noise else math.inf
-    max_abs = float(np.abs(difference).max())
-    failures = []
-    if not ratio_db >= limits["snr_db"]:
-        failures.append(f"SNR {ratio_db:.1f} dB, limit {limits['snr_db']:.0f} dB")
-    if limits["max_abs"] is not None and not max_abs <= limits["max_abs"]:
-        failures.append(f"a sample differs by {max_abs:.2g}, limit {limits['max_abs']:.0e}")
-    return tuple(failures), ratio_db, max_abs
 
 
 def _whole_blocks(graph: Graph, wave: Wave, wanted: Wave) -> tuple[Wave, Wave]:

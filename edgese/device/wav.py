@@ -1,4 +1,4 @@
-"""WAV files without a library: PCM of 16, 24 and 32 bits and 32-bit floats, any channels, block by block.
+"""Reader and writer of WAV files without a library: PCM of 16, 24, 32 bits and 32-bit floats, block by block.
 
 The standard library's `wave` knows no floats, and before 3.12 no extensible headers, which most 24-bit files have.
 Layout: RIFF; Microsoft, "Multiple Channel Audio Data and WAVE Files".
@@ -15,15 +15,14 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgese.atomic_file import PartialFile, shown
+from edgese.audio import Samples
 from edgese.errors import AudioError
-from edgese.partial import PartialFile, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Samples = NDArray[np.float32]
 
 MIN_LENGTH_MS = 32  # as `edgese enhance`: one STFT window
 MAX_CHANNELS = 64
@@ -36,7 +35,7 @@ _MAX_BYTES = 0xFFFFFFFF - _HEADER.size
 
 @dataclasses.dataclass(frozen=True)
 class WavInfo:
-    """What a file's header says."""
+    """Facts of a WAV file's header."""
 
     sample_rate_hz: int
     n_channels: int
@@ -53,7 +52,7 @@ class WavInfo:
 
 
 class WavReader:
-    """An open WAV file. A context manager.
+    """Reader of an open WAV file. A context manager.
 
     Raises:
         AudioError: missing, unreadable, not a WAV of a known kind, truncated, without samples, too short, of an
@@ -84,12 +83,12 @@ class WavReader:
         """All samples, a second at a time, (n, n_channels) float32.
 
         Args:
-            silent: nothing but silence is taken, too.
+            silent: a file of nothing but zeros is taken, too.
 
         Raises:
             AudioError: NaN or Inf, nothing but silence, a file that ends too early.
         """
-        info, n_read, heard = self.info, 0, silent
+        info, n_read, audible = self.info, 0, silent
         while n_read < info.n_frames:
             n_frames = min(info.sample_rate_hz, info.n_frames - n_read)
             content = self._stream.read(n_frames * info.n_channels * info.sample_bytes)
@@ -98,10 +97,10 @@ class WavReader:
             block = _decoded(content, info.subtype).reshape(-1, info.n_channels)
             if not np.isfinite(block).all():
                 raise AudioError(f"{self.name}: found NaN or Inf, wanted finite samples: export it again")
-            heard = heard or bool(block.any())
+            audible = audible or bool(block.any())
             n_read += n_frames
             yield block
-        if not heard:
+        if not audible:
             raise AudioError(f"{self.name}: found silence, nothing but zeros; wanted sound: check the recording")
 
     def _read_header(self, path: Path) -> WavInfo:
@@ -154,12 +153,13 @@ class WavReader:
 
 
 class WavWriter:
-    """A WAV file that appears whole under its name when `publish` is called, or not at all. A context manager.
+    """Writer of a WAV file that appears whole when `publish` is called, or not at all. A context manager.
 
     Integers are rounded and clipped at full scale; `n_clipped` counts the samples.
 
     Raises:
-        AudioError: the place cannot be written to, or a WAV cannot hold so much.
+        OutputError: the place cannot be written to.
+        AudioError: a WAV cannot hold so much.
     """
 
     def __init__(self, target: Path, info: WavInfo) -> None:
@@ -219,7 +219,7 @@ class WavWriter:
 
 
 def _decoded(content: bytes, subtype: str) -> Samples:
-    """Samples in [-1, 1), floats as they are."""
+    """Samples in [-1, 1) from encoded bytes, interleaved, float32; floats keep their values."""
     if subtype == "FLOAT":
         return np.frombuffer(content, "<f4").astype(np.float32)
     if subtype == "PCM_24":  # the three upper bytes of 32

@@ -1,1 +1,1 @@
-"""The networks of the family by name."""
+"""Networks of the family, and the modules that they are made of."""

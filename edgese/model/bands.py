@@ -1,4 +1,4 @@
-"""Bands: from bins to one vector of channels per band, back to bins, and the mixing between bands.
+"""Layers on frequency bands: from bins to one vector of channels per band, back to bins, and mixing of bands.
 
 Letters: B batch, T frames, F bins, K bands, D channels, W bins of the widest band.
 """
@@ -14,7 +14,7 @@ from edgese.model.product import Linear, Product
 
 
 class BandLayout(nn.Module):
-    """Which bins belong to which band, as the two index tables that gather them.
+    """Layout of bins in bands, as the two index tables that gather them.
 
     Bands have unequal widths; padding each to the widest one, W, makes all of them one batched product.
     """
@@ -34,14 +34,14 @@ class BandLayout(nn.Module):
         self.register_buffer("to_bins", (to_bands.flatten() < n_bins).nonzero().squeeze(1), persistent=False)
 
     def spread(self, per_bin: Tensor) -> Tensor:
-        """A table with one row per bin, (F, ...), laid out per band, (K, W, ...), zero where there is no bin."""
+        """Table with one row per bin, (F, ...), laid out per band, (K, W, ...), zero where there is no bin."""
         padded = nn.functional.pad(per_bin, (0, 0) * (per_bin.ndim - 1) + (0, 1))
         spread: Tensor = padded.index_select(0, self.to_bands.flatten()).unflatten(0, self.to_bands.shape)
         return spread
 
 
 class BandSplit(nn.Module):
-    """Each band's bins to D channels by a linear layer of its own (Luo & Yu 2023, BSRNN, section II-A)."""
+    """Map of each band's bins to D channels by a linear layer of its own (Luo & Yu 2023, BSRNN, section II-A)."""
 
     def __init__(self, band_widths: tuple[int, ...], features: int, channels: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class BandSplit(nn.Module):
         self.product = Product()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, F, features) -> (B, K, T, D)."""
+        """Channels of each band: (B, T, F, features) -> (B, K, T, D)."""
         batch, frames = x.shape[:2]
         padded = nn.functional.pad(x, (0, 0, 0, 1))
         bands = padded.index_select(2, self.layout.to_bands.flatten())  # (B, T, K * W, features)
@@ -64,7 +64,7 @@ class BandSplit(nn.Module):
 
 
 class BandDecoder(nn.Module):
-    """D channels of each band to `features` values per bin: a two-layer MLP for each band (BSRNN, section II-C)."""
+    """Map of each band's D channels to `features` values per bin: a two-layer MLP a band (BSRNN, section II-C)."""
 
     def __init__(
         self,
@@ -81,13 +81,13 @@ class BandDecoder(nn.Module):
         self.features = features
         self.hidden_weight = nn.Parameter(torch.empty(n_bands, channels, hidden).uniform_(-1, 1) * channels**-0.5)
         self.hidden_bias = nn.Parameter(torch.zeros(n_bands, hidden))
-        # a small last layer: an untrained decoder gives nearly zeros, which means "leave the signal alone"
+        # a small last layer: an untrained decoder gives nearly zeros, which means "leave the signal as it is"
         self.weight = nn.Parameter(torch.empty(n_bins, features, hidden).uniform_(-1, 1) * 0.1 * hidden**-0.5)
         self.bias = nn.Parameter(torch.zeros(n_bins, features))
         self.first, self.last = Product(), Product()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, K, T, D) -> (B, T, F, features)."""
+        """Values of each bin: (B, K, T, D) -> (B, T, F, features)."""
         hidden = self.activation(self.first(x, self.hidden_weight) + self.hidden_bias[:, None])  # (B, K, T, hidden)
         weight = self.layout.spread(self.weight).flatten(1, 2).transpose(1, 2)  # (K, hidden, W * features)
         bands = self.last(hidden, weight)  # (B, K, T, W * features)
@@ -110,7 +110,7 @@ class BandFusion(nn.Module):
         self.mix = Product()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, K, T, D) -> the same shape; frames do not see each other."""
+        """Input with bands and channels mixed: (B, K, T, D) -> the same shape; frames do not see each other."""
         batch, n_bands, frames, channels = x.shape
         normed = self.norm(x).reshape(batch, n_bands, frames * channels)
         mixed = self.mix(self.bands, normed) + self.bias

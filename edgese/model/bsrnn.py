@@ -1,4 +1,4 @@
-"""BSRNN: band split, LSTMs over time and over bands in turns, a complex mask of three taps.
+"""BSRNN network: band split, LSTMs over time and over bands in turns, a complex mask of three taps.
 
     X (B, T, F, 2) -> band split -> L x (LSTM over time, weights shared by the bands; LSTM over the bands, both ways)
       -> a two-layer MLP for each band, gated -> complex masks of three neighbouring frames -> their weighted sum
@@ -11,12 +11,12 @@ VoiceBank+DEMAND with the STFT of edgese; its LSTM over time runs one way, and a
 
 Two variants:
 
-    as published   hears a segment as a whole: LSTM over time both ways, norms over all frames, taps t-1, t, t+1
+    as published   takes a segment as a whole: LSTM over time both ways, norms over all frames, taps t-1, t, t+1
     causal         LSTM over time one way, h and c as states; each norm is one of a single frame, over its bands and
                    channels, which keeps what bands are to each other; taps t-2, t-1, t, two earlier spectra as a state
 
-The input of the causal one has no norm, and it hears the level as a third feature of each bin, the logarithm of the
-magnitude. Both hear compressed spectra, as all networks here; masks act on X itself.
+The input of the causal one has no norm, and it gets the level as a third feature of each bin, the logarithm of the
+magnitude. Both get compressed spectra, as all networks here; masks act on X itself.
 
 Letters: B batch (streams), T frames, F bins, K bands, D channels, H hidden units, L layers.
 """
@@ -76,7 +76,7 @@ class Bsrnn(Network):
             self.decoder.bias[:, self.here] = 2  # through a gate of sigmoid(0): an untrained mask is nearly 1
 
     def initial_state(self, streams: int = 1) -> dict[str, Tensor]:
-        """Of the causal variant: earlier spectra (B, taps - 1, 2, F), and h and c of each layer (B, K, H)."""
+        """Zero states of the causal variant: earlier spectra (B, taps - 1, 2, F), h and c of each layer (B, K, H)."""
         config, weight = self.config, self.split.weight
         if not self.causal:
             return {}
@@ -91,7 +91,7 @@ class Bsrnn(Network):
             lstm.form = form
 
     def uncounted_macs(self) -> dict[str, int]:
-        """Of the LSTMs, as far as PyTorch's counter misses them, and of the taps."""
+        """Multiply-accumulates a frame of the LSTMs, as far as PyTorch's counter misses them, and of the taps."""
         n_bands = self.config.n_bands
         return {
             "time": sum(lstm.uncounted_macs(1, n_bands) for lstm in _lstms(self.time)),
@@ -116,7 +116,7 @@ class Bsrnn(Network):
         return torch.cat([part.sum(2, keepdim=True) for part in enhanced], dim=2).transpose(-1, -2), after
 
     def estimate(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the taps are weighted with, and the next state of the LSTMs.
+        """Complex weights of the taps, and the next state of the LSTMs.
 
         Args:
             x: (B, T, 2, F).
@@ -139,13 +139,13 @@ class Bsrnn(Network):
         return value * torch.sigmoid(gate), after
 
     def _features(self, x: Tensor) -> Tensor:
-        """(B, T, 2, F) -> (B, T, 2 or 3, F): compressed; if causal, also the logarithm of the magnitude."""
+        """Compressed spectrum and, if causal, the logarithm of the magnitude: (B, T, 2, F) -> (B, T, 2 or 3, F)."""
         spectrum, log_magnitude = compressed(x, self.config.compression)
         return torch.cat([spectrum, log_magnitude], dim=2) if self.causal else spectrum
 
 
 class ResidualLstm(nn.Module):
-    """A norm, an LSTM over time or over bands, and a linear layer back to the channels, added to the input."""
+    """Residual block: a norm, an LSTM over time or over bands, and a linear layer back to the channels."""
 
     def __init__(
         self, norm: nn.Module, over: Literal["time", "bands"], config: BsrnnConfig, *, bidirectional: bool
@@ -157,7 +157,7 @@ class ResidualLstm(nn.Module):
         self.linear = Linear((1 + bidirectional) * config.hidden, config.channels)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """(B, T, K, D) and h, c (1, B * K or B * T, H) -> the same shapes; None stands for zeros."""
+        """Output and next state: (B, T, K, D), h and c (1, B * K or B * T, H) -> the same shapes; None means zeros."""
         y = self.norm(x).movedim(self.axis, 0)  # (T, B, K, D) or (K, B, T, D)
         steps, batch, rest, _ = y.shape
         y, state = self.lstm(y.reshape(steps, batch * rest, -1), state)
@@ -170,14 +170,14 @@ def _lstms(module: nn.Module) -> Iterator[Lstm]:
 
 
 def _with_state(block: nn.Module, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A residual LSTM over time with its state as (B, K, H)."""
+    """Output and next state of a residual LSTM over time, h and c as (B, K, H)."""
     flat = tuple(tensor.flatten(0, 1)[None] for tensor in (h, c))  # (1, B * K, H)
     y, (after_h, after_c) = block(y, flat)
     return y, after_h.reshape(h.shape), after_c.reshape(c.shape)
 
 
 class FrameNorm(nn.Module):
-    """Zero mean and unit variance over the bands and channels of one frame; a gain and an offset for each channel."""
+    """Norm over the bands and channels of one frame, with a gain and an offset for each channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -185,13 +185,13 @@ class FrameNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, K, D) -> the same shape; frames do not see each other."""
+        """Normalised input: (B, T, K, D) -> the same shape; frames do not see each other."""
         shape = x.shape[2:]
         return nn.functional.layer_norm(x, shape, self.weight.expand(shape), self.bias.expand(shape), _EPSILON)
 
 
 class SequenceNorm(nn.Module):
-    """The same over all frames, or, with `each_band`, of each band over all frames: nn.GroupNorm with one group.
+    """Norm over all frames, bands and channels or, with `each_band`, of each band over all frames: nn.GroupNorm(1).
 
     What it gives one frame depends on all others: no causal network can have it.
     """
@@ -203,14 +203,14 @@ class SequenceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, K, D) -> the same shape."""
+        """Normalised input: (B, T, K, D) -> the same shape."""
         centred = x - _mean(x, self.axes)
         variance = _mean(centred * centred, self.axes)
         return centred / torch.sqrt(variance + _EPSILON) * self.weight + self.bias
 
 
 class BandNorm(nn.Module):
-    """The same of a spectrum: each band over all frames, its bins, real and imaginary part.
+    """Norm of a spectrum: each band over all frames, its bins, real and imaginary part.
 
     Gains and offsets of bins are left to the band split, which is linear.
     """
@@ -226,19 +226,19 @@ class BandNorm(nn.Module):
         self.register_buffer("shares", member / widths[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, 2, F) -> the same shape."""
+        """Normalised spectrum: (B, T, 2, F) -> the same shape."""
         centred = x - self._mean(x)
         return centred / torch.sqrt(self._mean(centred * centred) + _EPSILON)
 
     def _mean(self, x: Tensor) -> Tensor:
-        """(B, 1, 1, F): at each bin the mean over its band; sums, not products, which autocast would round."""
+        """Mean over each bin's band, (B, 1, 1, F); by sums, not products, which autocast would round."""
         per_bin = _mean(x, (2, 1))[:, 0]  # (B, 1, F)
         per_band = (per_bin * self.shares).sum(-1, keepdim=True)  # (B, K, 1)
         return (per_band * self.member).sum(1)[:, None, None]
 
 
 def _mean(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """The mean over these axes, which stay with size 1, one axis after another.
+    """Mean over these axes, which stay with size 1, one axis after another.
 
     ONNX Runtime adds a million values of a whole segment one by one in float32: that cost 34 dB.
     """

@@ -1,4 +1,4 @@
-"""What networks hear of a spectrum: magnitudes compressed by a power, and their logarithm, which keeps the level.
+"""Input features of the networks: spectra with magnitudes compressed by a power, and their logarithm, the level.
 
 Letters: B streams, T frames, F bins.
 """
@@ -12,7 +12,7 @@ POWER_FLOOR = 1e-7  # about 16 bit's quantization noise in a bin: |X|^2 of white
 
 
 def compressed(x: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
-    """The spectrum with its magnitude to the power of `exponent`, and a quarter of the magnitude's logarithm.
+    """Spectrum with its magnitude to the power of `exponent`, and a quarter of the magnitude's logarithm.
 
     Args:
         x: (B, T, 2, F), real and imaginary part, linear.
@@ -26,5 +26,5 @@ def compressed(x: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
 
 
 def features(x: Tensor, exponent: float) -> Tensor:
-    """(B, T, F, 2) -> (B, T, F, 3): compressed real and imaginary part, logarithm of the magnitude."""
+    """Compressed real and imaginary part and logarithm of the magnitude: (B, T, F, 2) -> (B, T, F, 3)."""
     return torch.cat(compressed(x.transpose(-1, -2), exponent), dim=-2).transpose(-1, -2)

@@ -1,4 +1,4 @@
-"""What a network costs, part by part: parameters, and multiply-accumulates for one frame."""
+"""Cost of a network, part by part: parameters, and multiply-accumulates for one frame."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgese.model.enhancer import StreamStep, WaveformEnhancer
 from edgese.model.product import products
-from edgese.model.waveform import StreamStep, WaveformEnhancer
-from edgese.segments import SEGMENT_HOPS
 
+SEGMENT_HOPS = 512  # 4.096 s: what a network that is not causal takes at once (edgese/graphs/segments.py says why)
 TRANSFORM = "STFT and inverse"
 
 _NETWORK = "StreamStep.enhancer.network."
@@ -26,16 +26,18 @@ def parameters(enhancer: WaveformEnhancer) -> dict[str, int]:
 
 
 @torch.no_grad()
-def macs_per_frame(enhancer: WaveformEnhancer) -> dict[str, int]:
+def macs_per_frame(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS) -> dict[str, int]:
     """Multiply-accumulates of one frame in the exported form, by part.
 
-    Of a network that is not causal: of a segment's frames, each of which may look at all others, the mean of one.
+    Args:
+        segment_hops: frames that a network which is not causal takes at once, each of which may look at all others:
+            the mean of one.
 
     Matrix products as PyTorch's FlopCounterMode sees them (padding of narrow bands included, as it is computed), and
     what the network says of the rest (`Network.uncounted_macs`).
     """
     counts: Counter[str] = Counter()
-    by_module = _macs_by_module(enhancer)
+    by_module = _macs_by_module(enhancer, segment_hops)
     lists = {name for name, child in enhancer.network.named_children() if isinstance(child, nn.ModuleList)}
     for module, macs in by_module.items():
         top, _, rest = module.partition(".")
@@ -48,7 +50,7 @@ def macs_per_frame(enhancer: WaveformEnhancer) -> dict[str, int]:
 
 
 def _part(enhancer: WaveformEnhancer, module: str) -> str:
-    """What tables call the part of the network that a submodule or parameter belongs to."""
+    """Name, in tables, of the part of the network that a submodule or parameter belongs to."""
     top = module.partition(".")[0]
     return enhancer.network.parts.get(top, top)
 
@@ -59,15 +61,15 @@ def _in_order(enhancer: WaveformEnhancer, counts: Counter[str]) -> dict[str, int
 
 
 @torch.no_grad()
-def product_macs(enhancer: WaveformEnhancer) -> dict[str, int]:
+def product_macs(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS) -> dict[str, int]:
     """Multiply-accumulates of one frame in each product of the network (`edgese.model.product`), by its path."""
-    by_module = _macs_by_module(enhancer)
+    by_module = _macs_by_module(enhancer, segment_hops)
     return {product: by_module[product] for product in products(enhancer.network)}
 
 
-def _macs_by_module(enhancer: WaveformEnhancer) -> dict[str, int]:
-    """Matrix products of one frame inside each module of the network, by its path; under "", all there are."""
-    hops = 1 if enhancer.network.causal else SEGMENT_HOPS
+def _macs_by_module(enhancer: WaveformEnhancer, segment_hops: int) -> dict[str, int]:
+    """Multiply-accumulates of one frame's matrix products in each module, by its path; under "", in all of them."""
+    hops = 1 if enhancer.network.causal else segment_hops
     with FlopCounterMode(display=False) as counter:
         StreamStep(enhancer)(torch.zeros(1, hops * enhancer.audio.hop), *enhancer.initial_state().values())
     found = {name: sum(flops.values()) // (2 * hops) for name, flops in counter.get_flop_counts().items()}

@@ -1,4 +1,4 @@
-"""DB-Transform: differential attention across bands, multi-scale convolutions over time, a harmonic graph of bands.
+"""DB-Transform network: differential attention across bands, multi-scale convolutions over time, harmonic graph.
 
     X (B, T, F, 2) -> band split
       -> L x [ differential attention across the K bands of a frame -> convolutions of several widths over time, mixed
@@ -8,8 +8,8 @@
 The network of band attention that MBS-Net came to replace. No paper or code of that name was found: what is known of
 it are its parts and its size, 4.1 million parameters. Each part is therefore built as the literature has it, cited
 where it stands; what no source says, their order and the split of the parameters included, is our reading. Norms are
-over the channels of one band in one frame, nothing is normalised over time, and the input's level is heard (its
-logarithm is a feature, as in MBS-Net).
+over the channels of one band in one frame, nothing is normalised over time, and the input's level is a feature (its
+logarithm, as in MBS-Net).
 
 Not causal, as that line of work has it, the convolutions are centred and the taps are on frames t - 1, t, t + 1. Set
 `causal`, the same weights look back only: taps t - 2, t - 1, t, and the frames that both need are explicit states.
@@ -45,7 +45,7 @@ class BandAttention(nn.Module):
     of a head are 2 P wide, two queries and keys, and so is V. Layout and constants checked against the authors' code
     (github.com/microsoft/unilm, Diff-Transformer/multihead_diffattn.py). Our reading: bands are no sequence in which
     distance counts, so their attention has neither the rotary position nor the causal mask of a language model; a
-    band is told from another by its own weights and bias in the band split.
+    band differs from another by its own weights and bias in the band split.
     """
 
     def __init__(self, config: DbTransformConfig, layer: int) -> None:
@@ -61,7 +61,7 @@ class BandAttention(nn.Module):
         self.out_proj = Linear(config.channels, config.channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, K, D) -> the same shape; frames do not see each other."""
+        """Input with attention across bands added: (B, T, K, D) -> the same shape; frames do not see each other."""
         q, k, v = self.in_proj(self.norm(x)).chunk(3, dim=-1)
         q, k = (t.unflatten(-1, (2 * self.heads, -1)).transpose(2, 3) for t in (q, k))  # (B, T, 2 H, K, P)
         v = v.unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, T, H, K, 2 P)
@@ -73,7 +73,7 @@ class BandAttention(nn.Module):
         return x + change
 
     def weight_of_second(self) -> Tensor:
-        """The lambda of the paper, a scalar."""
+        """Weight of the second attention map, the paper's lambda, a scalar."""
         first, second = (self.lambda_q1 * self.lambda_k1).sum(), (self.lambda_q2 * self.lambda_k2).sum()
         return torch.exp(first) - torch.exp(second) + self.lambda_init
 
@@ -86,7 +86,7 @@ class ScaleFusion(nn.Module):
     Kernels combined by weights that depend on the frequency and on the input: frequency dynamic convolution (Nam et
     al. 2022, Interspeech), its basis kernels here of several widths, of which a softmax selects (selective kernels, Li
     et al. 2019, section 3.1). Both average their gate's input over the whole stretch, which no stream can do. Our
-    reading: the gate hears the band's own frame, and a bias of each band lets the mix differ by frequency alone.
+    reading: the gate sees the band's own frame, and a bias of each band lets the mix differ by frequency itself.
     """
 
     def __init__(self, config: DbTransformConfig) -> None:
@@ -103,7 +103,7 @@ class ScaleFusion(nn.Module):
         self.out_proj = Linear(config.channels, config.channels)
 
     def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One stretch of frames.
+        """Output of one stretch of frames, and the next state of the convolutions.
 
         Args:
             x: (B, T, K, D).
@@ -125,16 +125,18 @@ class ScaleFusion(nn.Module):
         return x + change, None if before is None else padded[:, x.shape[1] :]
 
     def _convolve(self, padded: Tensor, kernel: Tensor, frames: int) -> Tensor:
-        """(B, W - 1 + T, K, D) with a kernel of (w, D) -> (B, T, K, D), frame t under its last place or its middle.
+        """Depthwise convolution over time: (B, W - 1 + T, K, D) and a kernel (w, D) -> (B, T, K, D).
+
+        Frame t lies under the kernel's last place if causal, else under its middle.
 
         Channels innermost are a layout that PyTorch's convolutions know, and copy nothing for. As one product for each
         tap a graph had 902 nodes in place of 596, took twice as long to export, and was no faster in ONNX Runtime.
         """
         wide = len(kernel)
         start = self.widest - wide if self.causal else (self.widest - wide) // 2
-        heard = padded[:, start : start + frames + wide - 1].permute(0, 3, 1, 2)  # (B, D, T + w - 1, K)
+        taken = padded[:, start : start + frames + wide - 1].permute(0, 3, 1, 2)  # (B, D, T + w - 1, K)
         weight = kernel.T[:, None, :, None]  # (D, 1, w, 1)
-        return nn.functional.conv2d(heard, weight, groups=heard.shape[1]).permute(0, 2, 3, 1)
+        return nn.functional.conv2d(taken, weight, groups=taken.shape[1]).permute(0, 2, 3, 1)
 
 
 class HarmonicGraph(nn.Module):
@@ -143,9 +145,9 @@ class HarmonicGraph(nn.Module):
         y = SiLU(A x W)
 
     A graph convolution as of Kipf & Welling 2017 (eq. 2), its adjacency a free parameter of each layer as in Shi et
-    al. 2019 (2s-AGCN, eq. 3, B_k), begun at `harmonic_adjacency`. That correlations of harmonics are worth a matrix
-    over the frequencies was shown by Yin et al. 2020 (PHASEN, frequency transformation block), which learnt one from
-    scratch.
+    al. 2019 (2s-AGCN, eq. 3, B_k), begun at `harmonic_adjacency`. That a matrix over the frequencies helps, as it
+    holds correlations of harmonics, was shown by Yin et al. 2020 (PHASEN, frequency transformation block), which
+    learnt one from scratch.
     """
 
     def __init__(self, config: DbTransformConfig) -> None:
@@ -156,13 +158,13 @@ class HarmonicGraph(nn.Module):
         self.channels = Linear(config.channels, config.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, K, D) -> the same shape; frames do not see each other."""
+        """Input with the graph convolution added: (B, T, K, D) -> the same shape; frames do not see each other."""
         change: Tensor = nn.functional.silu(self.channels(self.mix(self.adjacency, self.norm(x))))
         return x + change
 
 
 def harmonic_adjacency(band_widths: tuple[int, ...]) -> Tensor:
-    """How near the centre of one band lies to a harmonic of another's, (K, K), symmetric, degrees taken out.
+    """Adjacency of bands by the nearness of one's centre to a harmonic of another's: (K, K), symmetric, normalised.
 
         a_ij = exp(-((c_j - m c_i) / s_j)^2 / 2) / sqrt(m),   m = round(c_j / c_i), for c_i <= c_j
         A = d^(-1/2) a d^(-1/2),   d_i = sum over j of a_ij
@@ -173,7 +175,7 @@ def harmonic_adjacency(band_widths: tuple[int, ...]) -> Tensor:
     are those of Kipf & Welling 2017. The Gaussian over the band's width is our reading.
     """
     widths = torch.tensor(band_widths, dtype=torch.float64)
-    centres = (widths.cumsum(0) - widths / 2 - 0.5).clamp_min(0.5)  # a band of the bin at 0 Hz alone has no harmonics
+    centres = (widths.cumsum(0) - widths / 2 - 0.5).clamp_min(0.5)  # a band of only the bin at 0 Hz has no harmonics
     low, high = torch.minimum(centres[:, None], centres), torch.maximum(centres[:, None], centres)
     half = torch.where(centres[:, None] > centres, widths[:, None], widths) / 2  # of the band that lies higher
     harmonic = torch.round(high / low)
@@ -192,7 +194,7 @@ class FeedForward(nn.Module):
         self.out_proj = Linear(config.feedforward, config.channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, K, D) -> the same shape; neither frames nor bands see each other."""
+        """Input with the MLP's output added: (B, T, K, D) -> the same shape; frames and bands do not see each other."""
         gate, values = self.in_proj(self.norm(x)).chunk(2, dim=-1)
         change: Tensor = self.out_proj(nn.functional.silu(gate) * values)
         return x + change
@@ -240,7 +242,7 @@ class DbTransform(Network):
         return {name: torch.zeros(shape, device=self.norm.weight.device) for name, shape in shapes.items()}
 
     def uncounted_macs(self) -> dict[str, int]:
-        """Of the mask's taps: four for a complex product."""
+        """Multiply-accumulates a frame of the mask's taps: four for a complex product."""
         return {"decoder": 4 * TAPS * self.config.n_bins}
 
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -248,11 +250,11 @@ class DbTransform(Network):
         mask, after = self.estimate(x, state)
         x, mask = x.transpose(-1, -2), mask.transpose(-1, -2)  # (B, T, 2 or 2 * TAPS, F)
         if self.causal:
-            heard = torch.cat([state["taps"], x], dim=1)  # (B, TAPS - 1 + T, 2, F)
-            after["taps"] = heard[:, frames:]
+            spectra = torch.cat([state["taps"], x], dim=1)  # (B, TAPS - 1 + T, 2, F)
+            after["taps"] = spectra[:, frames:]
         else:
-            heard = nn.functional.pad(x, (0, 0, 0, 0, TAPS // 2, TAPS // 2))
-        real, imag = heard.split(1, dim=-2)
+            spectra = nn.functional.pad(x, (0, 0, 0, 0, TAPS // 2, TAPS // 2))
+        real, imag = spectra.split(1, dim=-2)
         parts = mask.split(1, dim=-2)
         y_real, y_imag = torch.zeros_like(x[:, :, :1]), torch.zeros_like(x[:, :, :1])
         for tap in range(TAPS):
@@ -263,12 +265,12 @@ class DbTransform(Network):
         return torch.cat([y_real, y_imag], dim=-2).transpose(-1, -2), after
 
     def estimate(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mask of each bin, and the next state but for the taps.
+        """Mask of each bin, and the next state but for the taps.
 
         Y_t = sum over i of C_t,i X_t+i: a filter whose coefficients the network gives anew for each bin and frame (Mack
         & Habets 2020, deep filtering; over time only as in Schroeter et al. 2022, DeepFilterNet). Our reading: its taps
-        share one gain in [0, 2] on the compressed magnitude, as the mask of MBS-Net. Alone they would have to be 0.001
-        to silence a bin by 60 dB, which a linear layer meets badly; the gain has to be 0.13.
+        share one gain in [0, 2] on the compressed magnitude, as the mask of MBS-Net. Without it they would have to be
+        0.001 to silence a bin by 60 dB, which a linear layer meets badly; the gain has to be 0.13.
 
         Returns:
             (B, T, F, 2 * TAPS), real and imaginary part of the oldest frame's tap first; and the state.
@@ -289,5 +291,5 @@ class DbTransform(Network):
 
 
 def _rms_norm(x: Tensor) -> Tensor:
-    """x over its root mean square along the last axis (Zhang & Sennrich 2019)."""
+    """Input divided by its root mean square along the last axis (Zhang & Sennrich 2019)."""
     return nn.functional.rms_norm(x, x.shape[-1:], eps=1e-5)

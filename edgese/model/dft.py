@@ -1,4 +1,4 @@
-"""The DFT of real frames as products that every runtime has, a quarter of the plain matrix in all.
+"""DFT of real frames as matrix products that every runtime has, a quarter of the plain matrix in all.
 
 A cosine is even and a sine odd, about n_fft / 2 and, with a sign that depends on the bin being even or odd, about
 n_fft / 4 too. So the four samples that lie symmetrically to these points are first added and subtracted (a butterfly
@@ -38,7 +38,7 @@ class FoldedDft(nn.Module):
     synthesis_window: Tensor  # (n_fft,)
 
     def __init__(self, window: NDArray[np.float64], synthesis_window: NDArray[np.float64]) -> None:
-        """Args: both windows (n_fft,), n_fft a multiple of 4."""
+        """Make the tables. Args: both windows (n_fft,), n_fft a multiple of 4."""
         super().__init__()
         n_fft = len(window)
         quarter = n_fft // 4
@@ -75,7 +75,7 @@ class FoldedDft(nn.Module):
             self.register_buffer(name, torch.from_numpy(index.reshape(-1)), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(B, T, n_fft) -> (B, T, F, 2), last axis real and imaginary."""
+        """Spectra of windowed frames: (B, T, n_fft) -> (B, T, F, 2), last axis real and imaginary."""
         quarters = (frames * self.window).index_select(-1, self.folds).unflatten(-1, (4, -1))  # (B, T, 4, Q + 1)
         sums = (self.butterfly @ quarters).movedim(2, 0).flatten(1, 2)  # (4, B T, Q + 1)
         parts = (sums @ self.analysis).unflatten(1, frames.shape[:2]).movedim(0, 2)  # (B, T, 4, Q + 1)
@@ -83,7 +83,7 @@ class FoldedDft(nn.Module):
         return spectrum.transpose(-1, -2)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        """(B, T, F, 2) -> (B, T, n_fft); the imaginary parts of the first and the last bin do not count."""
+        """Windowed frames of spectra: (B, T, F, 2) -> (B, T, n_fft); imaginary parts of the outer bins do not count."""
         parts = spectrum.transpose(-1, -2).flatten(-2)  # (B, T, 2 F)
         parts = parts.index_select(-1, self.from_bins).unflatten(-1, (4, -1))  # (B, T, 4, Q + 1)
         sums = (parts.movedim(2, 0).flatten(1, 2) @ self.synthesis).unflatten(1, spectrum.shape[:2]).movedim(0, 2)

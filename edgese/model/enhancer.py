@@ -1,116 +1,159 @@
-"""MBS-Net: band split, Mamba over time, fusion across bands, magnitude and phase heads. Causal and frame-wise.
+"""Enhancer of waveforms: analysis, network and synthesis as one module with explicit states.
 
-    X (B, T, F, 2) -> band split -> L x Mamba block (weights shared by the bands) -> cross-band fusion
-      -> magnitude head and decoder: mask; phase head and decoder: rotation as a unit vector -> mask * rotation * X
-
-Sources: band split, Luo & Yu 2023 (BSRNN); Mamba, Gu & Dao 2023; parallel magnitude and phase, Lu et al. 2023
-(MP-SENet); Mamba for enhancement, Chao et al. 2024 (SEMamba). Nothing looks at another frame except through the
-states of the blocks, and the input is not normalised over a band: that would erase the level.
-
-Spectra come and go as (B, T, F, 2), but are worked on as (B, T, 2, F): a last axis of 1 or 2 makes runtimes slow, which
-drop transposes that meet.
-
-Letters: B batch (streams), T frames, F bins, K bands, D channels, E inner channels, N states, L layers.
+The same module is trained on, run over whole files, streamed hop by hop, and exported; it gives the same samples in
+all four. The transform has two forms that a test holds together: `torch.fft` where PyTorch runs it, and products with
+folded DFT matrices (dft.py) in exported graphs (TensorRT has no FFT).
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from edgese.model.bands import BandDecoder, BandFusion, BandSplit
-from edgese.model.compression import features
-from edgese.model.mamba import MambaBlock, ScanForm
-from edgese.model.network import Form, Network
-from edgese.model.product import Linear
-from edgese.networks import MbsConfig
+from edgese.config import AudioConfig
+from edgese.model import stft as features
+from edgese.model.dft import FoldedDft
+from edgese.model.network import Network
+from edgese.model.pcs import ContrastStretching
 
-_SCANS: dict[Form, ScanForm] = {"train": "chunked", "export": "unrolled", "exact": "reference"}
+TransformForm = Literal["fft", "matmul"]
 
 
-class MbsNet(Network):
-    """The default network of edgese."""
+class Transform(nn.Module):
+    """STFT and inverse with the framing of `edgese.model.stft`, its memory an argument and a result.
 
-    parts = {  # noqa: RUF012 - a constant
-        "split": "band split",
-        "blocks": "Mamba blocks",
-        "fusions": "cross-band fusion",
-        "norm": "last norm",
-        "magnitude_head": "magnitude head",
-        "phase_head": "phase head",
-        "magnitude_decoder": "magnitude decoder",
-        "phase_decoder": "phase decoder",
-    }
-    upright: Tensor  # (2, 1), the rotation by nothing
+    Letters: B streams, T frames, F bins.
+    """
 
-    def __init__(self, config: MbsConfig) -> None:
+    def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.config = config
-        self.split = BandSplit(config.band_widths, 3, config.channels)
-        self.blocks = nn.ModuleList(MambaBlock(config) for _ in range(config.layers))
-        n_fusions = config.layers if config.fusion == "each" else 1
-        self.fusions = nn.ModuleList(BandFusion(config.n_bands, config.channels) for _ in range(n_fusions))
-        self.register_buffer("upright", torch.tensor([[1.0], [0.0]]), persistent=False)
-        self.norm = nn.LayerNorm(config.channels)
-        self.magnitude_head = Linear(config.channels, config.channels)
-        self.phase_head = Linear(config.channels, config.channels)
-        self.magnitude_decoder = BandDecoder(config.band_widths, config.channels, config.decoder_hidden, 1)
-        self.phase_decoder = BandDecoder(config.band_widths, config.channels, config.decoder_hidden, 2)
+        self.form: TransformForm = "fft"
+        window = features.window(config)
+        self.dft = FoldedDft(window, window * features.synthesis_scale(config))
 
-    def initial_state(self, streams: int = 1) -> dict[str, Tensor]:
-        config = self.config
-        device = self.norm.weight.device
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(config.layers):
-            shapes[f"conv_{layer}"] = (streams, config.n_bands, config.conv_width - 1, config.inner)
-            shapes[f"ssm_{layer}"] = (streams, config.n_bands, config.states, config.inner)
-        return {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+    def forward(self, wave: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Spectra of T new hops.
 
-    def use_scan(self, form: ScanForm) -> MbsNet:
-        """Chooses the form of the selective scan: chunked to train, unrolled to export."""
-        for block in self.blocks:
-            block.scan_form = form  # type: ignore[assignment]
-        return self
-
-    def use_form(self, form: Form) -> None:
-        self.use_scan(_SCANS[form])
-
-    def uncounted_macs(self) -> dict[str, int]:
-        """Of the scan and the convolution, by their definition."""
-        config = self.config
-        # per band and channel: decay * h and b * x for each state (c . h is a product); the taps
-        elementwise = config.n_bands * config.inner * (2 * config.states + config.conv_width)
-        # a head's values are copied to its channels by a product with zeros and ones: dt for each band, and a once
-        copies = (config.n_bands + 1) * config.decay_heads * config.inner if config.decay_heads < config.inner else 0
-        return {"blocks": config.layers * (elementwise - copies)}
-
-    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        mask, rotation, state = self.estimate(x, state)
-        x, mask, rotation = (tensor.transpose(-1, -2) for tensor in (x, mask, rotation))  # (B, T, 1 or 2, F)
-        gain = mask ** (1 / self.config.compression)  # the mask is one of compressed magnitudes
-        real, imag = (x * gain).split(1, -2)  # (B, T, 1, F)
-        cos, sin = rotation.split(1, -2)
-        return torch.cat([real * cos - imag * sin, real * sin + imag * cos], dim=-2).transpose(-1, -2), state
-
-    def estimate(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What is done to each bin, and the next state.
+        Args:
+            wave: (B, T * hop) in [-1, 1].
+            before: (B, n_fft - hop), the samples before them.
 
         Returns:
-            (B, T, F, 1) mask in [0, 2] on the compressed magnitude, (B, T, F, 2) rotation as unit vectors, state.
+            (B, T, F, 2), and the samples before the next hop.
         """
-        y = self.split(features(x, self.config.compression))  # (B, K, T, D)
-        after: dict[str, Tensor] = {}
-        for layer, block in enumerate(self.blocks):
-            conv, ssm = f"conv_{layer}", f"ssm_{layer}"
-            y, after[conv], after[ssm] = block(y, state[conv], state[ssm])
-            if self.config.fusion == "each":
-                y = self.fusions[layer](y)
-        if self.config.fusion == "once":
-            y = self.fusions[0](y)
-        y = self.norm(y)
-        mask = self.magnitude_decoder(torch.sigmoid(self.magnitude_head(y))).transpose(-1, -2)  # (B, T, 1, F)
-        mask = 2 * torch.sigmoid(mask)
-        rotation = self.phase_decoder(torch.tanh(self.phase_head(y))).transpose(-1, -2)  # (B, T, 2, F)
-        rotation = rotation + self.upright  # an untrained one turns nothing
-        length = torch.sqrt((rotation * rotation).sum(-2, keepdim=True) + 1e-8)
-        return mask.transpose(-1, -2), (rotation / length).transpose(-1, -2), after
+        hop, steps = self.config.hop, self.config.n_fft // self.config.hop
+        samples = torch.cat([before, wave], dim=1)
+        hops = samples.unflatten(1, (-1, hop))  # (B, T + steps - 1, hop)
+        n_frames = hops.shape[1] - steps + 1
+        frames = torch.cat([hops[:, step : step + n_frames] for step in range(steps)], dim=2)  # (B, T, n_fft)
+        if self.form == "fft":
+            spectrum = torch.view_as_real(torch.fft.rfft(frames * self.dft.window))
+        else:
+            spectrum = self.dft(frames)
+        return spectrum, samples[:, -self.config.overlap :]
+
+    def inverse(self, spectrum: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveform of T frames, n_fft - hop samples behind their ends.
+
+        Args:
+            spectrum: (B, T, F, 2).
+            before: (B, n_fft - hop), what earlier frames add to the next samples.
+
+        Returns:
+            (B, T * hop), and what these frames add to the samples after them.
+        """
+        hop, steps = self.config.hop, self.config.n_fft // self.config.hop
+        if self.form == "fft":
+            frames = torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), self.config.n_fft)
+            frames = frames * self.dft.synthesis_window
+        else:
+            frames = self.dft.inverse(spectrum)  # (B, T, n_fft)
+        shares = frames.split(hop, dim=2)  # steps x (B, T, hop)
+        total = nn.functional.pad(before.unflatten(1, (-1, hop)), (0, 0, 0, frames.shape[1]))
+        for step, share in enumerate(shares):
+            total = total + nn.functional.pad(share, (0, 0, step, steps - 1 - step))  # (B, T + steps - 1, hop)
+        wave = total.flatten(1)
+        return wave[:, : -self.config.overlap], wave[:, -self.config.overlap :]
+
+
+class WaveformEnhancer(nn.Module):
+    """Network between analysis and synthesis; with `pcs`, perceptual contrast stretching comes after it."""
+
+    def __init__(self, network: Network, audio: AudioConfig, *, pcs: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.transform = Transform(audio)
+        self.contrast = ContrastStretching(audio) if pcs else None
+        self.audio = audio
+
+    def initial_state(self, streams: int = 1) -> dict[str, Tensor]:
+        """Zero states of transform and network, in the order in which exported graphs list them."""
+        network = self.network.initial_state(streams)
+        device = self.transform.dft.window.device
+        overlap = {name: torch.zeros(streams, self.audio.overlap, device=device) for name in ("analysis", "synthesis")}
+        return overlap | network
+
+    def forward(self, wave: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Enhanced samples, as many as there are new ones and n_fft - hop behind them.
+
+        Args:
+            wave: (B, T * hop) float32 in [-1, 1].
+            state: tensors as in `initial_state`; not changed.
+
+        Returns:
+            (B, T * hop), and the state for the next call.
+        """
+        spectrum, analysis = self.transform(wave, state["analysis"])
+        enhanced, network = self.network(spectrum, state)
+        if self.contrast is not None:
+            enhanced = self.contrast(enhanced)
+        output, synthesis = self.transform.inverse(enhanced, state["synthesis"])
+        return output, {"analysis": analysis, "synthesis": synthesis} | network
+
+    @torch.no_grad()
+    def enhance(self, wave: Tensor, block: int = 64) -> Tensor:
+        """Enhanced whole waveforms, (B, n_samples), aligned with the input and equally long.
+
+        `block` hops at a time; a network that is not causal takes all at once.
+        """
+        n_samples = wave.shape[1]
+        whole = -(-(n_samples + self.audio.overlap) // self.audio.hop)
+        size = (block if self.network.causal else whole) * self.audio.hop
+        padded = nn.functional.pad(wave, (0, -(n_samples + self.audio.overlap) % size + self.audio.overlap))
+        state, pieces = self.initial_state(len(wave)), []
+        for piece in padded.split(size, dim=1):
+            output, state = self(piece, state)
+            pieces.append(output)
+        return torch.cat(pieces, dim=1)[:, self.audio.overlap :][:, :n_samples]
+
+
+class StreamStep(nn.Module):
+    """Streaming step of an enhancer for export: wave and states as positional tensors, in the order of the states."""
+
+    def __init__(self, enhancer: WaveformEnhancer) -> None:
+        super().__init__()
+        self.enhancer = enhancer
+        self.names = tuple(enhancer.initial_state())
+
+    def forward(self, wave: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        enhanced, after = self.enhancer(wave, dict(zip(self.names, states, strict=True)))
+        return enhanced, *(after[name] for name in self.names)
+
+
+class SegmentStep(nn.Module):
+    """Exported form of a network that is not causal: a segment in, the same segment enhanced, aligned with it."""
+
+    def __init__(self, enhancer: WaveformEnhancer) -> None:
+        super().__init__()
+        self.enhancer = enhancer
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Enhanced segment: (B, T * hop) -> the same shape."""
+        overlap = self.enhancer.audio.overlap
+        nothing = wave[:, :overlap] * 0  # not zeros_like: a graph would have to compute its shape in every call
+        states = {"analysis": nothing, "synthesis": nothing}
+        enhanced: Tensor = self.enhancer(torch.cat([wave, nothing], dim=1), states)[0]  # the last samples come late
+        return enhanced[:, overlap:]

@@ -33,7 +33,7 @@ State = tuple[Tensor, Tensor]  # h and c, (R, S, H) each
 
 
 def reference_lstm(x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
-    """The definition, step by step in float64.
+    """Output and last state by the definition, step by step in float64.
 
     Args:
         x: (T, S, I).
@@ -61,22 +61,22 @@ def reference_lstm(x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[
 
 
 class Lstm(nn.LSTM):
-    """One layer of LSTM over the first axis; its parameters have the names and the beginnings that nn.LSTM gives."""
+    """LSTM layer over the first axis; its parameters have the names and initial values that nn.LSTM gives."""
 
     def __init__(self, inputs: int, hidden: int, *, bidirectional: bool = False) -> None:
         super().__init__(inputs, hidden, bidirectional=bidirectional)
         self.form: Form = "train"
 
     def __setattr__(self, name: str, value: object) -> None:
-        """As any module: nn.LSTM keeps a second list of its weights, which torch.export must not find changed."""
+        """Set an attribute as nn.Module does: nn.LSTM's second list of weights must not change in torch.export."""
         nn.Module.__setattr__(self, name, value)  # type: ignore[arg-type]
 
     def weights(self) -> list[Tensor]:
-        """For each direction W (4H, I), U (4H, H) and both biases (4H,)."""
+        """Weights of each direction: W (4H, I), U (4H, H) and both biases (4H,)."""
         return [getattr(self, name) for name in self._flat_weights_names]
 
     def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
-        """One stretch of steps.
+        """Output of one stretch of steps, and the state after it.
 
         Args:
             input: (T, S, I).
@@ -115,13 +115,13 @@ class Lstm(nn.LSTM):
         return h, (h, c)
 
     def macs(self, steps: int, sequences: int = 1) -> int:
-        """Multiply-accumulates of so many steps, by definition: 4 H (I + H) for each step and direction."""
+        """Multiply-accumulates of `steps` steps by definition: 4 H (I + H) for each step, sequence and direction."""
         directions = 2 if self.bidirectional else 1
         return steps * sequences * directions * 4 * self.hidden_size * (self.input_size + self.hidden_size)
 
     @torch.no_grad()
     def uncounted_macs(self, steps: int, sequences: int = 1) -> int:
-        """Those of `macs` that PyTorch's counter misses: it sees the products of some kernels and not of others."""
+        """Multiply-accumulates that PyTorch's counter misses: it sees the products of some kernels only."""
         x = torch.zeros_like(self.weights()[0][:1]).expand(steps, sequences, -1)
         with FlopCounterMode(display=False) as counter:
             self(x)

@@ -1,4 +1,4 @@
-"""One Mamba block over time, the same for every band: projections, short convolution, selective scan, gate.
+"""Mamba block over time, the same for every band: projections, short convolution, selective scan, gate.
 
 After Gu & Dao 2023 (Mamba, figure 3); with `decay_heads` the step size and the decay are per head as in Mamba-2
 (Dao & Gu 2024). Letters: B batch, K bands, T frames, D channels, E = expand * D inner channels, N states, H heads.
@@ -29,7 +29,7 @@ DT_RANGE = (0.001, 0.1)  # step sizes at the start of training, log-uniform (Gu 
 
 
 class BlockConfig(Protocol):
-    """What a block needs of the settings of its network; `edgese.networks.MbsConfig` says what each is."""
+    """Settings of a network that a block needs; `edgese.networks.MbsConfig` says what each is."""
 
     @property
     def channels(self) -> int: ...
@@ -48,7 +48,7 @@ class BlockConfig(Protocol):
 
 
 def scan_in_form(form: ScanForm, chunk: int) -> Scan:
-    """A form of the scan by its name; `chunk` frames at a time where it is chunked."""
+    """Form of the scan by its name; `chunk` frames at a time where it is chunked."""
     forms: dict[ScanForm, Scan] = {
         "full": full_scan,
         "chunked": chunked_scan(chunk),
@@ -106,7 +106,7 @@ class MambaBlock(nn.Module):
         return self.after_scan(x, y, u, gate), conv, ssm.to(u.dtype)
 
     def before_scan(self, x: Tensor, conv: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """What the scan takes but for its state, (u, dt, a, b, c) as in scan.py; the gate; the convolution's state."""
+        """Inputs of the scan (u, dt, a, b, c) as in scan.py; the gate, (B, K, T, E); the convolution's next state."""
         u, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)  # (B, K, T, E) each
         u, conv = self._convolve(u, conv)
         dt, b, c = self.x_proj(u).split([self.dt_rank or self.heads, self.states, self.states], dim=-1)
@@ -114,7 +114,7 @@ class MambaBlock(nn.Module):
         return (u, dt, -torch.exp(self.a_log), b, c), gate, conv
 
     def after_scan(self, x: Tensor, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
-        """The block's result, (B, K, T, D), from its input and the scan's y and u."""
+        """Output of the block, (B, K, T, D), from its input and the scan's y and u."""
         y = (y.to(u.dtype) + u * self.skip) * nn.functional.silu(gate)
         result: Tensor = x + self.out_proj(y)
         return result
@@ -123,7 +123,7 @@ class MambaBlock(nn.Module):
         return scan_in_form(self.scan_form, self.chunk)
 
     def _convolve(self, u: Tensor, conv: Tensor) -> tuple[Tensor, Tensor]:
-        """Depthwise convolution over time as one product per tap: no layout change, the same at T = 1."""
+        """Depthwise convolution over time and its next state, by one product per tap: no layout change at any T."""
         frames = u.shape[2]
         padded = torch.cat([conv, u], dim=2)  # (B, K, conv_width - 1 + T, E)
         y: Tensor = self.conv_bias
@@ -133,9 +133,9 @@ class MambaBlock(nn.Module):
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), safe at both ends and exact in PyTorch; in a graph, Log of Sigmoid.
+    """Softplus, log(1 + exp(x)), safe at both ends and exact in PyTorch; in a graph, Log of Sigmoid.
 
-    ONNX Runtime's Softplus is 30 times slower (FACTS.md), and OpenVINO's, which it also makes of log(1 + exp), has an
-    error of 1e-6: step sizes are as small as 1e-3.
+    ONNX Runtime's Softplus is 30 times slower (20 ns an element, Exp and Sigmoid less than 1 ns), and OpenVINO's, which
+    it also makes of log(1 + exp), has an error of 1e-6: step sizes are as small as 1e-3.
     """
     return x.clamp_min(0) - nn.functional.logsigmoid(x.abs())

@@ -1,4 +1,4 @@
-"""What a network of the family is: a spectrum in, a spectrum out, its memory an argument and a result.
+"""Interface of the networks: a spectrum in, a spectrum out, its memory an argument and a result.
 
 Letters: B batch (streams), T frames, F frequency bins.
 """
@@ -17,7 +17,7 @@ class Network(nn.Module):
     """Base of all networks; `config` is the `edgese.networks.ModelConfig` that it was built from.
 
     A causal one looks at earlier frames through its state only, so that any cut of a stream gives the same samples. One
-    that is not causal has no state and hears a segment as a whole; it gets no streaming graph.
+    that is not causal has no state and takes a segment as a whole; it gets no streaming graph.
     """
 
     causal: bool = True
@@ -44,7 +44,7 @@ class Network(nn.Module):
         """Compute the same in another way: to train, as graphs are exported, or exactly, for float64."""
 
     def uncounted_macs(self) -> dict[str, int]:
-        """Submodule -> multiply-accumulates a frame that are no matrix product of PyTorch; negative: counted too often.
+        """Multiply-accumulates a frame outside PyTorch's matrix products, by submodule; negative: counted too often.
 
         In the exported form. What is done once for each element (activations, norms) is not counted.
         """

@@ -1,7 +1,8 @@
-"""Products with weights: nearly all of a network's arithmetic, and what a coarser precision is chosen for, one by one.
+"""Products with weights: nearly all of a network's arithmetic; for each of them a lower precision can be chosen.
 
 What lies between them stays float32 in every precision: norms, softplus, exponentials, the recurrence and its states,
-compression, the DFT and overlap-add. A decay in half precision alone costs 60 dB within 3,000 hops (FACTS, section 2).
+compression, the DFT and overlap-add. A decay in half precision alone costs more than 60 dB within 3,000 hops: after
+them the output has an SNR of 33 to 58 dB, with the decay in float32 of 119 to 127 dB.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Product(nn.Module):
-    """x @ weight. With `in_half` set both are cast to FP16 and the result back to what x was; for graphs only."""
+    """Matrix product x @ weight; with `in_half` both are cast to FP16 and the result back to x's type, for graphs."""
 
     in_half = False
 
@@ -21,7 +22,7 @@ class Product(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A linear layer whose product may be taken in half precision, as `Product`; the bias is added afterwards."""
+    """Linear layer whose product may be taken in half precision, as `Product`; the bias is added afterwards."""
 
     in_half = False
 
@@ -33,7 +34,7 @@ class Linear(nn.Linear):
 
 
 def products(network: nn.Module) -> dict[str, Product | Linear]:
-    """All products of a network by the path of their module, in its order."""
+    """Products of a network by the paths of their modules, in the network's order."""
     return {name: module for name, module in network.named_modules() if isinstance(module, Product | Linear)}
 
 

@@ -1,4 +1,4 @@
-"""Networks by name: the code that `edgese.networks` names, loaded and built."""
+"""Building of networks by name, from the code that `edgese.networks` names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import importlib
 
 from edgese.config import AudioConfig
 from edgese.errors import ConfigError
+from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.network import Network
-from edgese.model.waveform import WaveformEnhancer
 from edgese.networks import NETWORKS, ModelConfig, config_class
 
 
 def build(model: ModelConfig, audio: AudioConfig) -> WaveformEnhancer:
-    """An untrained enhancer.
+    """Untrained enhancer of a network with these settings.
 
     Raises:
         ConfigError: no network has that name, its code cannot be loaded, or is no network.

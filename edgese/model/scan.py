@@ -5,7 +5,7 @@
 Letters: S sequences (one or more axes), T frames, D channels, N states, H decay heads, P = D / H channels of a head.
 
     u   (S, T, D)   input                     b, c  (S, T, N)   input and output projections
-    dt  (S, T, H)   step size, positive       h     (S, N, D)   state; D innermost (FACTS: 3 times faster on a CPU)
+    dt  (S, T, H)   step size, positive       h     (S, N, D)   state; D innermost: 3 times faster on a CPU
     a   (M, H)      decay rate, negative      y     (S, T, D)   output
 
 One signature covers two parametrisations. Mamba: H = D, M = N, a decay per channel and state. Mamba-2 (Dao & Gu 2024):
@@ -37,7 +37,7 @@ Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, 
 
 
 def reference_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition, frame by frame in float64; shapes in the module docstring."""
+    """Scan by the definition, frame by frame in float64; shapes in the module docstring."""
     u, dt, a, b, c, h = (tensor.double() for tensor in (u, dt, a, b, c, h))
     dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
     outputs = []
@@ -49,7 +49,7 @@ def reference_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Te
 
 
 def full_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Discretises all frames before it scans: O(T N D) memory, several times over once gradients are kept.
+    """Scan that discretises all frames first: O(T N D) memory, several times over once gradients are kept.
 
     In the state's precision where autocast is on, as `chunked_scan`.
     """
@@ -64,7 +64,7 @@ def full_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor)
 
 
 def unrolled_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """A static graph of T frames: frame by frame, or, with one decay per head, as products of a whole block.
+    """Scan as a static graph of T frames: frame by frame or, with one decay per head, as products of a whole block.
 
     A frame makes its own decays and inputs just before it uses them: they are still in the cache then, which those of
     all frames, (S, T, N, D), would not be (benchmarks/RESULTS.md).
@@ -83,7 +83,7 @@ def unrolled_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Ten
 
 
 def _block_by_head(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """All frames at once (Dao & Gu 2024, section 6): what frame t has of frame r is a product, nothing is stepped.
+    """Scan of all frames at once (Dao & Gu 2024, section 6): frame r's part in frame t is a product, without steps.
 
     The log of a decay is the sum of the rates between its frames, by a table of ones: never positive, where the
     difference of two long sums would have to be kept from it.
@@ -103,7 +103,7 @@ def _block_by_head(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Te
 
 
 def _spread(heads: int, per_channel: Tensor) -> Tensor:
-    """(H, D) of zeros and ones: times it, a head's value stands at each of its channels.
+    """Matrix of zeros and ones, (H, D), that copies a head's value to each of its channels.
 
     A product where `_per_channel` would do: runtimes gather single floats ten times slower.
     """
@@ -112,7 +112,7 @@ def _spread(heads: int, per_channel: Tensor) -> Tensor:
 
 
 def prefix_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """log2 T stages (Hillis & Steele 1986): after stage k each frame holds the sum over its last 2^k frames.
+    """Scan in log2 T stages (Hillis & Steele 1986): after stage k each frame holds the sum over its last 2^k frames.
 
     T times as parallel as a loop, for log2 T times the arithmetic and all states in memory.
     """
@@ -130,13 +130,13 @@ def prefix_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tenso
 
 
 def _discretised(u: Tensor, dt: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Of all frames: what is kept of the state before, (S, T, M, D), and what is added to it, (S, T, N, D)."""
+    """Decay of the state, (S, T, M, D), and what is added to it, (S, T, N, D), of all frames."""
     dt, a = _per_channel(dt, u.shape[-1]), _per_channel(a, u.shape[-1])
     return torch.exp(dt[..., None, :] * a[..., None, :, :]), b[..., None] * (dt * u)[..., None, :]
 
 
 def looped_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """One ONNX Scan over the frames (PyTorch's `scan` operator, which its exporter translates to that).
+    """Scan as one ONNX Scan over the frames (PyTorch's `scan` operator, which its exporter translates to that).
 
     Where nothing is exported the same frames are stepped through by Python: the operator would compile itself first.
     """
@@ -159,11 +159,11 @@ def looped_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tenso
 
 
 def chunked_scan(chunk: int) -> Scan:
-    """The training form: keeps one state per `chunk` frames and recomputes what lies between for the gradients.
+    """Scan for training: keeps one state per `chunk` frames and recomputes what lies between for the gradients.
 
     With a decay per head the frames of a chunk are matrix products (Dao & Gu 2024, section 6); with a decay per
     channel and state they are a short loop. Both run in float32 (or float64) where autocast is on: a decay rounded to
-    half precision is a wrong one after some hundred frames (FACTS.md, section 2).
+    half precision is a wrong one after some hundred frames.
     """
 
     def scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ def chunked_scan(chunk: int) -> Scan:
 
 
 def _per_channel(per_head: Tensor, channels: int) -> Tensor:
-    """(..., H) -> (..., D): each head's value for each of its channels."""
+    """Values of each head for each of its channels: (..., H) -> (..., D)."""
     heads = per_head.shape[-1]
     if heads == channels:
         return per_head
@@ -226,7 +226,7 @@ def _chunked_by_head(
 
 
 def _by_channel(u: Tensor) -> type[torch.autograd.Function]:
-    """What runs the scan with a decay per channel: two kernels on a GPU that has Triton, else frame by frame."""
+    """Function that scans with a decay per channel: two kernels on a GPU that has Triton, else frame by frame."""
     if u.is_cuda and u.dtype == torch.float32 and importlib.util.find_spec("triton") is not None:
         from edgese.model.scan_triton import TritonScan
 

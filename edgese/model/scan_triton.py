@@ -1,4 +1,4 @@
-"""The selective scan with a decay per channel and state as two GPU kernels (Triton), for training.
+"""Selective scan with a decay per channel and state as two GPU kernels (Triton), for training.
 
 In eager PyTorch each frame is a handful of launches that a GPU waits for. Here one program takes a sequence
 and up to 128 of its channels, holds their states in registers and goes through all frames. Memory is that of the
@@ -99,9 +99,10 @@ def _backward(  # type: ignore[no-untyped-def]
 
 
 class TritonScan(torch.autograd.Function):
-    """`TritonScan.apply(chunk, u, dt, a, b, c, h)` -> (y, state after the last frame); shapes in scan.py, H = D, M = N.
+    """Scan in Triton kernels: `TritonScan.apply(chunk, u, dt, a, b, c, h)` -> (y, state after the last frame).
 
-    S is one axis; rates are (N, D), or (S, N, D) for sequences with their own. All float32, on one GPU.
+    Shapes as in scan.py, H = D, M = N. S is one axis; rates are (N, D), or (S, N, D) for sequences with their own. All
+    float32, on one GPU.
     """
 
     @staticmethod
@@ -136,7 +137,7 @@ class TritonScan(torch.autograd.Function):
 
 
 def _launch(u: Tensor, a: Tensor, b: Tensor) -> tuple[tuple[int, ...], tuple[int, int], dict[str, int]]:
-    """From one sequence's rates to the next one's, T, D and N; programs; what a program holds."""
+    """Arguments of a launch: step from one sequence's rates to the next, T, D and N; grid of programs; block sizes."""
     n_channels, n_states = u.shape[2], b.shape[2]
     width = min(triton.next_power_of_2(n_channels), _MOST_CHANNELS)
     grid = (u.shape[0], triton.cdiv(n_channels, width))

@@ -1,4 +1,4 @@
-"""The recipe of this folder's sample: two synthesised voices, clean.flac, and the same in synthetic noise, noisy.flac.
+"""Recipe of this folder's sample: two synthesised voices, clean.flac, and the same in synthetic noise, noisy.flac.
 
     apt-get install espeak-ng
     python edgese/samples/make_noisy.py [FOLDER]
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def speech() -> tuple[Wave, NDArray[np.bool_]]:
-    """All lines, equally loud, with pauses around them; and where there is a line."""
+    """Speech of all lines, equally loud, with pauses around them; and True at each sample of a line."""
     pause = np.zeros(round(PAUSE_S * RATE_HZ))
     pieces = [pause]
     for options, text in LINES:
@@ -56,7 +56,7 @@ def speech() -> tuple[Wave, NDArray[np.bool_]]:
 
 
 def say(options: tuple[str, ...], text: str) -> Wave:
-    """One line by espeak-ng, without the silence around it."""
+    """Sound of one line by espeak-ng, without the silence around it."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise SystemExit("espeak-ng: not found; apt-get install espeak-ng")
@@ -65,8 +65,8 @@ def say(options: tuple[str, ...], text: str) -> Wave:
         subprocess.run([program, *options, "-w", str(path), text], check=True)
         wave, rate_hz = soundfile.read(path)
     wave = soxr.resample(wave, rate_hz, RATE_HZ)
-    heard = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
-    return np.asarray(wave[heard[0] : heard[-1] + 1], np.float64)
+    loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
+    return np.asarray(wave[loud[0] : loud[-1] + 1], np.float64)
 
 
 def street(n_samples: int, random: np.random.Generator) -> Wave:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calib.batches import CalibrationError, digest_of, read_batches, write_batches
+from calib import CalibrationError
+from calib.batches import digest_of, read_batches, write_batches
 
 PROVENANCE = {"source": "a running sum", "seed": 3, "files": ["a", "b"]}
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from calib.ranges import METHODS, PERCENTILE, CalibrationError, Range, find_ranges, histograms, read_model
+from calib import CalibrationError
+from calib.ranges import METHODS, PERCENTILE, Range, find_ranges, histograms, read_model
 
 Array = NDArray[Any]
 Batches = list[dict[str, Array]]

@@ -11,10 +11,11 @@ import pytest
 
 from edgese import doctor
 from edgese.doctor import Finding, examine, judge_jetpack
+from edgese.errors import install_command, pip_command
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES
 
-from .command_line import edgese
+from .helpers.command_line import edgese
 
 Installed = Callable[[str], "str | None"]
 
@@ -56,12 +57,12 @@ def test_a_missing_base_package_is_wrong() -> None:
     found = finding("base install", with_versions(soxr=None))
     assert found.state == "wrong"
     assert "missing: soxr" in found.found
-    assert found.mend == "pip install --upgrade edgese"
+    assert found.mend == install_command()
 
 
 def test_a_missing_extra_is_absent_and_says_how_to_get_it() -> None:
     found = finding("[metrics]", with_versions(pesq=None))
-    assert (found.state, found.mend) == ("absent", "pip install --upgrade 'edgese[metrics]'")
+    assert (found.state, found.mend) == ("absent", install_command("metrics"))
     assert "pystoi" in found.found
     assert found.found.endswith("missing: pesq")
 
@@ -75,7 +76,7 @@ def test_a_version_that_is_too_old_is_wrong_even_in_an_extra() -> None:
 def test_two_packages_of_one_module_are_wrong() -> None:
     found = finding("onnxruntime and onnxruntime-gpu", with_versions(onnxruntime_gpu="1.20.0"))
     assert found.state == "wrong"
-    assert found.mend.startswith("pip uninstall onnxruntime onnxruntime-gpu")
+    assert found.mend.startswith(pip_command("uninstall", "onnxruntime", "onnxruntime-gpu"))
 
 
 def test_a_damaged_bundle_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -83,6 +84,7 @@ def test_a_damaged_bundle_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     found = finding("shipped bundle")
     assert found.state == "wrong"
     assert str(tmp_path) in found.found
+    assert found.mend == f"git -C {Path(doctor.__file__).parents[1]} checkout -- edgese/weights"
 
 
 def raising(error: Exception) -> Callable[[], None]:
@@ -92,6 +94,7 @@ def raising(error: Exception) -> Callable[[], None]:
     return load
 
 
+@pytest.mark.slow
 def test_a_runtime_that_is_not_installed_is_absent_and_one_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*artefact: object, **options: object) -> None:
         raise RuntimeUnavailable("pytorch: the run failed")
@@ -102,8 +105,9 @@ def test_a_runtime_that_is_not_installed_is_absent_and_one_that_fails_is_wrong(m
     for name, opener in openers.items():
         monkeypatch.setitem(RUNTIMES, name, opener)
     monkeypatch.setattr(doctor, "RUNTIMES", openers)
-    absent, wrong, ok, offered = (finding(f"runtime {name}") for name in openers)
-    assert (absent.state, absent.mend) == ("absent", "pip install 'edgese[openvino]'")
+    found = {one.part: one for one in examine()}
+    absent, wrong, ok, offered = (found[f"runtime {name}"] for name in openers)
+    assert (absent.state, absent.mend) == ("absent", install_command("openvino"))
     assert (wrong.state, wrong.found) == ("wrong", "pytorch: the run failed")
     assert (ok.state, ok.mend) == ("ok", "")
     assert (offered.state, offered.found) == ("absent", "pytorch: the run failed")
@@ -132,8 +136,9 @@ def test_jetpack_and_tensorrt_go_together_or_do_not(
     assert bool(found.mend) is (state == "wrong")
 
 
+@pytest.mark.slow
 def test_the_command_prints_each_part_with_its_mend(tmp_path: Path) -> None:
-    lines = edgese("doctor", cwd=tmp_path).stdout.decode().splitlines()
+    lines = edgese("doctor", cwd=tmp_path, cold=True).stdout.decode().splitlines()
     assert lines[-1] == "nothing is wrong"
     assert any(line.split()[:3] == ["ok", "runtime", "onnxruntime"] for line in lines)
     told = json.loads(edgese("doctor", "--json", cwd=tmp_path).stdout)

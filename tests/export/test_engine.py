@@ -1,10 +1,8 @@
-"""From ONNX to an engine: the real parser and builder of TensorRT for RTX where installed, doubles for all the rest."""
+"""Engines from ONNX: the real parser and builder of TensorRT for RTX where installed, doubles for all the rest."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,11 +14,10 @@ import pytest
 
 from export import ExportError
 from export.engine import BuildOptions, build_engine
-from export.onnx_wire import read_onnx_file
 from export.operators import MAX_OPSET, refused_by_tensorrt_10_3
-from export.tensorrt_api import tensorrt_library
+from runtimes.onnx_file import read_onnx_file
 
-from .trt_double import ABSENT, USED, VERSIONS, surface, tensorrt_double
+from ..runtimes.tensorrt_double import VERSIONS, tensorrt_double
 
 onnx = pytest.importorskip("onnx", reason="the toy graphs are made with onnx")
 helper, numpy_helper, FLOAT = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
@@ -101,7 +98,7 @@ def test_half_precision_comes_from_the_casts(tmp_path: Path) -> None:
 @rtx
 def test_eight_bits_come_from_our_own_quantizer(tmp_path: Path, toy: Path) -> None:
     pytest.importorskip("onnxruntime", reason="quantizes")
-    from calib.quantize import ASYMMETRIC, SYMMETRIC, write_quantized
+    from calib.qdq import ASYMMETRIC, SYMMETRIC, write_quantized
     from calib.ranges import Range
 
     for scheme in (SYMMETRIC, ASYMMETRIC):
@@ -183,7 +180,7 @@ def test_what_progress_raises_ends_the_build_and_the_next_one_works(toy: Path) -
 @pytest.mark.parametrize("content", [b"", b"\x08\x0anonsense" * 20, b"\x00" * 40])
 def test_what_is_no_graph_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
-    assert "bad.onnx: not an ONNX file" in refusal(tmp_path / "bad.onnx", library=tensorrt_double())
+    assert "bad.onnx: cannot be read as ONNX" in refusal(tmp_path / "bad.onnx", library=tensorrt_double())
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -235,33 +232,6 @@ def test_workspace_of_nothing_is_refused() -> None:
 
 
 # All versions, by doubles
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_double_has_what_its_version_has(version: tuple[str, str]) -> None:
-    assert surface(tensorrt_double(*version)) == set(USED) - ABSENT[version]
-
-
-@rtx
-def test_tensorrt_for_rtx_has_what_its_double_has() -> None:
-    assert surface(tensorrt_library("tensorrt_rtx")) == set(USED)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_bindings") is None or not shutil.which("cc"),
-    reason="needs a C compiler and TensorRT's bindings: pip install tensorrt_cu13_bindings",
-)
-def test_tensorrt_s_own_bindings_have_what_their_double_has(tmp_path: Path) -> None:
-    """In a process of its own: over empty libraries, TensorRT can be looked at and no more."""
-    source = (
-        "import json, sys, pathlib; sys.path.insert(0, sys.argv[1]); import trt_double as d\n"
-        "library = d.load_bindings(pathlib.Path(sys.argv[2]))\n"
-        "print(json.dumps([library.__version__, sorted(d.surface(library))]))"
-    )
-    command = [sys.executable, "-c", source, str(Path(__file__).parent), str(tmp_path)]
-    found, names = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    known = ("tensorrt", found) if ("tensorrt", found) in ABSENT else ("tensorrt", "11.4.0.106")
-    assert set(names) == set(USED) - ABSENT[known]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -394,27 +364,14 @@ def test_rtx_builds_for_the_gpu_here_if_there_is_one(device: Any, toy: Path, mon
 # The library
 
 
-def test_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_missing_or_too_old_is_an_error_of_the_export(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(ExportError, match=r"JetPack brings tensorrt .* pip install tensorrt_rtx"):
-        tensorrt_library()
-
-
-def test_tensorrt_is_taken_before_rtx_and_each_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, for_rtx = tensorrt_double(), tensorrt_double(*VERSIONS[-1])
-    monkeypatch.setitem(sys.modules, "tensorrt", plain)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", for_rtx)
-    assert tensorrt_library() is plain
-    assert tensorrt_library("tensorrt_rtx") is for_rtx
-    with pytest.raises(ExportError, match="onnx: not a TensorRT, wanted one of tensorrt, tensorrt_rtx"):
-        tensorrt_library("onnx")
-
-
-def test_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "-m pip install tensorrt_rtx" in refusal(toy)
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double(version="8.6.2"))
-    with pytest.raises(ExportError, match=r"found 8\.6\.2, wanted 10\.3 or later"):
-        tensorrt_library()
+    assert "found 8.6.2, wanted 10.3 or later" in refusal(toy)
 
 
 def test_building_needs_no_more_than_python_and_tensorrt() -> None:

@@ -15,9 +15,9 @@ import pytest
 from export import ExportError
 from export.engine import BuildOptions
 from export.engine_cache import cached_engine
-from export.tensorrt_api import Device
+from runtimes.gpu import Device
 
-from .trt_double import tensorrt_double
+from ..runtimes.tensorrt_double import tensorrt_double
 
 N = BuildOptions({"n": (1, 2, 4)})
 
@@ -226,20 +226,19 @@ def test_build_that_fails_leaves_the_engine_as_it_was(filled: Cache) -> None:
 
 ASK = """
 import sys, time; from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
-from trt_double import tensorrt_double
+sys.path.insert(0, sys.argv[1])
+from tests.runtimes.tensorrt_double import tensorrt_double
 from export.engine_cache import BuildOptions, cached_engine
-library = tensorrt_double(plan=sys.argv[4].encode() * 1_000_000)
+library = tensorrt_double(plan=sys.argv[3].encode() * 1_000_000)
 print("ready", flush=True); sys.stdin.read(1)
-path = cached_engine(Path(sys.argv[3]), Path(sys.argv[3]).parent / "cache", BuildOptions({"n": (1, 2, 4)}), print,
+path = cached_engine(Path(sys.argv[2]), Path(sys.argv[2]).parent / "cache", BuildOptions({"n": (1, 2, 4)}), print,
                      library=library, on_progress=lambda *step: time.sleep(0.2))
 print(len(path.read_bytes()), path.read_bytes()[:1], library.seen.get("builds", 0))
 """
 
 
 def test_processes_at_once_share_one_build(cache: Cache) -> None:
-    here = Path(__file__)
-    arguments = [sys.executable, "-c", ASK, str(here.parents[2]), str(here.parent), str(cache.graph)]
+    arguments = [sys.executable, "-c", ASK, str(Path(__file__).parents[2]), str(cache.graph)]
     processes = [
         subprocess.Popen([*arguments, number], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for number in "123"

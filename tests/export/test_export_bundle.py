@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from export.bundle import MANIFEST, SCHEMA_VERSION, Bundle, ExportError, Graph, TensorSpec, seal_bundle, stage_bundle
+from export import ExportError
+from export.bundle import MANIFEST, SCHEMA_VERSION, Bundle, Graph, seal_bundle, stage_bundle
+from runtimes.base import TensorSpec
 
 
 def make_graph(block: int, precision: str = "fp32") -> Graph:

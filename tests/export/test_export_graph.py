@@ -1,4 +1,4 @@
-"""What `write_onnx` writes, read by onnx and run by ONNX Runtime; and what it refuses."""
+"""Files of `write_onnx`, read by onnx and run by ONNX Runtime; and what it refuses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
-from export.graph import ExportError, write_onnx
+from export import ExportError
+from export.graph import write_onnx
 from export.inspection import MODULE
 from runtimes.registry import open_runtime
 

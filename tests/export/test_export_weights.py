@@ -11,8 +11,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from export import ExportError
 from export.graph import write_onnx
-from export.weights import ExportError, share_weights
+from export.weights import share_weights
 from runtimes.registry import open_runtime
 
 

@@ -188,10 +188,10 @@ def test_a_copy_in_float64_reaches_into_subgraphs_and_constants(tmp_path: Path) 
             assert found[0] == pytest.approx(wanted, rel=1e-15)
 
 
-# Coarse graphs
+# Graphs of lower precision
 
 
-def coarse_model() -> onnx.ModelProto:
+def quantized_model() -> onnx.ModelProto:
     """A product in 8 bits, and behind it one in half precision: y = cast(half(q(x) @ q(weight)) @ half)."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["number"], name="round"),
@@ -199,7 +199,7 @@ def coarse_model() -> onnx.ModelProto:
         helper.make_node("DequantizeLinear", ["weight", "steps", "zeros"], ["w"], name="weight", axis=1),
         helper.make_node("MatMul", ["rounded", "w"], ["scores"], name="product"),
         helper.make_node("Cast", ["scores"], ["low"], name="down", to=TensorProto.FLOAT16),
-        helper.make_node("MatMul", ["low", "half"], ["lower"], name="coarse"),
+        helper.make_node("MatMul", ["low", "half"], ["lower"], name="narrow"),
         helper.make_node("Cast", ["lower"], ["y"], name="up", to=TensorProto.FLOAT),
     ]
     tensors = {
@@ -211,7 +211,7 @@ def coarse_model() -> onnx.ModelProto:
         "half": np.eye(3, dtype=np.float16),
     }
     graph = helper.make_graph(
-        *(nodes, "coarse"),
+        *(nodes, "quantized"),
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["streams", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["streams", 3])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
@@ -222,14 +222,14 @@ def coarse_model() -> onnx.ModelProto:
 
 
 @pytest.fixture
-def coarse(tmp_path: Path) -> Path:
-    onnx.save(coarse_model(), tmp_path / "coarse.onnx")
-    return tmp_path / "coarse.onnx"
+def quantized(tmp_path: Path) -> Path:
+    onnx.save(quantized_model(), tmp_path / "quantized.onnx")
+    return tmp_path / "quantized.onnx"
 
 
-def test_a_copy_in_float64_rounds_to_8_bits_as_the_graph_does(coarse: Path, tmp_path: Path) -> None:
+def test_a_copy_in_float64_rounds_to_8_bits_as_the_graph_does(quantized: Path, tmp_path: Path) -> None:
     """Q and DQ are of float32: the values that they round are too, and all tensors keep their names."""
-    write_float64(coarse, tmp_path / "float64.onnx")
+    write_float64(quantized, tmp_path / "float64.onnx")
     write_exposed(tmp_path / "float64.onnx", tmp_path / "copy.onnx")
     with open_runtime("onnxruntime", tmp_path / "copy.onnx") as opened:
         found = opened.run({"x": FEEDS["x"].astype(np.float64)})
@@ -245,18 +245,18 @@ def test_a_copy_in_float64_rounds_to_8_bits_as_the_graph_does(coarse: Path, tmp_
     }
 
 
-def test_a_weight_that_is_dequantized_is_not_shown(coarse: Path, tmp_path: Path) -> None:
+def test_a_weight_that_is_dequantized_is_not_shown(quantized: Path, tmp_path: Path) -> None:
     """ONNX Runtime fails to open a graph that gives it."""
-    write_exposed(coarse, tmp_path / "copy.onnx")
+    write_exposed(quantized, tmp_path / "copy.onnx")
     assert list(read_anatomy(tmp_path / "copy.onnx").outputs) == ["y", "rounded", "scores", "low", "lower"]
     with open_runtime("onnxruntime", tmp_path / "copy.onnx") as opened:
         assert opened.run(FEEDS)["rounded"].shape == (2, 4)
 
 
-def test_nodes_of_half_precision_are_found(coarse: Path, small: Path, tmp_path: Path) -> None:
-    assert [node.name for node in half_nodes(coarse)] == ["down", "coarse", "up"]
+def test_nodes_of_half_precision_are_found(quantized: Path, small: Path, tmp_path: Path) -> None:
+    assert [node.name for node in half_nodes(quantized)] == ["down", "narrow", "up"]
     assert half_nodes(small) == ()
-    model = coarse_model()
+    model = quantized_model()
     for place in (4, 6):
         model.graph.node[place].attribute[0].i = TensorProto.BFLOAT16 if place == 4 else TensorProto.FLOAT
     model.graph.node[5].CopyFrom(helper.make_node("Cast", ["low"], ["lower"], name="again", to=TensorProto.FLOAT))
@@ -264,12 +264,12 @@ def test_nodes_of_half_precision_are_found(coarse: Path, small: Path, tmp_path: 
     assert [node.name for node in half_nodes(tmp_path / "brain.onnx")] == ["down", "again"]
 
 
-def test_what_a_graph_notes_of_its_tensors_is_not_believed(coarse: Path) -> None:
-    model = coarse_model()
+def test_what_a_graph_notes_of_its_tensors_is_not_believed(quantized: Path) -> None:
+    model = quantized_model()
     for name in ("low", "lower"):
         model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    onnx.save(model, coarse)
-    assert [node.name for node in half_nodes(coarse)] == ["down", "coarse", "up"]
+    onnx.save(model, quantized)
+    assert [node.name for node in half_nodes(quantized)] == ["down", "narrow", "up"]
 
 
 # Differences

@@ -30,7 +30,7 @@ Work = Callable[[], None]
 
 
 class CudaDouble:
-    """What `runtimes.cuda.load_driver` gives; `call` of every function is in `calls`, its failures in `failing`."""
+    """A driver for `runtimes.cuda.load_driver`; `calls` holds the calls of its functions, `failing` their failures."""
 
     def __init__(self, capability: tuple[int, int] = (8, 7), n_bytes: int = 1 << 30) -> None:
         self.calls: list[str] = []

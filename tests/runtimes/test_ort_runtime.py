@@ -1,4 +1,4 @@
-"""What is ONNX Runtime's own: bound buffers, axes left open, providers."""
+"""ONNX Runtime alone: bound buffers, axes left open, providers."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from runtimes import ort
 from runtimes.base import ArtefactError, RuntimeUnavailable, Stream
-from runtimes.ort import CUDA, OnnxRuntime, Provider, over
+from runtimes.ort import CUDA, OnnxRuntime, Provider, opener
 from runtimes.registry import load_runtime
 
 from .sum_graph import STATES, write_sum
@@ -127,10 +127,10 @@ def test_a_stream_of_device_buffers_gives_the_bits_of_the_plain_one(tmp_path: Pa
 @pytest.mark.gpu
 def test_cuda_s_buffers_stay_on_the_gpu(tmp_path: Path) -> None:
     try:
-        opener = over(CUDA)
+        open_on_cuda = opener(CUDA)
     except RuntimeUnavailable as error:
         pytest.skip(f"needs a GPU and onnxruntime-gpu: {error}")
-    with opener(write_sum(tmp_path / "sum.onnx")) as runtime:
+    with open_on_cuda(write_sum(tmp_path / "sum.onnx")) as runtime:
         stream = runtime.stream(STATES, streams=2)
         places = [value.data_ptr() for bank in stream._banks for value in bank.values()]  # type: ignore[attr-defined]
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""What is PyTorch's own: live modules, saved programs, the thread count of the process."""
+"""PyTorch alone: live modules, saved programs, the thread count of the process."""
 
 import zipfile
 from pathlib import Path

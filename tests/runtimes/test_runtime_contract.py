@@ -1,4 +1,4 @@
-"""What every registered runtime must do, shown with one small module that has two states."""
+"""The contract of every registered runtime, shown with one small module that has two states."""
 
 import dataclasses
 import sys
@@ -19,7 +19,7 @@ from runtimes.pytorch import PytorchRuntime, write_program
 from runtimes.registry import RUNTIMES, open_runtime
 
 from .cuda_double import CudaDouble
-from .trt_double import tensorrt_double, write_engine
+from .tensorrt_double import tensorrt_double, write_engine
 
 SHORT, LONG = 4, 12  # frames a call
 STATES = {"past": "past_next", "level": "level_next"}
@@ -126,7 +126,7 @@ def doubles(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.setattr(ort, "_BoundStream", ort._DeviceStream)
     if name == "tensorrt":
         monkeypatch.setattr(cuda, "load_driver", lambda: gpu)
-        monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double(gpu))
+        monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double(cuda=gpu))
     yield
     assert gpu.live == {}
 

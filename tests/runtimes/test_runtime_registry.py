@@ -54,7 +54,7 @@ def test_the_registry_loads_no_runtime_until_one_is_opened() -> None:
     assert set(RUNTIMES) == {"onnxruntime", "openvino", "pytorch", *ON_GPU}
 
 
-@pytest.mark.parametrize("module", ["runtimes.ort", "runtimes.ov", "calib.ranges", "calib.quantize"])
+@pytest.mark.parametrize("module", ["runtimes.ort", "runtimes.ov", "calib.ranges", "calib.qdq"])
 def test_nothing_is_sent_and_nothing_left_at_home(module: str, tmp_path: Path) -> None:
     """Whoever wants ONNX Runtime's telemetry sets its variable himself."""
     code = f"import {module}, os; print(os.environ.get('ORT_DISABLE_TELEMETRY'))"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -20,8 +19,10 @@ from numpy.typing import NDArray
 
 from runtimes import cuda as cuda_module
 from runtimes.base import ArtefactError, FeedError, RuntimeUnavailable, Stream
-from runtimes.cuda import DRIVER, PROTOTYPES, Cuda, Queue, load_driver
-from runtimes.trt import TensorRt, require_tensorrt, tensorrt_library
+from runtimes.cuda import PROTOTYPES, Cuda, Queue, load_driver
+from runtimes.gpu import DRIVER
+from runtimes.tensorrt_package import tensorrt_library
+from runtimes.trt import TensorRt, require_tensorrt
 
 from .cuda_double import CudaDouble
 
@@ -31,11 +32,17 @@ pytest.importorskip("onnx", reason="the toy graphs are made with onnx")
 from runtimes.ort import OnnxRuntime  # noqa: E402
 
 from .sum_graph import STATES, write_sum  # noqa: E402
-from .trt_double import ABSENT, ORIN, USED, VERSIONS, surface, tensorrt_double, write_engine, write_sidecar  # noqa: E402
+from .tensorrt_double import ORIN, VERSIONS, tensorrt_double, write_engine, write_sidecar  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 AXES = {"streams": (1, 2, 8)}
-CUDA_H = Path("/usr/local/cuda/include/cuda.h")
+CUDA_H = next(  # of the CUDA toolkit, or of the wheel nvidia-cuda-runtime
+    filter(
+        Path.is_file,
+        (Path("/usr/local/cuda/include/cuda.h"), *(Path(place, "nvidia/cu13/include/cuda.h") for place in sys.path)),
+    ),
+    None,
+)
 
 Install = Callable[..., Any]
 
@@ -58,7 +65,7 @@ def install(cuda: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> Iterator[Insta
     libraries = []
 
     def put(name: str = "tensorrt", version: str = "10.3.0", **options: Any) -> Any:
-        libraries.append(tensorrt_double(cuda, name, version, **options))
+        libraries.append(tensorrt_double(name, version, cuda=cuda, **options))
         monkeypatch.setitem(sys.modules, name, libraries[-1])
         return libraries[-1]
 
@@ -531,19 +538,6 @@ def test_opening_and_running_print_nothing(engine: Path, capfd: pytest.CaptureFi
 # The libraries
 
 
-def test_a_missing_tensorrt_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, None)
-    said = refusal(RuntimeUnavailable, tensorrt_library)
-    assert said.startswith("tensorrt cannot be loaded (")
-    assert "; tensorrt_rtx cannot be loaded (" in said
-    assert "JetPack brings it" in said
-    assert said.endswith("without a board: pip install tensorrt_rtx")
-    said = refusal(RuntimeUnavailable, tensorrt_library, "tensorrt_rtx")
-    assert said.startswith("tensorrt_rtx cannot be loaded (")
-    assert said.endswith("): pip install tensorrt_rtx")
-
-
 def test_a_missing_driver_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
@@ -617,53 +611,17 @@ def test_the_double_of_the_gpu_notices_what_a_gpu_would(cuda: CudaDouble) -> Non
         queue.close()
 
 
-# The doubles
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_double_has_what_its_version_has(version: tuple[str, str]) -> None:
-    assert set(surface(tensorrt_double(CudaDouble(), *version))) == set(USED) - ABSENT[version]
-
-
-def check_double(version: tuple[str, str], real: dict[str, list[list[str]]]) -> None:
-    """Names and arguments of the double are those of the real package."""
-    double = surface(tensorrt_double(CudaDouble(), *version))
-    assert set(double) == set(real)
-    for name, forms in double.items():
-        assert forms == [] or forms[0] in real[name], name
+# The driver's own header
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install tensorrt_rtx"
+    CUDA_H is None or not shutil.which("cc"),
+    reason="needs a C compiler and cuda.h: the CUDA toolkit, or pip install nvidia-cuda-runtime",
 )
-def test_tensorrt_for_rtx_has_what_its_double_has() -> None:
-    check_double(VERSIONS[-1], surface(importlib.import_module("tensorrt_rtx")))
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_bindings") is None or not shutil.which("cc"),
-    reason="needs a C compiler and TensorRT's bindings: pip install tensorrt_cu13_bindings",
-)
-def test_tensorrt_s_own_bindings_have_what_their_double_has(tmp_path: Path) -> None:
-    """In a process of its own: over empty libraries, TensorRT can be looked at and no more."""
-    source = (
-        "import json, sys, pathlib\n"
-        "from tests.export.trt_double import load_bindings\n"
-        "from tests.runtimes.trt_double import surface\n"
-        "library = load_bindings(pathlib.Path(sys.argv[1]))\n"
-        "print(json.dumps([library.__version__, surface(library)]))"
-    )
-    command = [sys.executable, "-c", source, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    found, real = json.loads(done.stdout)
-    check_double(("tensorrt", found) if ("tensorrt", found) in ABSENT else ("tensorrt", "11.4.0.106"), real)
-
-
-@pytest.mark.skipif(
-    not CUDA_H.is_file() or not shutil.which("cc"), reason="needs a C compiler and cuda.h: the CUDA toolkit"
-)
+@pytest.mark.required
 def test_cuda_s_own_header_has_these_functions(tmp_path: Path) -> None:
     """A C compiler takes calls with our types, and none with fewer or others."""
+    assert CUDA_H is not None
     plain = {
         ctypes.c_int: "int",
         ctypes.c_uint: "unsigned int",

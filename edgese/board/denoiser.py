@@ -1,0 +1,141 @@
+"""Denoiser that runs on a board: each recording goes there as a WAV at the network's rate and comes back clean.
+
+Reading, resampling, alignment, attenuation limit and writing stay where they are for every runtime (edgese/enhance);
+only the network's input and output cross the link. Memory does not grow with a recording's length: what comes back lies
+in a temporary file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgese.audio import Samples
+from edgese.audio.formats import AudioInfo
+from edgese.audio.reader import AudioReader, resampled
+from edgese.audio.writer import AudioWriter
+from edgese.board.commands import Chosen, require_self_test_passed
+from edgese.board.link import RemoteStopped
+from edgese.board.session import Session
+from edgese.device.wav import MIN_LENGTH_MS, WavReader
+from edgese.enhance.files import Stopped
+from edgese.errors import AudioError
+from edgese.graphs.bundles import audio_config, choose_graph, is_trained
+from edgese.graphs.precision import Precision
+from export.bundle import Bundle
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MOST_SAMPLES = 1_000_000_000  # of 4 bytes: sizes in a WAV have 32 bits
+_SENT, _CLEAN = "noisy.wav", "clean.wav"  # names there
+
+
+class RemoteDenoiser:
+    """A graph of a bundle on a board, which has passed its self-test there. A context manager.
+
+    Args:
+        session: open; it is not closed with this.
+        runtime: one there, by name; None: the first that opens, TensorRT before others.
+        block, precision, pcs: as for `edgese.enhance.denoiser.Denoiser`.
+
+    Raises:
+        ExportError: the bundle has no such graph.
+        RemoteError: the board cannot be made ready, or its self-test failed.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        bundle: Bundle,
+        *,
+        runtime: str | None = None,
+        block: int | None = None,
+        precision: Precision = Precision.FP32,
+        pcs: bool = False,
+    ) -> None:
+        self.config = audio_config(bundle)
+        self.trained = is_trained(bundle)
+        graph = choose_graph(bundle, block=block, precision=precision, pcs=pcs)
+        wanted = [runtime] if runtime else []
+        session.place(bundle, wanted)
+        runtime = session.runtimes(wanted)["found"][0]
+        chosen = Chosen([runtime], [graph.precision], [graph.block])
+        require_self_test_passed(session.host, session.result("self-test", "--json", *chosen.all))
+        self._session = session
+        self._options = [*chosen.all, *(["--pcs"] if pcs else []), "--force"]
+        self._open = contextlib.ExitStack()
+        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="edgese-")))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def prepare(self, source: Path, name: str, stop: threading.Event) -> None:
+        """Have a recording enhanced on the board; `blocks` then gives the result.
+
+        Args:
+            source: of any format and rate.
+            name: how messages call it.
+
+        Raises:
+            AudioError: what `AudioReader` refuses, or the board.
+            Stopped: the user asked to.
+            RemoteError: the board cannot be reached any more.
+        """
+        sent = self._folder / _SENT
+        n_channels = self._write(source, name, sent, stop)
+        try:
+            there = self._session.send(sent, _SENT)
+            most = ["--most", max(16, n_channels)]
+            ran = self._session.run("enhance", there, self._session.path(_CLEAN), *self._options, *most)
+            if ran.code:
+                raise AudioError(f"{name}: on {self._session.host}: {ran.reason.removeprefix(f'{there}: ')}")
+            self._session.fetch(_CLEAN, self._folder / _CLEAN)
+        except RemoteStopped as error:
+            raise Stopped(f"{name}: stopped before it was done; nothing was left of its output") from error
+
+    def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]:
+        """Enhanced blocks of the prepared recording, as long as its own blocks, then one window of silence.
+
+        Args:
+            blocks: the same recording once more at the network's rate; only its lengths count.
+
+        Yields:
+            (n, n_channels) float32.
+        """
+        waiting = np.zeros((0, n_channels), np.float32)
+        with WavReader(self._folder / _CLEAN) as reader:
+            clean = reader.blocks(silent=True)
+            for block in blocks:
+                while len(waiting) < len(block):
+                    waiting = np.concatenate([waiting, next(clean)])
+                yield waiting[: len(block)]
+                waiting = waiting[len(block) :]
+        yield np.zeros((self.config.n_fft, n_channels), np.float32)  # for the resampler, which asks beyond the end
+
+    def _write(self, source: Path, name: str, target: Path, stop: threading.Event) -> int:
+        """Write a recording at the network's rate as a WAV of floats; returns its number of channels."""
+        rate_hz = self.config.sample_rate_hz
+        least = -(-MIN_LENGTH_MS * rate_hz // 1000)  # resampling may have taken one off
+        with AudioReader(source, name) as reader:
+            info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
+            with AudioWriter(target, info, name) as writer:
+                for block in resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels):
+                    if stop.is_set():
+                        raise Stopped(f"{name}: stopped before it was done; nothing was left of its output")
+                    writer.write(block)
+                    if writer.n_written * info.n_channels > _MOST_SAMPLES:
+                        raise AudioError(f"{name}: too long for the WAV that goes to the board: split it")
+                writer.write(np.zeros((max(0, least - writer.n_written), info.n_channels), np.float32))
+                writer.finish()
+                writer.publish(replace=True)
+            return info.n_channels

@@ -1,0 +1,1 @@
+"""Enhancement of noisy recordings: `edgese enhance`."""

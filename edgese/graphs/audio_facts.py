@@ -1,0 +1,33 @@
+"""Facts of the audio that a bundle's graphs take and give, read from its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from export import ExportError
+from export.bundle import Bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFacts:
+    """Sample rate and hop of a bundle's graphs, and the samples by which their output runs behind their input."""
+
+    sample_rate_hz: int
+    hop: int
+    overlap_samples: int  # 0 for a network that looks ahead
+
+
+def audio_facts(bundle: Bundle) -> AudioFacts:
+    """The facts of a bundle's audio that its users need to stream it, from its manifest.
+
+    Raises:
+        ExportError: the manifest lacks one, or it is no whole number.
+    """
+    manifest = bundle.manifest
+    try:
+        rate_hz, hop = (int(manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
+        return AudioFacts(rate_hz, hop, int(manifest["latency"]["overlap_samples"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{bundle.path}: the manifest's audio or latency lacks {error}; export the bundle again"
+        ) from error

@@ -1,0 +1,1 @@
+"""Machine that code runs on: its processor, clocks, power and processes."""

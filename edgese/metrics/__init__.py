@@ -1,0 +1,1 @@
+"""Scores of enhanced speech against clean speech, and differences between arrays."""

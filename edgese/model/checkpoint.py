@@ -1,0 +1,91 @@
+"""Checkpoints, each one file with all that a run needs to go on, written whole or not at all; weights to ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from edgese.config import AudioConfig, from_dict, to_dict
+from edgese.errors import CheckpointError, ConfigError
+from edgese.model.enhancer import WaveformEnhancer
+from edgese.model.registry import build
+from edgese.networks import ModelConfig
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings and containers of them; the file appears under its name when it is complete."""
+    partial = path.with_suffix(path.suffix + ".tmp")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint that `save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or holds anything but plain data.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint") from error
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+    return content
+
+
+def save_weights(path: Path, enhancer: WaveformEnhancer, weights: dict[str, Tensor]) -> None:
+    """Write weights as safetensors, with both configs in the file's metadata."""
+    settings = {"audio": to_dict(enhancer.audio), "model": to_dict(enhancer.network.config)}
+    partial = path.with_suffix(path.suffix + ".tmp")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
+    safetensors.torch.save_file(tensors, partial, metadata={"edgese": json.dumps(settings, sort_keys=True)})
+    partial.replace(path)
+
+
+def load_enhancer(path: Path) -> WaveformEnhancer:
+    """Enhancer with the weights of a `.safetensors` file or of a training checkpoint (`.pt`, its averaged weights).
+
+    Raises:
+        CheckpointError: the file is missing, broken, or its weights do not fit the config it holds.
+    """
+    if path.suffix == ".pt":
+        content = load_checkpoint(path)
+        try:
+            settings, weights = content["config"], content["ema"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint of `edgese train`: {error} is missing") from error
+    else:
+        settings, weights = _read_safetensors(path)
+    try:
+        enhancer = build(from_dict(ModelConfig, settings["model"]), from_dict(AudioConfig, settings["audio"]))
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: the config it holds is none of edgese ({error})") from error
+    try:
+        enhancer.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its own config: {error}") from error
+    return enhancer.eval()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such weights file") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    if "edgese" not in metadata:
+        raise CheckpointError(f"{path}: found no edgese config in its metadata; wanted weights saved by `edgese train`")
+    try:
+        return json.loads(metadata["edgese"]), weights
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the config in its metadata cannot be read ({error})") from error

@@ -1,1 +1,0 @@
-"""A board at the other end of ssh: what is there, a bundle brought there, tested, measured and listened to."""

@@ -1,0 +1,1 @@
+"""Training of networks: `edgese train`."""

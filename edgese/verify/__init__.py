@@ -1,0 +1,1 @@
+"""Verification of every graph of a bundle against PyTorch: `edgese verify`."""
