@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# A file's tests share what they make, so each file goes to one process.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A file's tests share what they make, so each file goes to one process; tests/conftest.py puts the long ones first.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # The tests start Python hundreds of times: sources are not compiled anew each time, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
