@@ -66,6 +66,7 @@ class LossConfig:
     perceptual: float = 0.2
     phase: float = 0.0
     multi_resolution: float = 0.0
+    band_level: float = 0.0
 
     def __post_init__(self) -> None:
         weights = dataclasses.astuple(self)

@@ -10,6 +10,7 @@ Letters: B examples, T frames, F bins.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import torch
@@ -20,6 +21,7 @@ from edgese.model.enhancer import Transform
 from edgese.train.perceptual import PerceptualDisturbance, raw_pesq
 
 POWER_FLOOR = 1e-5  # 74 dB below white noise of unit level: keeps the gradient of the compressed magnitude finite
+BAND_EDGES_HZ = (125, 250, 500, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000)
 RESOLUTIONS = (256, 512, 1024)  # samples of a window; hops are a quarter of it
 
 
@@ -77,6 +79,34 @@ def multi_resolution_loss(estimate: Tensor, target: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def band_level_loss(estimate: Tensor, target: Tensor, transform: Transform) -> Tensor:
+    """Error of the level of speech by frequency band, which neither a mean over bins nor P.862 holds to account.
+
+    Energies are summed over the frames in which the target's band is within 20 dB of its loudest frame; the natural
+    logarithm of their ratio is taken to Huber's loss (quadratic up to 0.5, which is 2.2 dB). Bands without speech are
+    left out.
+
+    Args:
+        estimate, target: (B, n_samples) of the level that `Objective` brings them to.
+    """
+    found, wanted = (_band_energies(wave, transform) for wave in (estimate, target))  # (B, T, bands)
+    speaks = wanted > 1e-2 * wanted.amax(1, keepdim=True)
+    ratio = torch.log(((found * speaks).sum(1) + 1e-3) / ((wanted * speaks).sum(1) + 1e-3))
+    counts = (wanted * speaks).mean(1) > 1e-4  # 60 dB and more below the level of the noisy input: no speech
+    error = nn.functional.smooth_l1_loss(ratio, torch.zeros_like(ratio), reduction="none", beta=0.5)
+    return (error * counts).sum() / counts.sum().clamp_min(1)
+
+
+def _band_energies(wave: Tensor, transform: Transform) -> Tensor:
+    """Energies of the bands between `BAND_EDGES_HZ`: (B, n_samples) -> (B, T, bands)."""
+    config = transform.config
+    whole = wave[:, : wave.shape[1] // config.hop * config.hop]
+    spectrum, _ = transform(whole, whole.new_zeros(len(whole), config.overlap))
+    bins = [round(edge * config.n_fft / config.sample_rate_hz) for edge in BAND_EDGES_HZ]
+    power = spectrum.square().sum(-1)  # (B, T, F)
+    return torch.stack([power[..., low:high].sum(-1) for low, high in itertools.pairwise(bins)], dim=-1)
+
+
 class Objective(nn.Module):
     """Training objective: the weighted sum of all terms whose weight is not zero."""
 
@@ -103,6 +133,7 @@ class Objective(nn.Module):
             "perceptual": lambda: self._perceptual(enhanced, clean),
             "phase": lambda: phase_loss(spectrum, clean_spectrum),
             "multi_resolution": lambda: multi_resolution_loss(enhanced, clean),
+            "band_level": lambda: band_level_loss(enhanced, clean, self.transform),
         }
         weights = {name: weight for name, weight in dataclasses.asdict(self.config).items() if weight > 0}
         counted = {name: terms[name]() for name in weights}

@@ -16,6 +16,7 @@ from edgese.train.losses import (
     POWER_FLOOR,
     RESOLUTIONS,
     Objective,
+    band_level_loss,
     complex_loss,
     compressed_spectrum,
     magnitude_loss,
@@ -25,7 +26,7 @@ from edgese.train.losses import (
 )
 
 N_SAMPLES = 8000  # not a whole number of hops
-EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1)
+EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1, band_level=0.1)
 
 
 @pytest.fixture
@@ -68,7 +69,9 @@ def test_terms_are_means_of_their_formulas() -> None:
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(audio: AudioConfig, clean: Tensor, noisy: Tensor) -> None:
-    weights = LossConfig(magnitude=0.7, complex=0.2, waveform=3.0, perceptual=0.3, phase=0.4, multi_resolution=0.5)
+    weights = LossConfig(
+        magnitude=0.7, complex=0.2, waveform=3.0, perceptual=0.3, phase=0.4, multi_resolution=0.5, band_level=0.6
+    )
     terms = Objective(weights, audio, 0.3)(noisy, clean, noisy)
     assert set(terms) == {"loss", *dataclasses.asdict(weights)}
     assert all(term.ndim == 0 and term > 0 for term in terms.values())
@@ -169,3 +172,27 @@ def test_multi_resolution_loss_is_its_formula(clean: Tensor, noisy: Tensor) -> N
             a, b = np.sqrt(a**2 + POWER_FLOOR), np.sqrt(b**2 + POWER_FLOOR)
             expected.append(np.linalg.norm(a - b) / np.linalg.norm(b) + np.mean(np.abs(np.log(a) - np.log(b))))
     assert float(multi_resolution_loss(noisy, clean)) == pytest.approx(np.mean(expected), rel=1e-3)
+
+
+def test_band_level_is_the_log_ratio_of_energies_and_finds_a_dulled_band(transform: Transform) -> None:
+    noise = torch.randn(2, N_SAMPLES, generator=torch.Generator().manual_seed(3))
+    assert band_level_loss(noise, noise, transform) == 0
+    quieter = float(band_level_loss(0.1 * noise, noise, transform))  # -20 dB in every band: Huber's linear part
+    assert quieter == pytest.approx(np.log(100) - 0.25, rel=1e-3)
+    spectrum = torch.fft.rfft(noise)
+    spectrum[:, round(N_SAMPLES * 6000 / 16_000) :] *= 0.1
+    dulled = band_level_loss(torch.fft.irfft(spectrum, N_SAMPLES), noise, transform)
+    assert float(dulled) == pytest.approx(0.2 * quieter, rel=0.1)  # two bands of ten
+
+
+def test_band_level_leaves_out_pauses_and_silence(transform: Transform) -> None:
+    noise = torch.randn(1, N_SAMPLES, generator=torch.Generator().manual_seed(3))
+    target = noise * (torch.arange(N_SAMPLES) < N_SAMPLES // 2)
+    filled = target + 0.5 * noise * (torch.arange(N_SAMPLES) >= N_SAMPLES // 2 + 512)
+    assert band_level_loss(filled, target, transform) == 0
+    silence = torch.zeros(1, N_SAMPLES, requires_grad=True)
+    loss = band_level_loss(silence, torch.zeros(1, N_SAMPLES), transform)
+    loss.backward()
+    assert loss == 0
+    assert silence.grad is not None
+    assert not silence.grad.any()
