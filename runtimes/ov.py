@@ -170,7 +170,7 @@ def saturates_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """True on an x86 CPU whose 8-bit products are summed in pairs of 16 bits, which overflow: one without VNNI or AMX.
 
     OpenVINO uses them all the same: an INT8 graph that ONNX Runtime gives at 58 dB came out at 22 dB (AVX2, release
-    2026.4). Such a CPU takes Q/DQ in float32 instead, as slow as the float32 graph.
+    2026.4). Such a CPU takes Q/DQ in float32 instead.
     """
     try:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()

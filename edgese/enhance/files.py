@@ -31,6 +31,7 @@ from edgese.enhance.denoiser import Denoiser, Enhancer, denoise
 from edgese.enhance.jobs import EnhanceOptions, Job
 from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
+from edgese.machine.processes import n_cores
 
 _SILENCE_DBFS = -200.0
 Progress = Callable[[Job, float, "float | None"], None]  # job, seconds done, seconds in all if known
@@ -201,7 +202,7 @@ def enhance_files(
                 if done is not None:
                     done(outcome)
 
-    n_threads = min(n_workers or _n_cores(), len(jobs))
+    n_threads = min(n_workers or n_cores(), len(jobs))
     if n_threads:
         with ThreadPoolExecutor(n_threads, thread_name_prefix="enhance") as pool:
             try:
@@ -244,11 +245,6 @@ class _Level:
     def dbfs(self) -> float:
         mean = self.energy / max(1, self.n_samples)
         return 10 * math.log10(mean) if mean > 10 ** (_SILENCE_DBFS / 10) else _SILENCE_DBFS
-
-
-def _n_cores() -> int:
-    """Number of cores that this process may use; all cores where the system does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tuple[Path, Path]:

@@ -17,6 +17,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def n_cores() -> int:
+    """Number of cores that this process may use, where the system says so; else of all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], jobs: int | None, killed: Callable[[Item], Result]
 ) -> Iterator[Result]:
@@ -25,7 +30,7 @@ def in_processes(
     Args:
         jobs: processes; None: one for each core.
     """
-    n_workers = min(jobs or len(os.sched_getaffinity(0)), len(items))
+    n_workers = min(jobs or n_cores(), len(items))
     while items:
         n_done = 0
         try:

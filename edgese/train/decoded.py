@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
 from edgese.errors import AudioError, TrainingError
+from edgese.machine.processes import n_cores
 
 Progress = Callable[[int, int], None]
 
@@ -131,7 +132,7 @@ def _decoded(files: Sequence[Path], sample_rate_hz: int) -> Iterator[NDArray[np.
     By threads: libsndfile and soxr, where nine tenths of the time are spent, run without the interpreter's lock, and
     processes could not be started from every script.
     """
-    n_workers = os.cpu_count() or 1
+    n_workers = n_cores()
     pool = ThreadPoolExecutor(n_workers)
     waiting = iter(files)
     under_way: collections.deque[Future[NDArray[np.int16] | AudioError]] = collections.deque()

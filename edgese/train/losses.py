@@ -92,7 +92,7 @@ def band_level_loss(estimate: Tensor, target: Tensor, transform: Transform) -> T
     found, wanted = (_band_energies(wave, transform) for wave in (estimate, target))  # (B, T, bands)
     speaks = wanted > 1e-2 * wanted.amax(1, keepdim=True)
     ratio = torch.log(((found * speaks).sum(1) + 1e-3) / ((wanted * speaks).sum(1) + 1e-3))
-    counts = (wanted * speaks).mean(1) > 1e-4  # 60 dB and more below the level of the noisy input: no speech
+    counts = (wanted * speaks).mean(1) > 1e-4  # 80 dB and more below white noise as loud as the noisy input: no speech
     error = nn.functional.smooth_l1_loss(ratio, torch.zeros_like(ratio), reduction="none", beta=0.5)
     return (error * counts).sum() / counts.sum().clamp_min(1)
 

@@ -186,3 +186,9 @@ def test_a_streaming_form_is_refused_in_words_that_help(ahead: Bundle) -> None:
     wanted = rf"looks-ahead looks ahead: no streaming form; it has segments of {MIN_SEGMENT_HOPS} hops \(1.0 s\) only"
     with pytest.raises(ExportError, match=wanted):
         require_streaming_form(ahead, [1])
+
+
+def test_costs_are_counted_over_the_usual_segment() -> None:
+    """The constant stands twice: `segments.py` runs on boards, which have no PyTorch."""
+    cost = pytest.importorskip("edgese.model.cost", reason="the [train] extra is not installed", exc_type=ImportError)
+    assert cost.SEGMENT_HOPS == SEGMENT_HOPS
