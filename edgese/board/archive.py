@@ -15,11 +15,10 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import re
-import secrets
 import shutil
 import tarfile
-import tempfile
 import textwrap
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -34,6 +33,7 @@ from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from export import ExportError
 from export.bundle import MANIFEST, Bundle, Graph, seal_bundle
+from export.staging import StagedFolder, temporary_folder, write_all
 from runtimes.onnx_file import read_onnx_file
 
 SUFFIX = ".tar.gz"
@@ -122,24 +122,24 @@ def write_archive(
     """
     if not archive.name.endswith(SUFFIX):
         raise ExportError(f"{shown(archive)}: the file name must end in {SUFFIX}")
-    if archive.exists() and not replace:
+    if os.path.lexists(archive) and not replace:
         raise OutputError(f"{shown(archive)}: exists already; choose another name or let it be replaced (--force)")
     if not bundle.verified:
         raise VerificationError(f"{bundle.path}: this bundle did not pass its verification: export it again")
     graphs = choose(bundle, precisions, blocks)
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder, PartialFile(archive) as partial:
-        _copy_bundle(bundle, graphs, Path(folder) / "bundle")
-        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (Path(folder) / "bundle").iterdir()}
+    with temporary_folder() as folder, PartialFile(archive) as partial:
+        _copy_bundle(bundle, graphs, folder / "bundle")
+        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (folder / "bundle").iterdir()}
         files |= {name: content.encode() for name, content in _code().items()}
         files["README.txt"] = _readme(bundle, graphs).encode()
         sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
         files[SUMS] = sums.encode()
         try:
             content = _archived(_root_name(bundle), files)
-            partial.path.write_bytes(content)
+            write_all(partial.fd, content)
         except OSError as error:
             raise partial.error(error) from error
-        packed = Content.open(unpack_archive(partial.path, Path(folder) / "again"))
+        packed = Content.open(unpack_archive(partial.path, folder / "again"))
         for graph in packed.bundle.graphs:
             packed.limits(graph.precision)
             packed.golden_vectors(graph.variant)
@@ -158,27 +158,24 @@ def unpack_archive(archive: Path, folder: Path) -> Path:
         ExportError: not a device bundle, truncated, damaged, holding what leads outside; `folder` exists.
         VerificationError: its graphs did not pass their verification.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ExportError(f"{folder}: exists already; choose another place")
-    staging = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.partial")
     try:
-        staging.mkdir(parents=True)
-        with gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                roots = {_extract(tar, member, staging, archive) for member in tar}
-            while stream.read(_BLOCK):  # to its end, where its length and checksum are
-                pass
-        if len(roots) != 1:
-            raise ExportError(f"{archive}: found {len(roots)} folders at its root, wanted one; not a device bundle")
-        (root,) = roots
-        Content.open(staging / root)
-        staging.rename(folder)
+        with StagedFolder(folder.parent) as staged:
+            with gzip.open(archive) as stream:
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    roots = {_extract(tar, member, staged.path, archive) for member in tar}
+                while stream.read(_BLOCK):  # to its end, where its length and checksum are
+                    pass
+            if len(roots) != 1:
+                raise ExportError(f"{archive}: found {len(roots)} folders at its root, wanted one; not a device bundle")
+            (root,) = roots
+            Content.open(staged.path / root)
+            staged.publish(folder, replace=False)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
         raise ExportError(f"{archive}: truncated, or no device bundle ({error}); make or copy it again") from error
     except OSError as error:
         raise ExportError(f"{archive}: cannot be unpacked to {folder} ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder / root
 
 
@@ -333,4 +330,4 @@ def _readme(bundle: Bundle, graphs: tuple[Graph, ...]) -> str:
 
 
 def _root_name(bundle: Bundle) -> str:
-    return re.sub(r"[^\w.+-]+", "_", str(bundle.manifest["name"]), flags=re.ASCII).strip(".") + ".device"
+    return f"{bundle.file_name}.device"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +51,7 @@ def evaluate_command(
     from edgese.evaluate import evaluate_all, report, write_csv
     from edgese.graphs.bundles import shipped_bundle
 
-    if csv and csv.exists() and not force:  # said now, not after minutes of work
+    if csv and os.path.lexists(csv) and not force:  # said now, not after minutes of work
         raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
     named = [*([model] if model else []), *(systems or [])] or [shipped_bundle()]
     with progress_bar(quiet or as_json) as bar:
