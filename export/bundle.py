@@ -29,7 +29,9 @@ SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
 _MOST_NAME = 80  # characters; what is made of it must stay under 255
-WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it
+WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it, as the two below
+MODEL_CARD = "MODEL_CARD.md"
+ATTRIBUTION = "ATTRIBUTION.md"  # whose recordings the weights were trained on
 
 # What every manifest says, besides `schema_version` and `files`, which sealing adds.
 _KEYS = (

@@ -34,7 +34,7 @@ from ..helpers.command_line import ROOT, edgese, one_error, parsed
 from ..helpers.golden_bundle import write_golden_bundle
 from ..helpers.ssh_board import LACKING, SshBoard, Wire, interrupt, small_disk, ssh_board, wait_until
 
-pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
+pytestmark = [pytest.mark.required, pytest.mark.skipif(bool(LACKING), reason=LACKING)]
 
 AT_ONCE = (0.0, 0.0)  # pauses before new tries
 ORT = Chosen(["onnxruntime"], (), [16])
