@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-
 # The tests start Python hundreds of times: sources are not compiled anew each time, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast check clean
+.PHONY: demo test test-fast check kill clean
 
 demo: $(VENV)/.base  ## enhance the shipped noisy sample and draw it before and after
 	@mkdir -p out
@@ -29,6 +29,10 @@ check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+MOMENTS ?= 200
+kill: $(VENV)/.dev  ## kill -9 at random moments of what writes files: half an hour for 200
+	$(BIN)/python -m tests.kill_moments --moments $(MOMENTS)
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -288,7 +288,10 @@ def _plotted(job: Job, source: Path, enhanced: Path) -> Iterator[PartialFile]:
 
 def _mode(source: Path | None) -> int | None:
     """Permissions of a recording, which its output has at most: what is private stays so."""
-    return None if source is None else stat.S_IMODE(source.stat().st_mode)
+    try:
+        return None if source is None else stat.S_IMODE(source.stat().st_mode)
+    except OSError:  # it has gone since it was opened
+        return 0o600
 
 
 def _require_running(job: Job, stop: threading.Event) -> None:

@@ -93,7 +93,6 @@ def names(folder: Path) -> set[str]:
 # What is asked of a board
 
 
-@pytest.mark.required
 def test_a_board_tests_every_graph_and_keeps_the_bundle_for_the_next_time(
     board: SshBoard, golden: Bundle, tmp_path: Path
 ) -> None:
