@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SpeechLike = Callable[..., Wave]
 
 # Two blocks, eight channels; the chunk divides none of the tested lengths.
-_TINY = MbsConfig(channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8)
+_TINY = MbsConfig(channels=8, layers=2, states=4, dt_rank=2, decay_heads=0, chunk=5, fusion="once", decoder_hidden=8)
 TINY_CONFIGS = {
     "decay-per-channel": _TINY,
     "decay-per-head": dataclasses.replace(_TINY, decay_heads=4, expand=2, fusion="each"),

@@ -25,6 +25,7 @@ from edgese.board.link import RemoteStopped
 from edgese.board.session import Session
 from edgese.device.wav import MIN_LENGTH_MS, WavReader
 from edgese.enhance.files import Stopped
+from edgese.enhance.lift import Lift
 from edgese.errors import AudioError
 from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.precision import Precision
@@ -129,7 +130,8 @@ class RemoteDenoiser:
         with AudioReader(source, name) as reader:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
-                for block in resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels):
+                noisy = resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
+                for block in Lift(rate_hz, info.n_channels).raised(noisy):  # `denoise` takes it back
                     if stop.is_set():
                         raise Stopped(f"{name}: stopped before it was done; nothing was left of its output")
                     writer.write(block)

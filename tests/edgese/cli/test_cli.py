@@ -247,7 +247,7 @@ def bad_bundles(tmp_path: Path, folder: Path) -> None:
         (["enhance", "none", "-m", "GOOD"], "none: found no audio files"),
         (["enhance", "-", "-m", "GOOD"], "stdin: found an empty file"),
         (["info", "changed"], "fp32-block16.onnx: changed since it was exported"),
-        (["evaluate", "--data", "missing", "-s", "GOOD"], "missing/clean: no such folder"),
+        (["evaluate", "--data", "missing", "-s", "GOOD"], "missing: no such folder"),
         (["export", "missing.safetensors", "-o", "out"], "missing.safetensors: no such weights file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -314,10 +314,12 @@ def test_scores_as_a_table_and_what_was_not_scored_fails_the_command(
     pytest.importorskip("pesq", reason="the [metrics] extra is not installed")
     (pairs / "noisy" / "p1.wav").write_bytes(b"RIFF")
     done = edgese("evaluate", "--data", "pairs", "-s", identity_bundle, "-j", 1, cwd=folder, code=1)
-    *_, header, noisy, enhanced, gain = (line.split() for line in done.stdout.decode().splitlines())
+    scores, levels = done.stdout.decode().split("\n\n")
+    *_, header, noisy, enhanced, gain = (line.split() for line in scores.splitlines())
     assert header[:4] == ["files", "PESQ-WB", "PESQ-NB", "STOI"]
     assert (noisy[:2], enhanced[:2], gain[0]) == (["noisy", "1/2"], ["identity", "1/2"], "gain")
     assert noisy[2:] == enhanced[2:]
+    assert [line.split()[0] for line in levels.splitlines()[2:]] == ["noisy", "identity"]
     (error,) = done.stderr.decode().splitlines()
     assert error.startswith("error: p1: not scored: ")
 
