@@ -311,6 +311,7 @@ def run(*command: object, cwd: Path, python: Path = Path(sys.executable)) -> sub
     )
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_a_folder_is_never_replaced(data: Path, config: Path, tmp_path: Path) -> None:
     script = (sys.executable, "-m", "scripts.training_pack", "--no-wheels", "--config", config, "--out", tmp_path)
     done = run(*script, "--data", data, cwd=ROOT)

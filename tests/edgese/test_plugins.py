@@ -116,6 +116,7 @@ def test_the_example_hears_the_level_and_is_robust_to_it(gru_mask: WaveformEnhan
     assert (100 * gru_mask.enhance(0.01 * wave) - loud).abs().max() > 0.01 * loud.abs().max()
 
 
+@pytest.mark.slow
 def test_the_example_is_verified_in_an_own_process(bundle: Path, desk: Path) -> None:
     done = edgese(*PLUGIN, "verify", bundle, "--minutes", 0, "--quiet", "--json", cwd=desk)
     told = parsed(done.stdout)
@@ -123,6 +124,7 @@ def test_the_example_is_verified_in_an_own_process(bundle: Path, desk: Path) -> 
     assert [graph["graph"] for graph in told["graphs"]] == ["block2.fp32.onnx"]
 
 
+@pytest.mark.slow
 def test_the_example_is_measured_in_processes_that_build_it_too(bundle: Path, desk: Path) -> None:
     """PyTorch's program is made from the weights, by the network's own code, in the process that measures."""
     short = ("--runtime", "pytorch", "--seconds", 0.1, "--repeat", 1, "--json")
@@ -140,6 +142,7 @@ def test_the_example_enhances_files_and_needs_no_plugin_for_it(bundle: Path, des
     assert found.any()
 
 
+@pytest.mark.slow
 def test_the_example_is_listed_and_described(desk: Path) -> None:
     entry = parsed(edgese(*PLUGIN, "models", "--json", cwd=desk, cold=True).stdout)["gru-mask"]
     assert (entry["network"], entry["causal"], entry["latency_ms"]) == ("gru-mask", True, 32.0)
@@ -167,6 +170,7 @@ def install(folder: Path, source: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_asked_for_a_name_that_is_not_known(tmp_path: Path) -> None:
     site = install(tmp_path / "site", EXAMPLE.read_text(encoding="utf-8"))
     assert parsed(edgese("info", "gru-mask", "--json", cwd=tmp_path, path=[site]).stdout)["name"] == "gru-mask"
@@ -181,6 +185,7 @@ def test_a_broken_package_is_named_where_it_might_have_helped_and_disturbs_nothi
         find_model("smal")
 
 
+@pytest.mark.slow
 def test_models_are_a_table_and_a_broken_package_is_a_warning(tmp_path: Path) -> None:
     site = install(tmp_path / "site", BROKEN)
     done = edgese("models", cwd=tmp_path, path=[site])
@@ -228,6 +233,7 @@ def test_a_plugin_that_cannot_be_used_is_one_line(named: str, source: str | None
     assert re.search(message.replace("--plugin ", "--plugin (../)?"), line), line
 
 
+@pytest.mark.slow
 def test_code_that_is_not_where_it_was_registered_is_one_line(tmp_path: Path) -> None:
     source = EXAMPLE.read_text(encoding="utf-8").replace("{__name__}:GruMask", "{__name__}:GruMsk")
     (tmp_path / "gru_mask.py").write_text(source)
@@ -250,6 +256,7 @@ def cheat(desk: Path) -> tuple[str, str]:
     return ("--plugin", "../cheating/gru_mask.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -165,6 +165,7 @@ def test_a_graph_without_dynamic_axes_is_all_numbers(tmp_path: Path) -> None:
     assert shapes(graph.output)["y"] == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
     module = make_toy()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -74,6 +74,7 @@ def test_graphs_share_each_weight_once_and_compute_the_same(tmp_path: Path) -> N
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_metadata_and_names_survive_the_sharing(tmp_path: Path) -> None:
     paths = write_wide(tmp_path)
     before = [onnx.load(path) for path in paths]
@@ -100,6 +101,7 @@ def test_different_weights_lie_apart_and_aligned(tmp_path: Path) -> None:
     assert (tmp_path / "weights.bin").stat().st_size == int(even["offset"]) + 4096
 
 
+@pytest.mark.slow
 def test_sharing_gives_equal_bytes_and_may_be_done_twice(tmp_path: Path) -> None:
     contents = []
     for folder in (tmp_path / "a", tmp_path / "b"):

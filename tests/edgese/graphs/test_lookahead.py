@@ -112,6 +112,7 @@ def test_int8_and_its_calibration_are_refused(tmp_path: Path) -> None:
         draw_batches(look_ahead(), tmp_path, Drawing(), tmp_path)
 
 
+@pytest.mark.slow
 def test_fp16_and_pcs_work_as_for_streams(tmp_path: Path, heard: list[Recording], short: None) -> None:
     enhancer = look_ahead()
     plans = make_plans(enhancer, [Precision.FP16])
@@ -217,6 +218,7 @@ def test_a_manifest_that_says_causal_of_a_network_that_is_not_fails(
     assert {"causal or not", "causality"} <= failed(prove(lying, recordings=heard, minutes=0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_network_that_says_it_were_causal_and_looks_ahead_fails(
     tmp_path: Path, heard: list[Recording], monkeypatch: pytest.MonkeyPatch
@@ -262,6 +264,7 @@ def test_bench_has_calls_and_streams_and_no_live_figures(ahead: Bundle) -> None:
     assert advice[1].words.startswith("use ONNX Runtime, fp32, segments of 128: ")
 
 
+@pytest.mark.slow
 def test_bench_measures_a_segment_in_a_process_of_its_own(ahead: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
     options = ("--runtime", "onnxruntime", "--seconds", "0.1", "--repeat", "1", "--plot", "pictures")
@@ -338,6 +341,7 @@ def test_enhance_and_info_from_the_command_line(ahead: Bundle, tmp_path: Path, s
     assert parsed(edgese("info", ahead.path, "--json", cwd=tmp_path).stdout)["causal"] is False
 
 
+@pytest.mark.slow
 def test_its_scores_are_those_of_the_whole_pass(ahead: Bundle, tmp_path: Path, heard: list[Recording]) -> None:
     noisy, clean = heard[0].noisy, heard[0].clean
     for kind, wave in (("noisy", noisy), ("clean", clean)):
@@ -394,7 +398,7 @@ def test_an_untrained_network_is_always_the_same_and_leaves_other_draws_alone() 
 
 @pytest.mark.slow
 def test_an_untrained_network_is_exported_and_says_so(tmp_path: Path) -> None:
-    done = edgese("export", "--model", "small", "--block", "4", "--quiet", cwd=tmp_path)
+    done = edgese("export", "--model", "small", "--block", "1", "--quiet", cwd=tmp_path)
     assert "UNTRAINED" in done.stderr.decode()
     bundle = Bundle.open(tmp_path / "small-untrained.bundle")
     assert bundle.manifest["trained"] is False

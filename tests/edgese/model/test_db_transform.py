@@ -360,6 +360,7 @@ def test_the_centred_network_fails_the_same_check(centred: WaveformEnhancer, wav
     assert {128, 1000, 2048, N_SAMPLES - 1} <= set(changed_too_early(whole_run(centred), wave))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 4])
 def test_graph_agrees_over_300_carried_hops(block: int, causal: WaveformEnhancer, speech_like, tmp_path: Path) -> None:
     graph = graph_of(causal, block)
@@ -373,6 +374,7 @@ def test_graph_agrees_over_300_carried_hops(block: int, causal: WaveformEnhancer
 # As a segment
 
 
+@pytest.mark.slow
 def test_segment_graph_agrees(centred: WaveformEnhancer, speech_like, tmp_path: Path) -> None:
     wave = torch.from_numpy(np.stack([speech_like(64 * HOP, seed=seed) for seed in (5, 6)]))
     step = SegmentStep(centred).eval()

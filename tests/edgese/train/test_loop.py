@@ -65,9 +65,9 @@ DATA = DataSets(Tones(), Tones(), {})
 
 
 def small_run(model: MbsConfig) -> TrainConfig:
-    """Seven steps, checkpoints after 2, 4, 6 and 7, validated after 3, 6 and 7; three bands instead of thirty."""
+    """Seven steps, checkpoints after 2, 4, 6 and 7, validated after 3, 6 and 7; one block, three bands for thirty."""
     return TrainConfig(
-        model=dataclasses.replace(model, band_widths=(17, 80, 160)),
+        model=dataclasses.replace(model, layers=1, band_widths=(17, 80, 160)),
         data=DataConfig(segment_s=0.125),
         loss=LossConfig(perceptual=0),  # wants longer examples
         steps=7,
