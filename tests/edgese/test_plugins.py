@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -45,16 +44,15 @@ layers = 1
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, speech_like: SpeechLike) -> Iterator[Path]:
+def desk(tmp_path_factory: pytest.TempPathFactory, speech_like: SpeechLike) -> Path:
     """A folder outside the repository: the example's file, and weights that it was trained to in two steps."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "gru_mask.py").write_bytes(EXAMPLE.read_bytes())
     (folder / "run.toml").write_text(SETTINGS)
     write_mixing(folder / "data", speech_like)
-    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
-        data = ("--data", "data", "--cache", "cache", "--config", "run.toml")
-        edgese(*PLUGIN, "train", *data, "--output", "run", "--steps", 2, "--quiet", cwd=folder)
-        yield folder
+    data = ("--data", "data", "--cache", "cache", "--config", "run.toml")
+    edgese(*PLUGIN, "train", *data, "--output", "run", "--steps", 2, "--quiet", cwd=folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
