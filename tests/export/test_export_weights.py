@@ -1,5 +1,7 @@
 """Graphs that share one file of weights compute what they computed before."""
 
+import functools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,15 +38,21 @@ def write(path: Path, module: nn.Module, channels: int) -> None:
     write_onnx(module, {"x": x}, ["y"], path, dynamic_axes={"x": {0: "streams"}}, metadata={"toy.name": "wide"})
 
 
-def write_wide(folder: Path, seed: int = 0) -> list[Path]:
-    paths = []
-    for frames in (1, 2, 3):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            module = Wide(frames).eval()
-        path = folder / f"wide_{frames}.onnx"
-        write(path, module, 32)
-        paths.append(path)
+@functools.cache
+def wide(frames: int) -> bytes:
+    """The graph of so many frames, exported once."""
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        path = Path(folder) / "wide.onnx"
+        write(path, Wide(frames).eval(), 32)
+        return path.read_bytes()
+
+
+def write_wide(folder: Path) -> list[Path]:
+    """Graphs of one, two and three frames with the same weights."""
+    paths = [folder / f"wide_{frames}.onnx" for frames in (1, 2, 3)]
+    for frames, path in enumerate(paths, start=1):
+        path.write_bytes(wide(frames))
     return paths
 
 

@@ -143,6 +143,7 @@ def assert_same_result(found: Path, wanted: Path) -> None:
 # Learning
 
 
+@pytest.mark.slow
 def test_loss_falls_when_one_example_is_learnt(each_config: TrainConfig, tmp_path: Path) -> None:
     losses: list[float] = []
     config = dataclasses.replace(each_config, steps=40, validate_every=40, checkpoint_every=40, learning_rate=5e-3)
