@@ -251,6 +251,7 @@ def write_wheel(folder: Path, name: str, requires: str = "") -> None:
             wheel.writestr(f"{name}-1.0.dist-info/{file}", content)
 
 
+@pytest.mark.slow
 def test_wheels_travel_but_for_what_the_machine_has(
     script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -114,7 +114,6 @@ def test_the_example_hears_the_level_and_is_robust_to_it(gru_mask: WaveformEnhan
     assert (100 * gru_mask.enhance(0.01 * wave) - loud).abs().max() > 0.01 * loud.abs().max()
 
 
-@pytest.mark.slow
 def test_the_example_is_verified_in_an_own_process(bundle: Path, desk: Path) -> None:
     done = edgese(*PLUGIN, "verify", bundle, "--minutes", 0, "--quiet", "--json", cwd=desk)
     told = parsed(done.stdout)
@@ -122,7 +121,6 @@ def test_the_example_is_verified_in_an_own_process(bundle: Path, desk: Path) -> 
     assert [graph["graph"] for graph in told["graphs"]] == ["block2.fp32.onnx"]
 
 
-@pytest.mark.slow
 def test_the_example_is_measured_in_processes_that_build_it_too(bundle: Path, desk: Path) -> None:
     """PyTorch's program is made from the weights, by the network's own code, in the process that measures."""
     short = ("--runtime", "pytorch", "--seconds", 0.1, "--repeat", 1, "--json")
@@ -140,7 +138,6 @@ def test_the_example_enhances_files_and_needs_no_plugin_for_it(bundle: Path, des
     assert found.any()
 
 
-@pytest.mark.slow
 def test_the_example_is_listed_and_described(desk: Path) -> None:
     entry = parsed(edgese(*PLUGIN, "models", "--json", cwd=desk, cold=True).stdout)["gru-mask"]
     assert (entry["network"], entry["causal"], entry["latency_ms"]) == ("gru-mask", True, 32.0)
@@ -254,7 +251,6 @@ def cheat(desk: Path) -> tuple[str, str]:
     return ("--plugin", "../cheating/gru_mask.py")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -460,7 +460,6 @@ def test_training_where_it_cannot_be_done_is_refused_in_one_line(option: str, va
     assert value in next(line for line in done.stderr.decode().splitlines() if line.startswith("error: "))
 
 
-@pytest.mark.slow
 def test_trained_weights_are_exported_and_enhance(
     trained: Trained, noisy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,7 +484,6 @@ def test_trained_weights_are_exported_and_enhance(
     assert np.abs(enhanced).max() > 0.01
 
 
-@pytest.mark.slow
 def test_an_export_that_fails_its_verification_is_not_published_and_exits_with_1(
     trained: Trained, folder: Path
 ) -> None:

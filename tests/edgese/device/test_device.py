@@ -768,7 +768,6 @@ def on_board(python: Path, root: Path, *arguments: object) -> subprocess.Complet
     return subprocess.run(list(map(str, command)), cwd="/", capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.slow
 def test_the_shipped_bundle_tests_itself_with_numpy_and_onnxruntime_alone(bare_python: Path, shipped: Path) -> None:
     done = on_board(bare_python, shipped, "self-test")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -264,7 +264,6 @@ def test_bench_has_calls_and_streams_and_no_live_figures(ahead: Bundle) -> None:
     assert advice[1].words.startswith("use ONNX Runtime, fp32, segments of 128: ")
 
 
-@pytest.mark.slow
 def test_bench_measures_a_segment_in_a_process_of_its_own(ahead: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
     options = ("--runtime", "onnxruntime", "--seconds", "0.1", "--repeat", "1", "--plot", "pictures")
@@ -341,7 +340,6 @@ def test_enhance_and_info_from_the_command_line(ahead: Bundle, tmp_path: Path, s
     assert parsed(edgese("info", ahead.path, "--json", cwd=tmp_path).stdout)["causal"] is False
 
 
-@pytest.mark.slow
 def test_its_scores_are_those_of_the_whole_pass(ahead: Bundle, tmp_path: Path, heard: list[Recording]) -> None:
     noisy, clean = heard[0].noisy, heard[0].clean
     for kind, wave in (("noisy", noisy), ("clean", clean)):

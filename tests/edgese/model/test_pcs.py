@@ -398,7 +398,6 @@ def test_a_bundle_without_such_graphs_is_refused_with_the_way_out(plain: Bundle,
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
-@pytest.mark.slow
 def test_an_evaluation_scores_what_it_names(bundle: Bundle, stretched: WaveformEnhancer, tmp_path: Path) -> None:
     pytest.importorskip("pesq", reason="the [metrics] extra is not installed")
     pytest.importorskip("pystoi", reason="the [metrics] extra is not installed")

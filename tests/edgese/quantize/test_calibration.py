@@ -412,7 +412,6 @@ def test_an_entry_is_plain(spans: tuple[Span, ...]) -> None:
 # The picture
 
 
-@pytest.mark.slow
 def test_each_product_has_a_panel_and_each_range_a_name(
     spans: tuple[Span, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

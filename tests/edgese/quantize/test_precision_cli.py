@@ -189,7 +189,6 @@ def test_a_bundle_without_the_precision_says_how_to_make_it(desk: Desk, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_verify_tries_the_precisions_that_are_named(desk: Desk, tmp_path: Path) -> None:
     done = edgese(
         *("verify", desk.path, "--precision", "int8", "--minutes", "0", "--quiet", "--json"),

@@ -414,7 +414,6 @@ def failed_checks(verification: Verification) -> dict[str, str]:
     return {check.name.partition(" of ")[0]: check.found for check in checks if not check.passed}
 
 
-@pytest.mark.slow
 def test_the_quantized_graphs_prove_themselves(quantized: Bundle, proven: Callable[..., Verification]) -> None:
     tried = ("fp16", "int8")  # int8-cpu: below
     verification = proven(quantized, *tried)

@@ -102,7 +102,6 @@ def readers(model: onnx.ModelProto, tensor: str) -> list[onnx.NodeProto]:
 # What a graph can be wrong in
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["blocks.0.in_proj", "blocks.1.x_proj", "fusions.0.channels", "phase_head"])
 def test_a_weight_is_named_with_its_layer(layer: str, search: Search, tiny_enhancer: WaveformEnhancer) -> None:
     """One value of it is off by a hundredth of the largest."""
@@ -367,7 +366,6 @@ def test_what_hides_when_tensors_are_outputs_is_said_to(
 # What cannot be told
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_graph_that_was_not_changed_differs_nowhere(runtime: str, search: Search, graph: Graph) -> None:
     """Not in OpenVINO either, whose rounding is another."""

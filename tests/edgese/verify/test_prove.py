@@ -75,7 +75,6 @@ def proven(bundle: Bundle, recordings: list[Recording]) -> Verification:
 # What passes
 
 
-@pytest.mark.slow
 @pytest.mark.both_networks
 def test_every_graph_of_an_export_proves_itself(bundle: Bundle, recordings: list[Recording]) -> None:
     told: list[tuple[int, int, str]] = []
@@ -119,7 +118,6 @@ def test_the_verdict_is_plain_json_with_its_provenance(reseal: Reseal, recording
     assert "model.safetensors" in entry["provenance"]["files"]
 
 
-@pytest.mark.slow
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
 def test_pytorch_runs_a_graph_s_own_form_by_the_same_contract(reseal: Reseal, recordings: list[Recording]) -> None:
@@ -254,7 +252,6 @@ def test_streams_that_mix_are_found_by_nothing_else(reseal: Reseal, recordings: 
     assert failed(proven(reseal(mix_streams), recordings)) == {"3 streams at once"}
 
 
-@pytest.mark.slow
 @ONE_NETWORK
 @pytest.mark.usefixtures("short")
 def test_a_delay_that_the_manifest_does_not_know_is_found(reseal: Reseal, recordings: list[Recording]) -> None:

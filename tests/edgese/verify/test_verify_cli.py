@@ -45,7 +45,6 @@ def bad(good: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @ONE_NETWORK
 def test_a_good_bundle_passes_and_a_report_says_so(good: Path, tmp_path: Path) -> None:
     done = edgese("verify", good, *SHORT, "--report", tmp_path / "report", cwd=tmp_path, cold=True)
@@ -58,7 +57,6 @@ def test_a_good_bundle_passes_and_a_report_says_so(good: Path, tmp_path: Path) -
     assert "PASSED" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 @ONE_NETWORK
 def test_a_bad_bundle_fails_and_says_which_layer_parts_first(bad: Path, tmp_path: Path) -> None:
     done = edgese("verify", bad, *SHORT, "--bisect", "--json", cwd=tmp_path, code=1)
@@ -71,7 +69,6 @@ def test_a_bad_bundle_fails_and_says_which_layer_parts_first(bad: Path, tmp_path
     assert done.stderr == b""
 
 
-@pytest.mark.slow
 @ONE_NETWORK
 def test_failures_are_named_in_words(bad: Path, tmp_path: Path) -> None:
     done = edgese("verify", bad, *SHORT, cwd=tmp_path, code=1)
