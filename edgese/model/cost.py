@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 
 import torch
@@ -69,22 +68,10 @@ def product_macs(enhancer: WaveformEnhancer, segment_hops: int = SEGMENT_HOPS) -
 
 
 def _macs_by_module(enhancer: WaveformEnhancer, segment_hops: int) -> dict[str, int]:
-    """Multiply-accumulates of one frame's matrix products in each module, by its path; under "", in all of them.
-
-    One hop is computed; of a segment, which would take seconds, only the shapes are followed, as in an export.
-    """
-    causal = enhancer.network.causal
-    hops = 1 if causal else segment_hops
-    shapes_alone = contextlib.nullcontext() if causal else _shapes_alone()
-    with shapes_alone, FlopCounterMode(display=False) as counter:
+    """Multiply-accumulates of one frame's matrix products in each module, by its path; under "", in all of them."""
+    hops = 1 if enhancer.network.causal else segment_hops
+    with FlopCounterMode(display=False) as counter:
         StreamStep(enhancer)(torch.zeros(1, hops * enhancer.audio.hop), *enhancer.initial_state().values())
     found = {name: sum(flops.values()) // (2 * hops) for name, flops in counter.get_flop_counts().items()}
     inside = {name.removeprefix(_NETWORK): macs for name, macs in found.items() if name.startswith(_NETWORK)}
     return {"": found["Global"], **inside}
-
-
-def _shapes_alone() -> contextlib.AbstractContextManager[object]:
-    """Mode in which PyTorch's operators give tensors without values, also of parameters that have some."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # half a second
-
-    return FakeTensorMode(allow_non_fake_inputs=True)
