@@ -97,6 +97,7 @@ def test_metadata_and_names_survive_the_sharing(tmp_path: Path) -> None:
             np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), onnx.numpy_helper.to_array(other))
 
 
+@pytest.mark.slow
 def test_different_weights_lie_apart_and_aligned(tmp_path: Path) -> None:
     first = tmp_path / "odd.onnx"
     write(first, nn.Linear(19, 29).eval(), 19)
