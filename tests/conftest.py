@@ -1,8 +1,8 @@
 """What many tests share: tiny seeded networks in both parametrisations, and sound that behaves like speech.
 
 Tests stand in two tiers. `make test` runs all, each file in one of several processes (pytest-xdist); `make test-fast`
-leaves out those marked `slow`: more than some three seconds of computing, by `pytest --durations`. A fixture that takes
-long is paid by the first test that asks for it: all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
+leaves out those marked `slow`: more than about a second of CPU time. A fixture that takes long is paid by the first
+test that asks for it: all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
 What keeps them quick:
 
 - commands run in forks of a Python that has its libraries imported (`helpers/warm_python.py`); each command starts cold
@@ -28,6 +28,10 @@ import pytest
 from edgese.audio import Wave
 from edgese.config import AudioConfig
 from edgese.networks import MbsConfig
+
+# Each core has a test process already: PyTorch's threads would wait for each other by turning in circles. Set before it
+# is imported, and for whatever the tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 try:
     import torch

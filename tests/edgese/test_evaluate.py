@@ -170,6 +170,7 @@ def test_a_system_that_lacks_files_is_compared_on_its_own(few: Evaluation, ident
     assert few.mean("noisy") != identity.mean("noisy")
 
 
+@pytest.mark.slow
 def test_pairs_of_other_formats_and_rates_are_brought_to_16_khz(
     waves: dict[str, tuple[Wave, Wave]], tmp_path: Path
 ) -> None:
@@ -345,6 +346,7 @@ def test_a_system_without_a_file_of_the_pairs_is_refused(data: Path, tmp_path: P
         evaluate(data, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_recording_that_one_metric_cannot_score_has_failed(
     waves: dict[str, tuple[Wave, Wave]], tmp_path: Path
 ) -> None:
@@ -361,6 +363,7 @@ def test_a_recording_that_one_metric_cannot_score_has_failed(
     assert result.failed == {"click": f"{noisy_path}: {reason}"}
 
 
+@pytest.mark.slow
 def test_nothing_scored_is_a_failure(data: Path, tmp_path: Path) -> None:
     """A system whose every file is unusable has no mean."""
     (tmp_path / "p0.wav").write_bytes(b"RIFF")

@@ -124,6 +124,7 @@ def test_only_the_chosen_graphs_are_packed_with_what_belongs_to_them(tmp_path: P
     assert bundle.manifest["model"] == source.manifest["model"]
 
 
+@pytest.mark.slow
 def test_quantized_graphs_keep_the_record_of_their_calibration(shipped: Path) -> None:
     device, source = Content.open(shipped).bundle.manifest, Bundle.open(shipped_bundle()).manifest
     assert device["calibration"] == source["calibration"] is not None
@@ -570,6 +571,7 @@ def test_calls_are_measured_back_to_back_and_in_real_time(run: Run) -> None:
     assert report["left_out"] == report["failures"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_onnxruntime")
 def test_latency_is_told_in_a_line_a_graph(run: Run) -> None:
     code, out, _ = run("bench", "--seconds", 0.01)
@@ -723,6 +725,7 @@ def test_a_full_disk_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--precision", "int8", "--block", "1"), ("--precision", "fp16", "--pcs")])
 def test_it_enhances_as_edgese_does(options: tuple[str, ...], shipped: Path, run: Run, tmp_path: Path) -> None:
     wave, rate_hz = soundfile.read(NOISY, dtype="float32")
