@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese.atomic_file import PartialFile, shown
+from edgese.atomic_file import shown, write_output
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
 from edgese.enhance.denoiser import denoise
@@ -212,12 +212,7 @@ def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> No
             writer.writerow({"system": result.system, "file": pair.name} | dict(zip(columns, scores, strict=True)))
         for name, reason in result.failed.items():
             writer.writerow({"system": result.system, "file": name, "error": reason})
-    with PartialFile(path) as partial:
-        try:
-            partial.path.write_text(text.getvalue(), encoding="utf-8")
-        except OSError as error:
-            raise partial.error(error) from error
-        partial.publish(replace=replace)
+    write_output(path, text.getvalue().encode(errors="backslashreplace"), replace=replace)
 
 
 # Scoring, one recording a task

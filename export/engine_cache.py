@@ -23,7 +23,7 @@ from typing import Any
 
 from export import ExportError
 from export.bundle import sha256_of
-from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_whole
+from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_engine_file
 from runtimes.engine_sidecar import SCHEMA_VERSION
 from runtimes.gpu import read_device
 from runtimes.onnx_file import OnnxHeader, read_onnx_file, read_onnx_header
@@ -152,8 +152,8 @@ class _Entry:
             self.sidecar.unlink(missing_ok=True)
         except OSError as error:
             raise ExportError(f"{self.sidecar}: cannot be replaced ({error.strerror})") from error
-        write_whole(self.path, built.serialized)
-        write_whole(self.sidecar, (json.dumps(record, indent=2) + "\n").encode())
+        write_engine_file(self.path, built.serialized)
+        write_engine_file(self.sidecar, (json.dumps(record, indent=2) + "\n").encode())
 
     @contextlib.contextmanager
     def locked(self, on_message: Callable[[str], None]) -> Iterator[None]:

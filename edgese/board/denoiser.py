@@ -8,7 +8,6 @@ in a temporary file.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from edgese.errors import AudioError
 from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.precision import Precision
 from export.bundle import Bundle
+from export.staging import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,7 +72,7 @@ class RemoteDenoiser:
         self._session = session
         self._options = [*chosen.all, *(["--pcs"] if pcs else []), "--force"]
         self._open = contextlib.ExitStack()
-        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="edgese-")))
+        self._folder = self._open.enter_context(temporary_folder())
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -28,6 +27,7 @@ from edgese.board.agent import ANSWER, DATA, OUT
 from edgese.board.archive import SUFFIX, archive_name, write_archive
 from edgese.board.link import CHUNK, Link, LinkLost, OnMessage, RemoteError
 from export.bundle import Bundle, sha256_of
+from export.staging import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -148,8 +148,8 @@ class Session:
         """
         self._steadily("looking at it", lambda link: None)  # said now, not after seconds of packing
         self._require_fit(runtimes)
-        with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-            packed = write_archive(bundle, Path(folder) / archive_name(bundle))
+        with temporary_folder() as folder:
+            packed = write_archive(bundle, folder / archive_name(bundle))
             self._kind = packed.path.name.removesuffix(SUFFIX)
             self._folder = f"{self._kind}-{packed.sha256[:12]}"
             self._archive, self._root = f"{self._folder}{SUFFIX}", self._kind

@@ -77,7 +77,7 @@ def enhance_command(
     from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
     from edgese.enhance.jobs import EnhanceOptions, plan_jobs
-    from edgese.errors import AudioError, ConfigError
+    from edgese.errors import AudioError, ConfigError, OutputError
     from edgese.graphs.bundles import bundle_path, open_verified
     from edgese.machine.processes import stopping_on_signals
 
@@ -109,7 +109,7 @@ def enhance_command(
                 entries.append(_preview_entry(seen))
                 if not as_json:
                     typer.echo(_preview_line(seen))
-            except AudioError as error:
+            except (AudioError, OutputError) as error:
                 entries.append({"source": job.source_name, "error": str(error)})
                 typer.echo(f"error: {error}", err=True)
         if as_json:

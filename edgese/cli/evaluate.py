@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,7 +57,7 @@ def evaluate_command(
     from edgese.evaluate import evaluate_all, report, write_csv
     from edgese.graphs.bundles import bundle_path
 
-    if csv and csv.exists() and not force:  # said now, not after minutes of work
+    if csv and os.path.lexists(csv) and not force:  # said now, not after minutes of work
         raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
     named = [bundle_path(system) for system in [*([model] if model else []), *(systems or [])]] or [bundle_path(None)]
     with progress_bar(quiet or as_json) as bar:

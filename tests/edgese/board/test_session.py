@@ -34,7 +34,7 @@ from ..helpers.command_line import ROOT, edgese, one_error, parsed
 from ..helpers.golden_bundle import write_golden_bundle
 from ..helpers.ssh_board import LACKING, SshBoard, Wire, interrupt, small_disk, ssh_board, wait_until
 
-pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
+pytestmark = [pytest.mark.required, pytest.mark.skipif(bool(LACKING), reason=LACKING)]
 
 AT_ONCE = (0.0, 0.0)  # pauses before new tries
 ORT = Chosen(["onnxruntime"], (), [16])
@@ -94,7 +94,6 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.required
 def test_a_board_tests_every_graph_and_keeps_the_bundle_for_the_next_time(
     board: SshBoard, golden: Bundle, tmp_path: Path
 ) -> None:
