@@ -33,8 +33,8 @@ from edgese.errors import OutputError, VerificationError
 from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from export import ExportError
-from export.bundle import MANIFEST, Bundle, Graph, seal_bundle
-from runtimes.onnx_file import read_onnx_file
+from export.bundle import Bundle, Graph, seal_bundle
+from export.manifest import MANIFEST
 
 SUFFIX = ".tar.gz"
 MODEL_CARD = "MODEL_CARD.md"
@@ -212,8 +212,7 @@ def _copy_bundle(bundle: Bundle, graphs: tuple[Graph, ...], folder: Path) -> Non
         raise ExportError(f"{bundle.path}: holds no golden vectors, a device could not test itself; export it again")
     names = [graph.file for graph in graphs] + [str(reference)]
     for graph in graphs:
-        path = bundle.path / graph.file
-        names += [file.relative_to(bundle.path).as_posix() for file in read_onnx_file(path).weight_files]
+        names += bundle.weight_files(graph)
     names += [MODEL_CARD] if MODEL_CARD in bundle.manifest["files"] else []
     folder.mkdir()
     for name in dict.fromkeys(names):
@@ -221,7 +220,7 @@ def _copy_bundle(bundle: Bundle, graphs: tuple[Graph, ...], folder: Path) -> Non
             raise ExportError(
                 f"{bundle.path}: {name} is not among its files, or not beside the graphs; export it again"
             )
-        shutil.copyfile(bundle.path / name, folder / name)
+        shutil.copyfile(bundle.file(name), folder / name)
     seal_bundle(folder, _manifest(bundle, graphs))
 
 

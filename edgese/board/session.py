@@ -27,7 +27,8 @@ from edgese.atomic_file import shown
 from edgese.board.agent import ANSWER, DATA, OUT
 from edgese.board.archive import SUFFIX, archive_name, write_archive
 from edgese.board.link import CHUNK, Link, LinkLost, OnMessage, RemoteError
-from export.bundle import Bundle, sha256_of
+from export.bundle import Bundle
+from export.files import sha256_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

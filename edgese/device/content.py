@@ -19,7 +19,8 @@ from edgese.errors import VerificationError
 from edgese.graphs.audio_facts import AudioFacts, audio_facts
 from edgese.graphs.segments import Segments, require_streaming_form
 from export import ExportError
-from export.bundle import Bundle, Graph, sha256_of
+from export.bundle import Bundle, Graph
+from export.files import sha256_of
 
 SUMS = "SHA256SUMS"
 BUNDLE = "bundle"
@@ -119,7 +120,7 @@ class Content:
         """
         reference = self.bundle.manifest["reference"]
         try:
-            path, digest = self.bundle.path / reference["file"], str(reference["digest"])
+            path, digest = self.bundle.file(reference["file"]), str(reference["digest"])
         except (KeyError, TypeError) as error:
             raise ExportError(f"{self.bundle.path}: the manifest names no golden vectors; {_MEND}") from error
         (batch,) = read_batches(path, digest).batches

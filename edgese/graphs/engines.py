@@ -42,7 +42,7 @@ class EngineFolder:
             raise ExportError(f"{graph.file}: rounds as CPUs do, TensorRT takes symmetric int8 only: choose int8")
         axes = {axis: (1, 1, self.streams) for spec in graph.inputs for axis in spec.shape if isinstance(axis, str)}
         return cached_engine(
-            bundle.path / graph.file,
+            bundle.graph_file(graph),
             self.folder,
             BuildOptions(axes, timing_cache=self.folder / "timing.cache"),
             on_message,
@@ -77,7 +77,7 @@ def open_exported(
         ArtefactError: the graph is not the one that the manifest names.
         ExportError: an engine cannot be built, or the folder holds a damaged one.
     """
-    path = bundle.path / graph.file
+    path = bundle.graph_file(graph)
     if runtime == TENSORRT:
         load_runtime(runtime)  # raises for what is missing before anything is built
         path = engines.engine(bundle, graph, on_message)
