@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import math
 import secrets
 import zipfile
 import zlib
@@ -19,6 +21,13 @@ from calib import CalibrationError
 
 # Arrays lie under "<index of the batch>/<name>"; this entry, JSON as bytes, holds what else is stored.
 _RECORD = "record"
+
+MOST_BYTES = 4_000_000_000  # of all arrays, unpacked
+
+_DAMAGED = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, MemoryError, SyntaxError),
+)  # what zipfile and NumPy raise for files that are none, encrypted or packed in other ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +79,10 @@ def read_batches(path: Path, digest: str | None = None) -> Batches:
         CalibrationError: the file is missing, damaged or empty, or its batches are others.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = _read_arrays(path)
         record = json.loads(arrays.pop(_RECORD).tobytes())
+        if not 0 <= record["count"] <= len(arrays):
+            raise ValueError(f"found {record['count']} batches announced, and {len(arrays)} arrays")
         batches: list[dict[str, NDArray[Any]]] = [{} for _ in range(record["count"])]
         for key, array in arrays.items():
             index, name = key.split("/", 1)
@@ -80,7 +90,7 @@ def read_batches(path: Path, digest: str | None = None) -> Batches:
         provenance, stored = dict(record["provenance"]), str(record["digest"])
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (AttributeError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise CalibrationError(f"{path}: not a file of batches ({error}); write or fetch it again") from error
     _check_batches(path, batches)
     found = digest_of(batches)
@@ -89,6 +99,31 @@ def read_batches(path: Path, digest: str | None = None) -> Batches:
     if digest is not None and found != digest:
         raise CalibrationError(f"{path}: these are other batches: the digest is {found}, wanted {digest}")
     return Batches(tuple(batches), provenance, found)
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz by name; sizes are compared with those of the file before memory is taken for them."""
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+        n_bytes = sum(member.file_size for member in members)
+        if n_bytes > MOST_BYTES:
+            raise ValueError(f"found {n_bytes / 1e9:.1f} GB of arrays, wanted at most {MOST_BYTES / 1e9:.1f}")
+        return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """Array that the bytes of an .npy file hold, of plain numbers."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"found version {version} of .npy, wanted 1.0 or 2.0")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, in_columns, dtype = read(stream)
+    at, n_elements = stream.tell(), math.prod(shape)
+    if dtype.kind not in "biuf" or min(shape, default=0) < 0 or n_elements * dtype.itemsize != len(content) - at:
+        raise ValueError(f"found {dtype} of shape {shape} in {len(content) - at} bytes, wanted as many as its numbers")
+    flat: NDArray[Any] = np.frombuffer(content, dtype, offset=at).copy()
+    return flat.reshape(shape, order="F" if in_columns else "C")
 
 
 def digest_of(batches: Sequence[Mapping[str, NDArray[Any]]]) -> str:

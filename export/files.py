@@ -71,7 +71,7 @@ def _opened(path: Path, mend: str) -> Iterator[IO[bytes]]:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise ExportError(f"{path}: found {_kind(mode)}, wanted a regular file; {mend}")
-        with open(path, "rb", opener=_without_waiting) as stream:  # noqa: PTH123 - that of Path takes no opener
+        with open(path, "rb", opener=_without_waiting) as stream:
             yield stream
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ExportError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); {mend}") from error

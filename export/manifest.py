@@ -41,7 +41,9 @@ _COUNT = number(0, 1e18)
 _DIGEST = text(64, "[0-9a-f]{64}", "a SHA-256 of 64 hexadecimal digits")
 _LABEL = text(100, r"[^\x00-\x1f\x7f]*", "a text of at most 100 characters, none of them for control")
 _NAME = text(
-    200, r"(?!\.{1,2}$)[^\x00-\x1f\x7f/\\]+", "a name of 1 to 200 characters that could be a file's: no slash, no controls"
+    200,
+    r"(?!\.{1,2}$)[^\x00-\x1f\x7f/\\]+",
+    "a name of 1 to 200 characters that could be a file's: no slash, no controls",
 )
 _FILE = text(300)  # whether it lies inside the bundle is checked with its digest
 
@@ -81,12 +83,13 @@ _REQUIRED = {
     "graphs": list_of(_GRAPH),
     "tools": map_of(text(200)),
     "calibration": maybe(_OBJECT),
-    "verification": fields(
-        {"passed": flag}, {"limits": map_of(_OBJECT), "results": list_of(_OBJECT)}, others=plain
-    ),
+    "verification": fields({"passed": flag}, {"limits": map_of(_OBJECT), "results": list_of(_OBJECT)}, others=plain),
     "reference": fields({}, {"file": _FILE, "digest": _DIGEST}, others=plain),
 }
-_SEALED = {"schema_version": whole(SCHEMA_VERSION, SCHEMA_VERSION), "files": map_of(_DIGEST, key=_FILE, most=MOST_FILES)}
+_SEALED = {
+    "schema_version": whole(SCHEMA_VERSION, SCHEMA_VERSION),
+    "files": map_of(_DIGEST, key=_FILE, most=MOST_FILES),
+}
 _SEGMENTS = fields({f"{part}samples": whole(0, MOST_AXIS) for part in ("", "overlap_", "edge_")}, others=plain)
 _PLAN = fields(
     {},

@@ -3,8 +3,8 @@
     form = fields({"name": text(200), "sizes": list_of(whole(1, 4096), most=8)}, others=plain)
     check(parse_json(content), form)           # SchemaError: sizes[3]: found 1e+30, wanted a whole number of 1 to 4096
 
-A form is a function that takes a value and the place where it stands. Whatever passes is finite, and as deep, as long and
-of the types that its form says. The standard library is all that this needs.
+A form is a function that takes a value and the place where it stands. Whatever passes is finite, and as deep, as long
+and of the types that its form says. The standard library is all that this needs.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def map_of(item: Form, *, key: Form | None = None, most: int = 10_000) -> Form:
     return form
 
 
-def fields(required: Mapping[str, Form], optional: Mapping[str, Form] | None = None, others: Form | None = None) -> Form:
+def fields(
+    required: Mapping[str, Form], optional: Mapping[str, Form] | None = None, others: Form | None = None
+) -> Form:
     """Form of an object with these fields; one that is in neither must have the form `others`, and none is unknown."""
     known = {**required, **(optional or {})}
 
@@ -188,12 +190,12 @@ def _shortened(text: str) -> str:
 
 
 def _refuse(where: str, value: Any, wanted: str) -> NoReturn:
-    kinds = {dict: f"an object of {len(value)}" if type(value) is dict else "", list: "a list"}
-    found = kinds.get(type(value)) or _shown(value)
-    raise SchemaError(f"{where or 'it'}: found {found}, wanted {wanted}")
+    raise SchemaError(f"{where or 'it'}: found {_shown(value)}, wanted {wanted}")
 
 
 def _shown(value: Any) -> str:
+    if type(value) in (list, dict):  # which may be nested as deeply as printing cannot follow
+        return f"{'a list' if type(value) is list else 'an object'} of {len(value)}"
     if type(value) is int and abs(value) > 10**30:  # printing one of thousands of digits takes long, or is refused
         return f"a whole number of about 10^{int(math.log10(abs(value)))}"
     return _shortened(repr(value))

@@ -100,7 +100,7 @@ def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
     print_machine(name, host, tested["machine"])
     print_left_out(tested)
     rows = [
-        [trial["graph"], trial["runtime"], _decibels(trial["snr_db"]), f"{trial['limit_db']:.0f}", _verdict(trial)]
+        [trial["graph"], trial["runtime"], _decibels(trial["snr_db"]), _decibels(trial["limit_db"], 0), _verdict(trial)]
         for trial in tested["trials"]
     ]
     print_table(
@@ -199,8 +199,8 @@ def _degrees(state: Mapping[str, Any], zone: str) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _decibels(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.1f}"
+def _decibels(value: float | str, digits: int = 1) -> str:
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
 def _verdict(trial: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from export import ExportError
@@ -39,7 +40,11 @@ def make_manifest(passed: bool = True) -> dict[str, Any]:
         "graphs": list(GRAPHS),
         "tools": {"numpy": "2"},
         "calibration": None,
-        "verification": {"passed": passed, "limits": {"fp32": {"snr_db": 100}}, "results": [{"graph": "toy", "snr_db": 140.5}]},
+        "verification": {
+            "passed": passed,
+            "limits": {"fp32": {"snr_db": 100}},
+            "results": [{"graph": "toy", "snr_db": 140.5}],
+        },
         "reference": {"file": "reference.npz", "digest": "0" * 64},
     }
 
@@ -61,7 +66,7 @@ def write_toy(path: Path, **changes: Any) -> Path:
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((path / MANIFEST).read_text())
     change(manifest)
-    (path / MANIFEST).write_text(json.dumps(manifest).replace('"NESTED"', "{\"a\":" * 40_000 + "0" + "}" * 40_000))
+    (path / MANIFEST).write_text(json.dumps(manifest).replace('"NESTED"', '{"a":' * 40_000 + "0" + "}" * 40_000))
 
 
 def nested(levels: int) -> Any:
@@ -164,12 +169,21 @@ def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: b
         (lambda m: m["files"].update({"a\0b": "0" * 64}), r"names 'a\\x00b', which"),
         (lambda m: m["files"].update({"./toy_fp32_1.onnx": "0" * 64}), "wanted it in the plain form 'toy_fp32_1.onnx'"),
         (lambda m: m.update(name="../../x"), r"name: found '\.\./\.\./x', wanted a name"),
-        (lambda m: m.update(name=["toy"]), "name: found a list, wanted a name"),
-        (lambda m: m["graphs"][0].update(block=1e30), r"graphs\[0\]\.block: found 1e\+30, wanted a whole number of 1 to"),
+        (lambda m: m.update(name=["toy"]), "name: found a list of 1, wanted a name"),
+        (
+            lambda m: m["graphs"][0].update(block=1e30),
+            r"graphs\[0\]\.block: found 1e\+30, wanted a whole number of 1 to",
+        ),
         (lambda m: m["graphs"][0].update(block=True), r"graphs\[0\]\.block: found True, wanted a whole number"),
-        (lambda m: m["graphs"][0]["inputs"][0].update(shape=[10**40]), r"shape\[0\]: found .* about 10\^40, wanted a whole"),
+        (
+            lambda m: m["graphs"][0]["inputs"][0].update(shape=[10**40]),
+            r"shape\[0\]: found .* about 10\^40, wanted a whole",
+        ),
         (lambda m: m["latency"].update(ms=float("nan")), r"not JSON \(found NaN, wanted finite numbers\)"),
-        (lambda m: m["verification"].update(limits={"fp32": [3]}), r"limits\.fp32: found a list, wanted an object"),
+        (
+            lambda m: m["verification"].update(limits={"fp32": [3]}),
+            r"limits\.fp32: found a list of 1, wanted an object",
+        ),
         (lambda m: m.update(model=nested(200)), "wanted values of JSON, at most 32 levels deep"),
         (lambda m: m.update(model=nested(40_000)), "nested too deeply"),
     ],
@@ -341,3 +355,19 @@ def test_a_manifest_that_is_too_long_is_not_read(tmp_path: Path) -> None:
         stream.truncate(1 << 40)  # holds nothing on the disk
     with pytest.raises(ExportError, match=r"found more than 16,000,000 bytes"):
         Bundle.open(path)
+
+
+def test_a_graph_whose_weights_are_not_listed_is_refused(tmp_path: Path) -> None:
+    weights = onnx.TensorProto(name="w", dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value=".w.bin")
+    model = onnx.ModelProto(graph=onnx.GraphProto(initializer=[weights]))
+    path = write_toy(tmp_path / "toy")
+    (path / ".w.bin").write_bytes(bytes(4))
+    (path / GRAPHS[0].file).write_bytes(model.SerializeToString())
+    digest = hashlib.sha256(model.SerializeToString()).hexdigest()
+    edit_manifest(path, lambda m: m["files"].update({GRAPHS[0].file: digest}))
+    bundle = Bundle.open(path)
+    with pytest.raises(ExportError, match=r"\.w\.bin is not among the files that its manifest lists"):
+        bundle.graph_file(GRAPHS[0])
+    edit_manifest(path, lambda m: m["files"].update({".w.bin": hashlib.sha256(bytes(4)).hexdigest()}))
+    assert Bundle.open(path).graph_file(GRAPHS[0]) == path / GRAPHS[0].file
