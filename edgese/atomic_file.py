@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgese.errors import OutputError
+from edgese.errors import OutputError, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,4 +102,4 @@ class PartialFile:
 
 def shown(path: Path | str) -> str:
     """Path as text for a one-line message: line breaks and bytes that no terminal can show are escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+    return printable(str(path)).replace("\n", "\\n").replace("\t", "\\t")

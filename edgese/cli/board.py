@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import print_table
+from edgese.cli.terminal import print_table, say
+from edgese.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -86,9 +87,9 @@ def board_session(
         if quiet:
             return
         if bar.disable:
-            typer.echo(line, err=True)
+            say(line, err=True)
         else:
-            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     timeout_s = 60 * (timeout_minutes or DEFAULT_MINUTES)
     with Session(host, timeout_s=timeout_s, keep=not no_keep, on_message=tell, on_bytes=count, stop=stop) as session:
@@ -109,30 +110,28 @@ def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
     failed = sum(not trial["passed"] for trial in tested["trials"])
     n_trials = len(tested["trials"])
     if tested["passed"]:
-        typer.echo(f"passed: all {n_trials} trials on {host}")
+        say(f"passed: all {n_trials} trials on {host}")
     else:
-        typer.echo(
-            f"FAILED: {failed} of {n_trials} trials on {host}" if failed else f"FAILED: none was tried on {host}"
-        )
+        say(f"FAILED: {failed} of {n_trials} trials on {host}" if failed else f"FAILED: none was tried on {host}")
 
 
 def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
     """Print the board, the times of calls, the energy, and what slowed the board down."""
     bench = found["bench"]
     print_machine(name, host, bench["machine"])
-    typer.echo(_software(bench))
+    say(_software(bench))
     print_left_out(bench)
     n_trials = len(found["self_test"]["trials"])
-    typer.echo(f"self-test there: all {n_trials} graphs passed")
-    typer.echo("")
+    say(f"self-test there: all {n_trials} graphs passed")
+    say("")
     print_table(
         "a call, ms: back to back, and paced in real time",
         ["runtime", "", "block", "streams", "", "n", "p50", "p90", "p99", "max", "RTF", "missed"],
         [row for result in bench["results"] for row in _call_rows(result)],
     )
     for failure, reason in bench["failures"].items():
-        typer.echo(f"FAILED: {failure}: {reason}")
-    typer.echo("")
+        say(f"FAILED: {failure}: {reason}")
+    say("")
     rows = [_energy_row(result) for result in bench["results"] if result["energy"] is not None]
     if rows:
         idle = bench["idle"]
@@ -148,24 +147,24 @@ def print_state(readings: Mapping[str, Any]) -> None:
     """Print temperatures and what slowed a board down; readings that are missing go to stderr."""
     before, after = readings["before"], readings["after"]
     shown = [f"{zone} {_degrees(before, zone)} to {_degrees(after, zone)}" for zone in after["temperatures_c"]]
-    typer.echo(f"temperatures before and after, C: {', '.join(shown) or 'not known'}")
+    say(f"temperatures before and after, C: {', '.join(shown) or 'not known'}")
     for line in readings["throttled"] or ["nothing is known to have"]:
-        typer.echo(f"held back: {line}")
+        say(f"held back: {line}")
     for what, reason in readings["missing"].items():
-        typer.echo(f"not known: {what}: {reason}", err=True)
+        say(f"not known: {what}: {reason}", err=True)
 
 
 def print_machine(name: str, host: str, machine: Mapping[str, Any]) -> None:
     """Print the machine that the numbers belong to."""
     hardware = machine["board"] or machine["cpu"]
     versions = ", ".join(f"{library} {machine['versions'][library]}" for library in ("python", "numpy", "onnxruntime"))
-    typer.echo(f"{name} on {host}: {hardware}, {machine['cores']} cores; {machine['system']}; {versions}")
+    say(f"{name} on {host}: {hardware}, {machine['cores']} cores; {machine['system']}; {versions}")
 
 
 def print_left_out(found: Mapping[str, Any]) -> None:
     """Print the runtimes that did not open on the board, with reasons."""
     for runtime, reason in found["left_out"].items():
-        typer.echo(f"left out: {runtime}: {reason}")
+        say(f"left out: {runtime}: {reason}")
 
 
 def _software(readings: Mapping[str, Any]) -> str:
