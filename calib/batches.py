@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import math
+import re
 import secrets
 import zipfile
 import zlib
@@ -24,10 +24,17 @@ _RECORD = "record"
 
 MOST_BYTES = 4_000_000_000  # of all arrays, unpacked
 
+# numpy.lib.format, versions 1.0 and 2.0. NumPy's own reader takes all memory that a header claims, and evaluates it.
+_NPY = re.compile(
+    rb"\x93NUMPY(?:\x01\0..|\x02\0....)\{'descr': '(?P<dtype>[<>|](?:b1|[iu][1248]|f[248]))', "
+    rb"'fortran_order': (?P<columns>True|False), 'shape': \((?P<shape>\d{0,18}(?:, ?\d{1,18}){0,31},?)\),? ?\} *\n",
+    re.DOTALL,
+)
+
 _DAMAGED = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError),
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, MemoryError, SyntaxError),
-)  # what zipfile and NumPy raise for files that are none, encrypted or packed in other ways
+    *(AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),  # RuntimeError: it is encrypted
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,18 +119,16 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _array(content: bytes) -> NDArray[Any]:
-    """Array that the bytes of an .npy file hold, of plain numbers."""
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"found version {version} of .npy, wanted 1.0 or 2.0")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, in_columns, dtype = read(stream)
-    at, n_elements = stream.tell(), math.prod(shape)
-    if dtype.kind not in "biuf" or min(shape, default=0) < 0 or n_elements * dtype.itemsize != len(content) - at:
-        raise ValueError(f"found {dtype} of shape {shape} in {len(content) - at} bytes, wanted as many as its numbers")
-    flat: NDArray[Any] = np.frombuffer(content, dtype, offset=at).copy()
-    return flat.reshape(shape, order="F" if in_columns else "C")
+    """Array of plain numbers that the bytes of an .npy file hold: as `write_batches` writes them, no other forms."""
+    found = _NPY.match(content)
+    if found is None:
+        raise ValueError("found an array that is no .npy of plain numbers")
+    dtype, shape = np.dtype(found["dtype"].decode()), tuple(map(int, re.findall(rb"\d+", found["shape"])))
+    n_bytes = len(content) - found.end()
+    if math.prod(shape) * dtype.itemsize != n_bytes:
+        raise ValueError(f"found {dtype} of shape {shape} in {n_bytes} bytes, wanted as many as its numbers take")
+    flat: NDArray[Any] = np.frombuffer(content, dtype, offset=found.end()).copy()
+    return flat.reshape(shape, order="F" if found["columns"] == b"True" else "C")
 
 
 def digest_of(batches: Sequence[Mapping[str, NDArray[Any]]]) -> str:

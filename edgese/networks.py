@@ -321,8 +321,22 @@ def import_others() -> Iterator[str]:
 
 
 def _inherited() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads(os.environ.get(PLUGINS) or '{"modules": [], "folders": []}')
-    return found
+    """What the environment says of plugins: `modules` and `folders`.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    text = os.environ.get(PLUGINS) or '{"modules": [], "folders": []}'
+    try:
+        found = json.loads(text)
+        if all(isinstance(name, str) for key in ("modules", "folders") for name in found[key]):
+            return {key: list(found[key]) for key in ("modules", "folders")}
+    except (ValueError, RecursionError, KeyError, TypeError):
+        pass
+    raise ConfigError(
+        f"{PLUGINS}: found {reprlib.repr(text)}, wanted what edgese itself sets for the processes that it starts: "
+        f"unset {PLUGINS}, and name plugins by --plugin"
+    )
 
 
 def _look_in(folders: list[str]) -> None:

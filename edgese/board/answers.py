@@ -106,9 +106,9 @@ _RESULTS: Mapping[str, Form] = {
             "results": list_of(_RESULT),
             "left_out": _LEFT_OUT,
             "failures": map_of(text()),
-            "board": maybe(_BOARD),
-            "before": maybe(_STATE),
-            "after": maybe(_STATE),
+            "board": _BOARD,  # a Jetson: no other is measured
+            "before": _STATE,
+            "after": _STATE,
             "throttled": maybe(list_of(text())),
             "idle": maybe(fields({"rails": _WORD, "mean_w": number()}, others=plain)),
             "missing": map_of(text()),

@@ -24,7 +24,7 @@ import textwrap
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from edgese import __version__
 from edgese.atomic_file import PartialFile, shown
@@ -182,7 +182,7 @@ def unpack_archive(archive: Path, folder: Path) -> Path:
     return folder / root
 
 
-def _extract_all(stream: IO[bytes], folder: Path, archive: Path) -> set[str]:
+def _extract_all(stream: gzip.GzipFile, folder: Path, archive: Path) -> set[str]:
     """Extract the members of a tar below `folder`; returns the names of the folders at its root.
 
     Headers are read one by one, not by `tarfile.open`: that believes what extended headers and sparse files say of
@@ -206,7 +206,7 @@ def _extract_all(stream: IO[bytes], folder: Path, archive: Path) -> set[str]:
     return roots
 
 
-def _extract(stream: IO[bytes], member: tarfile.TarInfo, folder: Path, archive: Path) -> str:
+def _extract(stream: gzip.GzipFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> str:
     """Extract one member below `folder`; returns the name of the root folder that it lies in."""
     name = PurePosixPath(member.name)
     is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and "\0" not in member.name

@@ -133,8 +133,8 @@ def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
         say(f"FAILED: {failure}: {reason}")
     say("")
     rows = [_energy_row(result) for result in bench["results"] if result["energy"] is not None]
-    if rows:
-        idle = bench["idle"]
+    idle = bench["idle"]
+    if rows and idle is not None:
         print_table(
             f"energy of calls in real time, {idle['rails']}, {idle['mean_w']:.2f} W idle",
             ["runtime", "", "block", "J / s of sound above idle", "mean W"],
@@ -181,6 +181,8 @@ def _call_rows(result: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for way in ("back", "paced"):
         timing = result[way]
+        if timing is None:  # a segment is not live
+            continue
         values = [_number(timing[f"{key}_ms"]) for key in ("p50", "p90", "p99", "max")]
         begin = names if way == "back" else [""] * len(names)
         rows.append([*begin, way, str(timing["calls"]), *values, f"{timing['rtf']:.3f}", str(timing["missed"])])

@@ -13,8 +13,9 @@ from export import ExportError
 from export.bundle import Bundle, Graph
 from export.engine import BuildOptions
 from export.engine_cache import cached_engine
-from runtimes.base import Runtime
+from runtimes.base import ArtefactError, Runtime, TensorSpec
 from runtimes.registry import load_runtime, open_runtime
+from runtimes.tensor_spec import shape_text
 
 TENSORRT = "tensorrt"
 CPU_ONLY = "int8-cpu"  # asymmetric 8 bits: TensorRT takes symmetric ones only
@@ -81,4 +82,17 @@ def open_exported(
     if runtime == TENSORRT:
         load_runtime(runtime)  # raises for what is missing before anything is built
         path = engines.engine(bundle, graph, on_message)
-    return open_runtime(runtime, path, threads=threads, metadata=metadata)
+    opened = open_runtime(runtime, path, threads=threads, metadata=metadata)
+    for listed, found in ((graph.inputs, opened.inputs), (graph.outputs, opened.outputs)):
+        if sorted(map(_form, listed)) != sorted(map(_form, found)):
+            opened.close()
+            raise ArtefactError(
+                f"{path}: takes or gives other tensors than the manifest lists: found {', '.join(map(str, found))}, "
+                f"wanted {', '.join(map(str, listed))}; export the bundle again"
+            )
+    return opened
+
+
+def _form(spec: TensorSpec) -> tuple[str, str, str]:
+    """What must be equal of two specs of the same tensor; runtimes may name a dynamic axis otherwise."""
+    return spec.name, spec.dtype, shape_text([axis if isinstance(axis, int) else "any" for axis in spec.shape])

@@ -189,11 +189,15 @@ RECORD = {"provenance": {}, "digest": "0" * 64, "count": 1}
     ("record", "array", "found"),
     [
         (RECORD, npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"), "in 0 bytes"),
-        (RECORD, npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}", bytes(4)), "in 4 bytes"),
+        (
+            RECORD,
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}", bytes(4)),
+            "no .npy of plain numbers",
+        ),
         (
             RECORD,
             npy("{'descr': '|O', 'fortran_order': False, 'shape': ()}", b"cos\nsystem\n"),
-            "found object of shape",
+            "no .npy of plain numbers",
         ),
         (
             RECORD | {"count": 10**10},
