@@ -28,6 +28,7 @@ from runtimes.onnx_file import read_weight_files
 from runtimes.tensor_spec import TensorSpec
 
 WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it
+SIGNATURE = f"{MANIFEST}.sig"  # by OpenSSH, docs/security.md: what is signed cannot list it
 MOST_BYTES = 64_000_000_000  # of all files of a bundle
 
 _MEND = "fetch or export the bundle again"
@@ -202,7 +203,7 @@ def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
     files = {
         file.relative_to(staging).as_posix(): sha256_of(file)
         for file in sorted(staging.rglob("*"))
-        if file.is_file() and file != staging / MANIFEST
+        if file.is_file() and file not in (staging / MANIFEST, staging / SIGNATURE)
     }
     _check_graphs(staging, tuple(Graph.from_entry(entry) for entry in graphs), files)
     sealed = {"schema_version": SCHEMA_VERSION, **manifest, "graphs": graphs, "files": files}
@@ -250,7 +251,7 @@ def _refuse_unlisted(path: Path, files: Mapping[str, str]) -> None:
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
             file = (Path(folder) / name).relative_to(path).as_posix()
-            if file not in files and file != MANIFEST and not name.startswith("."):
+            if file not in files and file not in (MANIFEST, SIGNATURE) and not name.startswith("."):
                 raise ExportError(
                     f"{path}: found {file}, which the manifest does not list; move it out of the bundle, "
                     "or fetch the bundle again"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from runtimes.errors import ArtefactError
@@ -155,14 +155,12 @@ def _locations(message: _Message, kind: dict[int, Any], depth: int = 0) -> Itera
 
 
 def _weight_file(path: Path, location: str) -> Path:
-    relative = PurePosixPath(location)
-    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in location:
+    """Path of a file of weights right beside the graph; not in a folder: runtimes give some such names a meaning."""
+    if location in ("", ".", "..") or not location.isprintable() or "/" in location or "\\" in location:
         raise ArtefactError(f"{path}: its weights are said to be in {location!r}, wanted a file beside it")
-    weight_file = path.parent
-    for part in relative.parts:
-        weight_file = weight_file / part
-        if weight_file.is_symlink():
-            raise ArtefactError(f"{path}: its weights' file {location} is reached by a link, wanted a file beside it")
+    weight_file = path.parent / location
+    if weight_file.is_symlink():
+        raise ArtefactError(f"{path}: its weights' file {location} is reached by a link, wanted a file beside it")
     if not weight_file.is_file():
         raise ArtefactError(f"{path}: its weights' file {location} is missing; put it beside the graph")
     return weight_file

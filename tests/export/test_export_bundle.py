@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -371,3 +372,27 @@ def test_a_graph_whose_weights_are_not_listed_is_refused(tmp_path: Path) -> None
         bundle.graph_file(GRAPHS[0])
     edit_manifest(path, lambda m: m["files"].update({".w.bin": hashlib.sha256(bytes(4)).hexdigest()}))
     assert Bundle.open(path).graph_file(GRAPHS[0]) == path / GRAPHS[0].file
+
+
+@pytest.mark.skipif(
+    not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed: apt-get install openssh-client"
+)
+def test_a_signature_of_the_manifest_holds_for_the_bundle(tmp_path: Path) -> None:
+    """As docs/security.md has it."""
+    path, key, signers = write_toy(tmp_path / "toy"), tmp_path / "key", tmp_path / "signers"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    sign = ["ssh-keygen", "-Y", "sign", "-n", "edgese-bundle", "-f", key, path / MANIFEST]
+    subprocess.run(sign, check=True, capture_output=True)
+    signers.write_text(f"ann@example.org {key.with_suffix('.pub').read_text()}")
+    verify = ["ssh-keygen", "-Y", "verify", "-n", "edgese-bundle", "-f", signers, "-I", "ann@example.org"]
+    verify += ["-s", path / "manifest.json.sig"]
+
+    def is_signed() -> bool:
+        manifest = (path / MANIFEST).read_bytes()
+        return subprocess.run(verify, input=manifest, capture_output=True, check=False).returncode == 0
+
+    assert Bundle.open(path)
+    assert is_signed()
+    edit_manifest(path, lambda manifest: manifest.update(name="other"))
+    assert Bundle.open(path)
+    assert not is_signed()

@@ -146,7 +146,9 @@ def test_weights_files_are_found_wherever_a_tensor_may_stand(tmp_path: Path, pla
     assert read_weight_files(path) == (tmp_path / "w.bin",)
 
 
-@pytest.mark.parametrize("location", ["../w.bin", "/etc/hostname", "", "a/../../w.bin", "w\0.bin"])
+@pytest.mark.parametrize(
+    "location", ["../w.bin", "/etc/hostname", "", "..", "a/w.bin", "w\0.bin", "*/_ORT_MEM_ADDR_/*"]
+)
 def test_weights_outside_of_the_directory_are_refused(tmp_path: Path, location: str) -> None:
     path = tmp_path / "inner" / "a.onnx"
     path.parent.mkdir()
@@ -161,11 +163,9 @@ def test_weights_that_a_link_leads_to_are_refused(tmp_path: Path) -> None:
     path.parent.mkdir()
     (tmp_path / "w.bin").write_bytes(bytes(4))
     (path.parent / "w.bin").symlink_to(tmp_path / "w.bin")
-    (path.parent / "up").symlink_to(tmp_path)
-    for location in ("w.bin", "up/w.bin"):
-        path.write_bytes(hide(kept_in(location), "initializer").SerializeToString())
-        with pytest.raises(ArtefactError, match=r"is reached by a link, wanted a file beside it"):
-            open_runtime("onnxruntime", path)
+    path.write_bytes(hide(kept_in("w.bin"), "initializer").SerializeToString())
+    with pytest.raises(ArtefactError, match=r"is reached by a link, wanted a file beside it"):
+        open_runtime("onnxruntime", path)
 
 
 def test_tensors_behind_bytes_that_only_look_like_weights_are_none(tmp_path: Path) -> None:
