@@ -7,12 +7,11 @@ import hashlib
 import json
 import math
 import re
-import secrets
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,18 +48,23 @@ class Batches:
         return len(self.batches)
 
 
-def write_batches(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]], provenance: Mapping[str, Any]) -> str:
-    """Store batches as one `.npz`, written beside and renamed; return their digest.
+def write_batches(
+    path: Path,
+    batches: Sequence[Mapping[str, NDArray[Any]]],
+    provenance: Mapping[str, Any],
+    *,
+    stream: BinaryIO | None = None,
+) -> str:
+    """Store batches as one `.npz`; return their digest.
 
     Args:
+        stream: to write to in place of `path`, for a file that gets this name when it is whole; its OSErrors pass.
         batches: at least one, none empty; numbers only, all finite.
         provenance: what JSON can hold.
 
     Raises:
         CalibrationError: nothing to store, an array that is empty or not finite, a file that cannot be written.
     """
-    if path.suffix != ".npz":
-        raise CalibrationError(f"{path}: the file name must end in .npz")
     _check_batches(path, batches)
     digest = digest_of(batches)
     try:
@@ -69,8 +73,12 @@ def write_batches(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]], pro
         raise CalibrationError(f"{path}: the provenance holds a value that JSON cannot ({error})") from error
     arrays = {f"{index}/{name}": array for index, batch in enumerate(batches) for name, array in batch.items()}
     arrays[_RECORD] = np.frombuffer(record.encode(), np.uint8)
+    if stream is not None:
+        np.savez(stream, **dict(arrays))  # type: ignore[arg-type]  # the stub takes allow_pickle for an array
+        return digest
     try:
-        _write_whole(path, arrays)
+        with path.open("wb") as opened:
+            np.savez(opened, **dict(arrays))  # type: ignore[arg-type]
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from error
     return digest
@@ -155,14 +163,3 @@ def _check_batches(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]]) ->
                 raise CalibrationError(f"{path}: batch {index}: {name} is empty, shape {array.shape}")
             if not np.isfinite(array).all():
                 raise CalibrationError(f"{path}: batch {index}: {name} holds NaN or Inf, wanted finite numbers")
-
-
-def _write_whole(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with temporary.open("xb") as stream:  # of the mode that the user wants for files, which mkstemp's is not
-            np.savez(stream, **dict(arrays))  # type: ignore[arg-type]  # the stub takes allow_pickle for an array
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

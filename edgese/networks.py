@@ -92,11 +92,11 @@ class MbsConfig(ModelConfig):
     layers: int = 4  # L
     states: int = 12  # N
     dt_rank: int = 8  # rank of the step-size projection; unused where decay_heads is set
-    decay_heads: int = 0  # 0: one decay per channel and state (Mamba); H > 0: one per head (Mamba-2)
+    decay_heads: int = 8  # 0: one decay per channel and state (Mamba); H > 0: one per head (Mamba-2)
     conv_width: int = 4
     expand: int = 1
     chunk: int = 32  # frames that the training scan keeps in memory at a time
-    fusion: Literal["once", "each"] = "once"  # bands are mixed after the last layer, or after each
+    fusion: Literal["once", "each"] = "each"  # bands are mixed after the last layer, or after each
     decoder_hidden: int = 224
 
     def __post_init__(self) -> None:
@@ -363,7 +363,7 @@ register(
     "edgese.model.mbs_net:MbsNet",
     {
         "base": MbsConfig(),
-        "small": MbsConfig(channels=64, layers=2, states=16, decay_heads=8, chunk=16, fusion="each", decoder_hidden=64),
+        "small": MbsConfig(channels=64, layers=2, states=16, chunk=16, decoder_hidden=64),
     },
 )
 register(

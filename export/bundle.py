@@ -1,6 +1,6 @@
 """A bundle: one directory that holds graphs, their weights, reference vectors and the record of their verification.
 
-    with stage_bundle(path) as staging:      # <path>.partial
+    with stage_bundle(path) as staging:      # a folder with a hidden name beside it
         ...write graphs, verify them...
         seal_bundle(staging, manifest)       # manifest.json with the SHA-256 of every file
                                              # renamed whole: <path>, or <path>.unverified
@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,15 @@ from typing import Any
 from export import ExportError
 from export.files import inner_file, sha256_of
 from export.manifest import KEYS, MANIFEST, SCHEMA_VERSION, checked_manifest, read_manifest
+from export.staging import StagedFolder
 from runtimes.errors import ArtefactError
 from runtimes.onnx_file import read_weight_files
 from runtimes.tensor_spec import TensorSpec
 
-WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it
+_MOST_NAME = 80  # characters; what is made of it must stay under 255
+WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it, as the two below
+MODEL_CARD = "MODEL_CARD.md"
+ATTRIBUTION = "ATTRIBUTION.md"  # whose recordings the weights were trained on
 SIGNATURE = f"{MANIFEST}.sig"  # by OpenSSH, docs/security.md: what is signed cannot list it
 MOST_BYTES = 64_000_000_000  # of all files of a bundle
 
@@ -130,6 +134,11 @@ class Bundle:
         """True where every graph agreed with PyTorch within the recorded limits."""
         return self.manifest["verification"]["passed"] is True
 
+    @property
+    def file_name(self) -> str:
+        """The bundle's name as a file or folder may have it, whatever the manifest says: never a way out."""
+        return re.sub(r"[^\w.+-]+", "_", str(self.manifest["name"]), flags=re.ASCII).strip(".")[:_MOST_NAME] or "bundle"
+
     def graph(self, *, block: int, precision: str = "fp32", variant: str = "") -> Graph:
         """The graph that takes `block` frames a call.
 
@@ -146,42 +155,40 @@ class Bundle:
 
 @contextlib.contextmanager
 def stage_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """An empty directory `<path>.partial` to build a bundle in, renamed whole when the block ends.
+    """An empty directory to build a bundle in, which gets its name whole when the block ends.
 
     A bundle that was sealed as verified lands at `path`, one that was sealed as not verified at `<path>.unverified`,
-    also when the block raises after sealing. Anything else leaves nothing behind.
-    The block may as well rename the directory itself.
+    also when the block raises after sealing. Anything else leaves nothing behind. Nothing that is not a bundle, whole
+    and with nothing else in it, is ever replaced.
 
     Args:
         replace: a bundle that already lies at `path` may be replaced.
 
     Raises:
-        ExportError: `path` is taken, or the block ended without sealing.
+        ExportError: `path` or `<path>.unverified` is taken; the block ended without sealing; the disk is full.
     """
+    unverified = path.with_name(f"{path.name}.unverified")
     _check_free(path, replace)
-    staging = _beside(path, "partial")
+    _check_free(unverified, True, verified=False)
     try:
-        _remove(staging)  # left by a run that was killed
-        staging.mkdir(parents=True)
+        with StagedFolder(path.parent) as staged:
+            try:
+                yield staged.path
+                if not (staged.path / MANIFEST).is_file():
+                    raise ExportError(f"{path}: the bundle was not sealed; nothing was written")
+            finally:
+                passed = _sealed_as_verified(staged.path)
+                if passed is False:
+                    _check_free(unverified, True, verified=False)
+                    staged.publish(unverified, replace=True)
+            if passed:
+                _check_free(path, replace)
+                staged.publish(path, replace=replace)
     except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    try:
-        yield staging
-        if staging.is_dir() and not (staging / MANIFEST).is_file():
-            raise ExportError(f"{path}: the bundle was not sealed; nothing was written")
-    except BaseException:
-        if not _settle_unverified(staging, path):
-            _remove(staging)
-        raise
-    if staging.is_dir() and not _settle_unverified(staging, path):
-        if path.exists():
-            old = _beside(path, "old")
-            _remove(old)
-            path.rename(old)
-            staging.rename(path)
-            _remove(old)
-        else:
-            staging.rename(path)
+        raise ExportError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing was left there: free space or choose "
+            "another place"
+        ) from error
 
 
 def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
@@ -258,29 +265,31 @@ def _refuse_unlisted(path: Path, files: Mapping[str, str]) -> None:
                 )
 
 
-def _check_free(path: Path, replace: bool) -> None:
-    if not path.exists():
+def _check_free(path: Path, replace: bool, *, verified: bool = True) -> None:
+    """Refuse a place that is taken, but for a bundle with nothing else in it that may be replaced."""
+    if not os.path.lexists(path):
         return
     if not replace:
         raise ExportError(f"{path}: exists already; choose another place, or replace it (--force)")
     if not (path / MANIFEST).is_file():
         raise ExportError(f"{path}: exists and is not a bundle; it is not replaced, choose another place")
+    try:
+        manifest = read_manifest(path)
+    except ExportError as error:
+        raise ExportError(f"{path}: exists and is not a bundle ({error}); it is not replaced, move it away") from error
+    known, passed = {MANIFEST, SIGNATURE, *manifest["files"]}, manifest["verification"]["passed"]
+    if not verified and passed:
+        raise ExportError(f"{path}: found a bundle that is verified, which is not replaced here; move it away")
+    others = sorted({file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - known)
+    if others:
+        raise ExportError(
+            f"{path}: holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}, no part of the bundle that "
+            "would be replaced: move it away, or choose another place"
+        )
 
 
-def _settle_unverified(staging: Path, path: Path) -> bool:
-    """Move a directory that was sealed as not verified to `<path>.unverified`; False where it was not such a one."""
-    if not (staging / MANIFEST).is_file() or read_manifest(staging)["verification"]["passed"]:
-        return False
-    unverified = _beside(path, "unverified")
-    _remove(unverified)
-    staging.rename(unverified)
-    return True
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}.{suffix}")
-
-
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
+def _sealed_as_verified(staging: Path) -> bool | None:
+    """Verdict that a directory was sealed with; None where it was not sealed."""
+    if not (staging / MANIFEST).is_file():
+        return None
+    return bool(read_manifest(staging)["verification"]["passed"])

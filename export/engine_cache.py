@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from export import ExportError
-from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_whole
+from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_engine_file
 from export.files import sha256_of
 from export.schema import SchemaError, parse_json
 from runtimes.engine_sidecar import SCHEMA_VERSION
@@ -153,8 +153,8 @@ class _Entry:
             self.sidecar.unlink(missing_ok=True)
         except OSError as error:
             raise ExportError(f"{self.sidecar}: cannot be replaced ({error.strerror})") from error
-        write_whole(self.path, built.serialized)
-        write_whole(self.sidecar, (json.dumps(record, indent=2) + "\n").encode())
+        write_engine_file(self.path, built.serialized)
+        write_engine_file(self.sidecar, (json.dumps(record, indent=2) + "\n").encode())
 
     @contextlib.contextmanager
     def locked(self, on_message: Callable[[str], None]) -> Iterator[None]:

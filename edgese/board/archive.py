@@ -4,8 +4,9 @@
     root = unpack_archive(packed.path, Path("there"))     # or: tar xf, on the board
     ./run self-test
 
-In it lie the chosen graphs with their weights, sealed anew; the golden vectors; the model card; and the code of
-`edgese.device` with all that it imports of ours, edgese renamed to edgese_device. Equal input gives equal bytes.
+In it lie the chosen graphs with their weights, sealed anew; the golden vectors; the model card and the attribution; the
+licence; and the code of `edgese.device` with all that it imports of ours, edgese renamed to edgese_device. Equal input
+gives equal bytes.
 """
 
 from __future__ import annotations
@@ -15,29 +16,29 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import re
-import secrets
 import shutil
 import tarfile
-import tempfile
 import textwrap
 import zlib
 from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgese import __version__
 from edgese.atomic_file import PartialFile, shown
 from edgese.device.content import BUNDLE, SUMS, Content, choose
-from edgese.errors import OutputError, VerificationError
+from edgese.errors import OutputError, VerificationError, clone
 from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from export import ExportError
-from export.bundle import Bundle, Graph, seal_bundle
+from export.bundle import ATTRIBUTION, MODEL_CARD, Bundle, Graph, seal_bundle
 from export.manifest import MANIFEST
+from export.staging import StagedFolder, temporary_folder, write_all
 
 SUFFIX = ".tar.gz"
-MODEL_CARD = "MODEL_CARD.md"
 
 _FOLDERS = ("edgese", "export", "calib", "runtimes")  # of the distribution, beside each other however it is installed
 _HERE = Path(__file__).resolve().parents[2]
@@ -76,7 +77,8 @@ pip, no torch, no internet. Unpacked with: tar xf {archive}; then, in this folde
 engines/ (--cache DIR), for this TensorRT and GPU; another one gets its own. If ./run is not allowed to run:
 python3 run self-test. Exit codes: 0 done and passed, 1 failed, 2 wrong usage.
 
-bundle/{card} says what the graphs are, bundle/manifest.json how they were verified and within which limits.
+LICENSE holds for code and weights. bundle/{card} says what the graphs are, bundle/manifest.json how they were
+verified and within which limits.
 sha256sum -c {sums} shows whether a file was changed; every command checks that first.
 Made by edgese {version}.
 """
@@ -124,24 +126,24 @@ def write_archive(
     """
     if not archive.name.endswith(SUFFIX):
         raise ExportError(f"{shown(archive)}: the file name must end in {SUFFIX}")
-    if archive.exists() and not replace:
+    if os.path.lexists(archive) and not replace:
         raise OutputError(f"{shown(archive)}: exists already; choose another name or let it be replaced (--force)")
     if not bundle.verified:
         raise VerificationError(f"{bundle.path}: this bundle did not pass its verification: export it again")
     graphs = choose(bundle, precisions, blocks)
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder, PartialFile(archive) as partial:
-        _copy_bundle(bundle, graphs, Path(folder) / "bundle")
-        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (Path(folder) / "bundle").iterdir()}
+    with temporary_folder() as folder, PartialFile(archive) as partial:
+        _copy_bundle(bundle, graphs, folder / "bundle")
+        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (folder / "bundle").iterdir()}
         files |= {name: content.encode() for name, content in _code().items()}
-        files["README.txt"] = _readme(bundle, graphs).encode()
+        files |= {"README.txt": _readme(bundle, graphs).encode(), "LICENSE": _licence().encode()}
         sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
         files[SUMS] = sums.encode()
         try:
             content = _archived(_root_name(bundle), files)
-            partial.path.write_bytes(content)
+            write_all(partial.fd, content)
         except OSError as error:
             raise partial.error(error) from error
-        packed = Content.open(unpack_archive(partial.path, Path(folder) / "again"))
+        packed = Content.open(unpack_archive(partial.path, folder / "again"))
         for graph in packed.bundle.graphs:
             packed.limits(graph.precision)
             packed.golden_vectors(graph.variant)
@@ -161,24 +163,21 @@ def unpack_archive(archive: Path, folder: Path) -> Path:
         ExportError: not a device bundle, truncated, damaged, holding what leads outside; `folder` exists.
         VerificationError: its graphs did not pass their verification.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ExportError(f"{folder}: exists already; choose another place")
-    staging = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.partial")
     try:
-        staging.mkdir(parents=True)
-        with gzip.open(archive) as stream:
-            roots = _extract_all(stream, staging, archive)
-        if len(roots) != 1:
-            raise ExportError(f"{archive}: found {len(roots)} folders at its root, wanted one; not a device bundle")
-        (root,) = roots
-        Content.open(staging / root)
-        staging.rename(folder)
+        with StagedFolder(folder.parent) as staged:
+            with gzip.open(archive) as stream:
+                roots = _extract_all(stream, staged.path, archive)
+            if len(roots) != 1:
+                raise ExportError(f"{archive}: found {len(roots)} folders at its root, wanted one; not a device bundle")
+            (root,) = roots
+            Content.open(staged.path / root)
+            staged.publish(folder, replace=False)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise ExportError(f"{archive}: truncated, or no device bundle ({error}); make or copy it again") from error
     except OSError as error:
         raise ExportError(f"{archive}: cannot be unpacked to {folder} ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder / root
 
 
@@ -240,7 +239,7 @@ def _copy_bundle(bundle: Bundle, graphs: tuple[Graph, ...], folder: Path) -> Non
     names = [graph.file for graph in graphs] + [str(reference)]
     for graph in graphs:
         names += bundle.weight_files(graph)
-    names += [MODEL_CARD] if MODEL_CARD in bundle.manifest["files"] else []
+    names += [name for name in (MODEL_CARD, ATTRIBUTION) if name in bundle.manifest["files"]]
     folder.mkdir()
     for name in dict.fromkeys(names):
         if name not in bundle.manifest["files"] or "/" in name:
@@ -358,5 +357,18 @@ def _readme(bundle: Bundle, graphs: tuple[Graph, ...]) -> str:
     )
 
 
+def _licence() -> str:
+    """Text of our licence, which asks to travel with every copy: from the clone, or as pip installed it."""
+    folder = clone()
+    text = (folder / "LICENSE").read_text(encoding="utf-8") if folder else None
+    try:
+        text = text or distribution("edgese").read_text("licenses/LICENSE")
+    except PackageNotFoundError:
+        text = None
+    if text is None:
+        raise ExportError("found no LICENSE beside edgese, wanted it for the archive; install edgese anew")
+    return text
+
+
 def _root_name(bundle: Bundle) -> str:
-    return re.sub(r"[^\w.+-]+", "_", str(bundle.manifest["name"]), flags=re.ASCII).strip(".") + ".device"
+    return f"{bundle.file_name}.device"

@@ -8,7 +8,6 @@ in a temporary file.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,10 +24,12 @@ from edgese.board.link import RemoteError, RemoteStopped
 from edgese.board.session import Session
 from edgese.device.wav import MIN_LENGTH_MS, WavInfo, WavReader
 from edgese.enhance.files import Stopped
+from edgese.enhance.lift import Lift
 from edgese.errors import AudioError
 from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.precision import Precision
 from export.bundle import Bundle
+from export.staging import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,7 +73,7 @@ class RemoteDenoiser:
         self._session = session
         self._options = [*chosen.all, *(["--pcs"] if pcs else []), "--force"]
         self._open = contextlib.ExitStack()
-        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="edgese-")))
+        self._folder = self._open.enter_context(temporary_folder())
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +147,8 @@ class RemoteDenoiser:
         with AudioReader(source, name) as reader:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
-                for block in resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels):
+                noisy = resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
+                for block in Lift(rate_hz, info.n_channels).raised(noisy):  # `denoise` takes it back
                     if stop.is_set():
                         raise Stopped(f"{name}: stopped before it was done; nothing was left of its output")
                     writer.write(block)

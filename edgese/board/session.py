@@ -15,7 +15,6 @@ import collections
 import contextlib
 import dataclasses
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -31,6 +30,7 @@ from edgese.board.link import CHUNK, Link, LinkLost, OnMessage, RemoteError, Tak
 from export.bundle import Bundle
 from export.files import sha256_of
 from export.schema import SchemaError
+from export.staging import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -151,8 +151,8 @@ class Session:
         """
         self._steadily("looking at it", lambda link: None)  # said now, not after seconds of packing
         self._require_fit(runtimes)
-        with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-            packed = write_archive(bundle, Path(folder) / archive_name(bundle))
+        with temporary_folder() as folder:
+            packed = write_archive(bundle, folder / archive_name(bundle))
             self._kind = packed.path.name.removesuffix(SUFFIX)
             self._folder = f"{self._kind}-{packed.sha256[:12]}"
             self._archive, self._root = f"{self._folder}{SUFFIX}", self._kind

@@ -71,13 +71,13 @@ def bench_command(
     """
     from edgese.bench.advice import recommend, warnings
     from edgese.bench.measure import DEVICES, Settings, bench, require_device
-    from edgese.graphs.bundles import shipped_bundle
+    from edgese.graphs.bundles import bundle_path
     from edgese.machine.host import describe
     from export.bundle import Bundle
 
     if path is not None and model is not None:
         raise typer.BadParameter(f"--model {model}: found {path} beside it, wanted one bundle")
-    path = path or model or shipped_bundle()
+    path = bundle_path(path or model)
     if device not in DEVICES:
         raise typer.BadParameter(f"--device: found {device!r}, wanted one of {', '.join(DEVICES)}")
     if estimate is not None:

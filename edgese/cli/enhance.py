@@ -35,7 +35,7 @@ def enhance_command(
     ] = Precision.FP32,
     pcs: Annotated[
         bool,
-        typer.Option("--pcs", help="Perceptual contrast stretching; the bundle must have it."),
+        typer.Option("--pcs", help="Perceptual contrast stretching; about 4 dB quieter. The bundle must have it."),
     ] = False,
     plot: Annotated[
         bool, typer.Option("--plot", help="Also write a picture, before and after; needs the extra plot.")
@@ -77,8 +77,8 @@ def enhance_command(
     from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
     from edgese.enhance.jobs import EnhanceOptions, plan_jobs
-    from edgese.errors import AudioError, ConfigError
-    from edgese.graphs.bundles import open_verified, shipped_bundle
+    from edgese.errors import AudioError, ConfigError, OutputError
+    from edgese.graphs.bundles import bundle_path, open_verified
     from edgese.machine.processes import stopping_on_signals
 
     check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
@@ -109,7 +109,7 @@ def enhance_command(
                 entries.append(_preview_entry(seen))
                 if not as_json:
                     say(_preview_line(seen))
-            except AudioError as error:
+            except (AudioError, OutputError) as error:
                 entries.append({"source": job.source_name, "error": str(error)})
                 say(f"error: {error}", err=True)
         if as_json:
@@ -123,11 +123,11 @@ def enhance_command(
         meter = _EnhanceMeter(bar, len(planned))
         open_denoiser: Callable[[], Enhancer]
         if host is None:
-            open_denoiser = denoiser_factory(model or shipped_bundle(), options)
+            open_denoiser = denoiser_factory(bundle_path(model), options)
         else:
             from edgese.board.denoiser import RemoteDenoiser
 
-            bundle = open_verified(model or shipped_bundle())
+            bundle = open_verified(bundle_path(model))
             session = stack.enter_context(board_session(host, bar, timeout, no_keep, quiet, stop))
             graph: dict[str, Any] = {"runtime": runtime, "block": block, "precision": precision, "pcs": pcs}
             open_denoiser = partial(RemoteDenoiser, session, bundle, **graph)

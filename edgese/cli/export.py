@@ -77,6 +77,10 @@ def export_command(
         Path | None, typer.Option(metavar="FILE", help="Noisy speech to verify with. Default: the shipped sample.")
     ] = None,
     model_card: Annotated[Path | None, typer.Option(metavar="FILE", help="A model card for the bundle.")] = None,
+    attribution: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Whose recordings the weights were trained on, for the bundle."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing bundle.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -137,6 +141,7 @@ def export_command(
             segment_hops=segment_hops,
             sound=sound or NOISY,
             model_card=model_card,
+            attribution=attribution,
             pcs=pcs,
             plans=plans,
             calibration=batches,

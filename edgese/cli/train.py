@@ -39,6 +39,9 @@ def train_command(
         float | None, typer.Option(min=0, help="Stop after this time; the same command continues.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="Continue a run with other data than it has had.")
+    ] = False,
     cache: Cache = CACHE,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -47,6 +50,7 @@ def train_command(
     require("torch", "scipy", "safetensors", extra="train")
     from edgese.config import TrainConfig, read_train_config
     from edgese.errors import ConfigError
+    from edgese.machine.processes import INTERRUPTED, stopping_on_signals
     from edgese.networks import find_model
     from edgese.train.data import open_data
     from edgese.train.loop import train
@@ -75,17 +79,21 @@ def train_command(
         )
         if not as_json and leads():
             say(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
-        result = train(
-            settings,
-            sets,
-            output,
-            device=device,
-            on_progress=_train_meter(bar, settings),
-            stop_at_step=stop_at,
-            stop_after_s=math.inf if minutes is None else 60 * minutes,
-        )
+        with stopping_on_signals() as stop:
+            result = train(
+                settings,
+                sets,
+                output,
+                device=device,
+                on_progress=_train_meter(bar, settings),
+                stop_at_step=stop_at,
+                stop_after_s=math.inf if minutes is None else 60 * minutes,
+                stop=stop,
+                changed_data=changed_data,
+            )
+    stopped = stop.is_set() and not result.finished
     if not leads():
-        return
+        raise typer.Exit(INTERRUPTED if stopped else 0)
     _draw_curves(output)
     if as_json:
         best = result.best_validation_loss if math.isfinite(result.best_validation_loss) else None  # none was made yet
@@ -96,6 +104,8 @@ def train_command(
         say(f"next: edgese export {result.weights} -o BUNDLE")
     else:
         say(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _step_columns() -> list[Any]:

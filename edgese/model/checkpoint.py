@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from edgese.atomic_file import write_output
 from edgese.config import AudioConfig, from_dict, to_dict
 from edgese.errors import CheckpointError, ConfigError
 from edgese.model.enhancer import WaveformEnhancer
@@ -24,10 +26,14 @@ _ROOM = 100_000_000  # elements that a network may make besides its weights, suc
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings and containers of them; the file appears under its name when it is complete."""
-    partial = path.with_suffix(path.suffix + ".tmp")
-    torch.save(content, partial)
-    partial.replace(path)
+    """Write tensors, numbers, strings and containers of them; the file appears under its name when it is complete.
+
+    Raises:
+        OutputError: it cannot be written; an older one is as it was.
+    """
+    packed = io.BytesIO()  # PyTorch's writer says of a full disk no more than "unexpected pos"
+    torch.save(content, packed)
+    write_output(path, packed.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -46,12 +52,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, enhancer: WaveformEnhancer, weights: dict[str, Tensor]) -> None:
-    """Write weights as safetensors, with both configs in the file's metadata."""
+    """Write weights as safetensors, with both configs in the file's metadata; whole or not at all.
+
+    Raises:
+        OutputError: they cannot be written; older ones are as they were.
+    """
+    write_output(path, packed_weights(enhancer, weights))
+
+
+def packed_weights(enhancer: WaveformEnhancer, weights: dict[str, Tensor]) -> bytes:
+    """Content of a weights file; equal weights and configs give equal bytes."""
     settings = {"audio": to_dict(enhancer.audio), "model": to_dict(enhancer.network.config)}
-    partial = path.with_suffix(path.suffix + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
-    safetensors.torch.save_file(tensors, partial, metadata={"edgese": json.dumps(settings, sort_keys=True)})
-    partial.replace(path)
+    return safetensors.torch.save(tensors, metadata={"edgese": json.dumps(settings, sort_keys=True)})
 
 
 def load_enhancer(path: Path) -> WaveformEnhancer:

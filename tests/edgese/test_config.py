@@ -14,7 +14,7 @@ from edgese.errors import ConfigError
 from edgese.networks import MODELS, MbsConfig
 
 OTHER = TrainConfig(
-    model=dataclasses.replace(MODELS["base"], channels=24, fusion="each", compression=0.5),
+    model=dataclasses.replace(MODELS["base"], channels=24, fusion="once", compression=0.5),
     data=DataConfig(segment_s=3, snr_db=(-2.5, 7.0), offset=False),
     loss=LossConfig(magnitude=0.5, waveform=0.0),
     seed=7,

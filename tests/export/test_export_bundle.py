@@ -1,5 +1,6 @@
 """A bundle is whole or is not there; what was changed, or not verified, says so."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -224,14 +225,6 @@ def test_what_was_not_verified_is_kept_aside_also_when_the_caller_raises(tmp_pat
     assert (path / MANIFEST).read_bytes() == before
 
 
-def test_the_caller_may_rename_the_directory_itself(tmp_path: Path) -> None:
-    with stage_bundle(tmp_path / "toy") as staging:
-        fill(staging)
-        seal_bundle(staging, make_manifest())
-        staging.rename(tmp_path / "elsewhere")
-    assert [found.name for found in tmp_path.iterdir()] == ["elsewhere"]
-
-
 def test_an_error_before_sealing_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with stage_bundle(tmp_path / "toy") as staging:
@@ -249,12 +242,52 @@ def test_a_bundle_that_was_not_sealed_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / "toy.partial").mkdir()
-    (tmp_path / "toy.partial" / "rest.onnx").write_text("half a graph")
-    path = write_toy(tmp_path / "toy")
-    assert not (path / "rest.onnx").exists()
-    assert [found.name for found in tmp_path.iterdir()] == ["toy"]
+@pytest.mark.parametrize("name", ["toy.partial", "toy.old", "toy.unverified.old"])
+def test_folders_of_the_users_beside_it_are_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    for _ in range(2):
+        with stage_bundle(tmp_path / "toy", replace=True) as staging:
+            fill(staging)
+            seal_bundle(staging, make_manifest())
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["toy", name]
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["toy", "toy.unverified"])
+def test_a_bundle_with_a_letter_in_it_is_not_replaced(name: str, tmp_path: Path) -> None:
+    with stage_bundle(tmp_path / "toy") as staging:
+        fill(staging)
+        seal_bundle(staging, make_manifest(passed=name == "toy"))
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    with (
+        pytest.raises(ExportError, match=rf"{name}: holds thesis\.txt, no part of the bundle"),
+        stage_bundle(tmp_path / "toy", replace=True),
+    ):
+        pytest.fail("entered")
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_named_like_what_is_kept_aside_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "toy.unverified").mkdir()
+    (tmp_path / "toy.unverified" / "thesis.txt").write_text("mine")
+    with pytest.raises(ExportError, match="is not a bundle; it is not replaced"), stage_bundle(tmp_path / "toy"):
+        pytest.fail("entered")
+    assert (tmp_path / "toy.unverified" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"toy: cannot be written \(No space left"), stage_bundle(tmp_path / "toy"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "", "a\0b", "x" * 300, "ö/ü"])
+def test_a_name_is_no_way_out_of_a_folder(name: str, tmp_path: Path) -> None:
+    bundle = dataclasses.replace(Bundle.open(write_toy(tmp_path / "toy")), manifest={"name": name})
+    assert bundle.file_name not in ("", ".", "..")
+    assert Path(tmp_path, bundle.file_name).parent == tmp_path
+    (tmp_path / f"{bundle.file_name}.device.tar.gz").touch()
 
 
 def test_a_place_that_is_taken_is_refused_unless_it_may_be_replaced(tmp_path: Path) -> None:
