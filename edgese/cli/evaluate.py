@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgese.cli.terminal import Jobs, Json, Quiet, counter, print_table, progress_bar
+from edgese.cli.terminal import Jobs, Json, Quiet, counter, print_table, progress_bar, say
 from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def evaluate_command(
             *(data, named), runtime=runtime, precision=precision, pcs=pcs, jobs=jobs, on_progress=scored
         )
     if as_json:
-        typer.echo(json.dumps(report(data, results), indent=2))
+        say(json.dumps(report(data, results), indent=2))
     else:
         _print_evaluations(data, results)
     if csv:
         write_csv(csv, results, replace=force)
     failed = dict.fromkeys((name, reason) for result in results for name, reason in result.failed.items())
     for name, reason in failed:
-        typer.echo(f"error: {name}: not scored: {reason}", err=True)
+        say(f"error: {name}: not scored: {reason}", err=True)
     if failed:
         raise typer.Exit(code=1)
 

@@ -18,7 +18,7 @@ from edgese.cli.board import (
     check_runtimes,
     print_self_test,
 )
-from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require
+from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require, say
 
 if TYPE_CHECKING:
     from edgese.verify.findings import Proof, Verification
@@ -103,15 +103,15 @@ def verify_command(
         )
         divergences = _divergences(verification, lambda what: bar.update(task, description=what)) if bisect else {}
     if as_json:
-        typer.echo(json.dumps(verification.entry() | {"divergences": divergences}, indent=2, allow_nan=False))
+        say(json.dumps(verification.entry() | {"divergences": divergences}, indent=2, allow_nan=False))
     else:
         _print_verification(verification)
         for label, text in divergences.items():
-            typer.echo(f"{label}: {text}")
+            say(f"{label}: {text}")
     if report is not None:
         from edgese.verify.report.page import write_report
 
-        typer.echo(f"report: {write_report(verification, report)}", err=as_json)
+        say(f"report: {write_report(verification, report)}", err=as_json)
     if not verification.passed:
         raise typer.Exit(code=1)
 
@@ -138,7 +138,7 @@ def _verify_there(
     with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
         tested = self_test_there(session, opened, chosen)
     if as_json:
-        typer.echo(json.dumps({"host": host} | tested, indent=2))
+        say(json.dumps({"host": host} | tested, indent=2))
     else:
         print_self_test(tested, opened.manifest["name"], host)
     if not tested["passed"]:
@@ -168,17 +168,17 @@ def _print_verification(verification: Verification) -> None:
     n_hops = max((proof.streamed.n_hops for proof in verification.proofs if proof.streamed), default=0)
     _print_row_table(verification.bundle, verification.proofs, n_hops)
     for check in verification.checks:
-        typer.echo(f"  {check.name}: {check.found}: {_verdict(check.passed)}")
+        say(f"  {check.name}: {check.found}: {_verdict(check.passed)}")
     for failure in verification.failures:
-        typer.echo(f"FAILED: {failure}")
+        say(f"FAILED: {failure}")
     if verification.not_tried:
-        typer.echo(f"  not tried, the network is not causal: {', '.join(verification.not_tried)}")
+        say(f"  not tried, the network is not causal: {', '.join(verification.not_tried)}")
     n_checks = len(verification.checks) + sum(len(proof.checks) for proof in verification.proofs)
     if verification.passed:
         n_graphs = len(verification.proofs)
-        typer.echo(f"passed: all {n_checks} checks of {n_graphs} graph{'s' if n_graphs != 1 else ''}")
+        say(f"passed: all {n_checks} checks of {n_graphs} graph{'s' if n_graphs != 1 else ''}")
     else:
-        typer.echo(f"FAILED: {len(verification.failures)} of {n_checks} checks")
+        say(f"FAILED: {len(verification.failures)} of {n_checks} checks")
 
 
 def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:

@@ -50,7 +50,8 @@ from edgese.verify.limits import LIMITS, Limits
 from edgese.verify.reference import TENTHS, Reference
 from edgese.verify.truth import Truth, in_segments, streamed
 from export import ExportError
-from export.bundle import MANIFEST, Bundle, Graph
+from export.bundle import Bundle, Graph
+from export.manifest import MANIFEST
 from runtimes.base import Runtime, RuntimeUnavailable
 from runtimes.registry import load_runtime
 
@@ -231,7 +232,7 @@ def _half_in_pytorch(bundle: Bundle, precision: str, variant: str, reference: Re
 def _reference_vectors(bundle: Bundle, variant: str) -> tuple[Wave, Wave]:
     """Input and output that a bundle keeps for self-tests on devices."""
     reference = bundle.manifest["reference"]
-    (batch,) = read_batches(bundle.path / reference["file"], reference["digest"]).batches
+    (batch,) = read_batches(bundle.file(reference["file"]), reference["digest"]).batches
     return batch["wave"][0], batch[f"enhanced_{variant}" if variant else "enhanced"][0]
 
 

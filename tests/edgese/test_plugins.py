@@ -236,6 +236,13 @@ def test_code_that_is_not_where_it_was_registered_is_one_line(tmp_path: Path) ->
     assert one_error(done).startswith("error: network gru-mask: gru_mask:GruMsk cannot be loaded")
 
 
+@pytest.mark.parametrize("text", ["nojson", "[]", "{}", '{"modules": 3, "folders": []}', "[" * 100_000])
+def test_an_environment_that_names_no_plugins_as_edgese_does(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLUGINS, text)
+    with pytest.raises(ConfigError, match=r"EDGESE_PLUGINS: found .*: unset EDGESE_PLUGINS"):
+        find_model("nothing of that name")
+
+
 # A network that cheats
 
 

@@ -533,7 +533,7 @@ def test_a_recording_that_is_cut_on_its_way_back(
             return asked(self, do, **details)
 
         monkeypatch.setattr(Link, "request", cut_once)
-        session.fetch("x", tmp_path / "here")
+        session.fetch("x", tmp_path / "here", len(content))
         monkeypatch.undo()
         assert (tmp_path / "here").read_bytes() == content
     assert len(wire.sent) == 2
@@ -598,11 +598,13 @@ def test_one_session_at_a_time_has_a_board(board: SshBoard, golden: Bundle) -> N
 
 def test_what_a_session_left_that_was_cut_off_is_removed_by_the_next(board: SshBoard, golden: Bundle) -> None:
     (board.kept / "work-00000000").mkdir(parents=True)
-    for name in ("work-00000000/noisy.wav", "other.device-000.tar.gz.part", "other.device-000.tar.gz"):
+    left = "other.device-0123456789ab.tar.gz"
+    theirs = {"photos.tar.gz", "film.part", "work-in-progress", "x.unpacking"}
+    for name in ("work-00000000/noisy.wav", left, f"{left}.part", *theirs):
         (board.kept / name).touch()
     with Session("board") as session:
         session.place(golden)
-    assert names(board.kept) == set()
+    assert names(board.kept) == theirs
 
 
 # The agent by itself
@@ -658,6 +660,14 @@ def test_frames_come_whole_however_they_are_cut() -> None:
         while (frame := frames.take()) is not None:
             found.append(frame)
     assert found == [(b"D", b"abc"), (b"B", b""), (b"T", bytes(300))]
+
+
+@pytest.mark.parametrize("head", [b"O\xff\xff\xff\xff", b"O\x00\x10\x00\x01", b"Z\x00\x00\x00\x01"])
+def test_a_frame_that_no_agent_sends_is_refused_before_its_content_comes(head: bytes) -> None:
+    frames = agent.Frames()
+    frames.add(head)
+    with pytest.raises(agent.FrameError, match=r"found a frame of kind b'.' with \d+ bytes"):
+        frames.take()
 
 
 def test_what_starts_the_agent_passes_through_any_shell() -> None:

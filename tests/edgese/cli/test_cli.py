@@ -262,6 +262,15 @@ def test_an_error_is_one_line(arguments: list[str], message: str, noisy: Path, i
     assert names(noisy.parent) == before
 
 
+@pytest.mark.parametrize(
+    "arguments", [("enhance", "\x1b]0;a"), ("enhance", "--\x1b]0;a"), ("\x1b]0;a",), ("-v", "info", "\x1b]0;a")]
+)
+def test_what_was_typed_steers_no_terminal(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = edgese(*arguments, cwd=tmp_path, code=1 if "enhance" in arguments and arguments[1][0] != "-" else 2)
+    assert b"\\x1b]0;a" in done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
 def test_a_bug_keeps_its_traceback(noisy: Path, identity_bundle: Path) -> None:
     """The control: what is no user's error is not dressed up as one."""
     program = (

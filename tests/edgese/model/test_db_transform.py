@@ -265,7 +265,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
         DbTransformConfig(scales=(3, 4))
     with pytest.raises(ConfigError, match=r"model\.scales: found \(\)"):
         DbTransformConfig(scales=())
-    with pytest.raises(ConfigError, match=r"model\.layers: found 0, wanted at least 1"):
+    with pytest.raises(ConfigError, match=r"model\.layers: found 0, wanted 1 to 256"):
         DbTransformConfig(layers=0)
 
 

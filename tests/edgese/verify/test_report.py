@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import importlib
 import io
 import itertools
@@ -237,6 +238,9 @@ def test_the_page_loads_nothing_and_every_link_leads_somewhere(made: Verificatio
     assert not re.search(r"//\w|@import|url\(|srcset|fetch|<link|<iframe", without_media)
     (policy,) = [meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     assert str(policy).startswith("default-src 'none';")
+    (script,) = re.findall(r"<script>(.*?)</script>", found.source, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert str(policy).endswith(f"script-src 'sha256-{digest}'")  # no other script runs, none inline
     names = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(set(names)) == len(names)
     assert {link[1:] for link in links if link.startswith("#")} <= set(names)
