@@ -12,7 +12,10 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-
 # The tests start Python hundreds of times: sources are not compiled anew each time, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast check kill clean
+# Of fuzzing, in all.
+MINUTES ?= 5
+
+.PHONY: demo test test-fast check fuzz kill clean
 
 demo: $(VENV)/.base  ## enhance the shipped noisy sample and draw it before and after
 	@mkdir -p out
@@ -24,6 +27,9 @@ test: $(VENV)/.dev  ## all tests
 
 test-fast: $(VENV)/.dev  ## all but the slow ones
 	$(PYTEST) -m "not slow" --durations 10
+
+fuzz: $(VENV)/.dev  ## hostile inputs for all that reads what comes from outside: make fuzz MINUTES=30
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,20 @@ from calib import CalibrationError
 
 # Arrays lie under "<index of the batch>/<name>"; this entry, JSON as bytes, holds what else is stored.
 _RECORD = "record"
+
+MOST_BYTES = 4_000_000_000  # of all arrays, unpacked
+
+# numpy.lib.format, versions 1.0 and 2.0. NumPy's own reader takes all memory that a header claims, and evaluates it.
+_NPY = re.compile(
+    rb"\x93NUMPY(?:\x01\0..|\x02\0....)\{'descr': '(?P<dtype>[<>|](?:b1|[iu][1248]|f[248]))', "
+    rb"'fortran_order': (?P<columns>True|False), 'shape': \((?P<shape>\d{0,18}(?:, ?\d{1,18}){0,31},?)\),? ?\} *\n",
+    re.DOTALL,
+)
+
+_DAMAGED = (
+    *(AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),  # RuntimeError: it is encrypted
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +94,10 @@ def read_batches(path: Path, digest: str | None = None) -> Batches:
         CalibrationError: the file is missing, damaged or empty, or its batches are others.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = _read_arrays(path)
         record = json.loads(arrays.pop(_RECORD).tobytes())
+        if not 0 <= record["count"] <= len(arrays):
+            raise ValueError(f"found {record['count']} batches announced, and {len(arrays)} arrays")
         batches: list[dict[str, NDArray[Any]]] = [{} for _ in range(record["count"])]
         for key, array in arrays.items():
             index, name = key.split("/", 1)
@@ -88,7 +105,7 @@ def read_batches(path: Path, digest: str | None = None) -> Batches:
         provenance, stored = dict(record["provenance"]), str(record["digest"])
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (AttributeError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise CalibrationError(f"{path}: not a file of batches ({error}); write or fetch it again") from error
     _check_batches(path, batches)
     found = digest_of(batches)
@@ -97,6 +114,29 @@ def read_batches(path: Path, digest: str | None = None) -> Batches:
     if digest is not None and found != digest:
         raise CalibrationError(f"{path}: these are other batches: the digest is {found}, wanted {digest}")
     return Batches(tuple(batches), provenance, found)
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz by name; sizes are compared with those of the file before memory is taken for them."""
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+        n_bytes = sum(member.file_size for member in members)
+        if n_bytes > MOST_BYTES:
+            raise ValueError(f"found {n_bytes / 1e9:.1f} GB of arrays, wanted at most {MOST_BYTES / 1e9:.1f}")
+        return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """Array of plain numbers that the bytes of an .npy file hold: as `write_batches` writes them, no other forms."""
+    found = _NPY.match(content)
+    if found is None:
+        raise ValueError("found an array that is no .npy of plain numbers")
+    dtype, shape = np.dtype(found["dtype"].decode()), tuple(map(int, re.findall(rb"\d+", found["shape"])))
+    n_bytes = len(content) - found.end()
+    if math.prod(shape) * dtype.itemsize != n_bytes:
+        raise ValueError(f"found {dtype} of shape {shape} in {n_bytes} bytes, wanted as many as its numbers take")
+    flat: NDArray[Any] = np.frombuffer(content, dtype, offset=found.end()).copy()
+    return flat.reshape(shape, order="F" if found["columns"] == b"True" else "C")
 
 
 def digest_of(batches: Sequence[Mapping[str, NDArray[Any]]]) -> str:

@@ -42,7 +42,9 @@ def main() -> None:
     except Exception as error:
         if not isinstance(error, _user_errors()):
             raise
-        sys.exit(f"error: {error}")
+        from edgese.errors import printable
+
+        sys.exit(f"error: {printable(str(error))}")
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgese.errors import OutputError
+from edgese.errors import OutputError, printable
 from export.staging import StagedFile, check_place, write_all
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def write_output(target: Path, content: bytes, *, replace: bool = True) -> None:
 
 def shown(path: Path | str) -> str:
     """Path as text for a one-line message: line breaks and bytes that no terminal can show are escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+    return printable(str(path)).replace("\n", "\\n").replace("\t", "\\t")

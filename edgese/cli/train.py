@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import CACHE, Cache, Json, Quiet, counter, progress_bar, require
+from edgese.cli.terminal import CACHE, Cache, Json, Quiet, counter, progress_bar, require, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -78,7 +78,7 @@ def train_command(
             counter(bar, "decoding", "files"),
         )
         if not as_json and leads():
-            typer.echo(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
+            say(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
         with stopping_on_signals() as stop:
             result = train(
                 settings,
@@ -98,14 +98,12 @@ def train_command(
     if as_json:
         best = result.best_validation_loss if math.isfinite(result.best_validation_loss) else None  # none was made yet
         entry = {"weights": str(result.weights), "best_validation_loss": best}
-        typer.echo(json.dumps(dataclasses.asdict(result) | entry))
+        say(json.dumps(dataclasses.asdict(result) | entry))
     elif result.finished:
-        typer.echo(
-            f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}"
-        )
-        typer.echo(f"next: edgese export {result.weights} -o BUNDLE")
+        say(f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}")
+        say(f"next: edgese export {result.weights} -o BUNDLE")
     else:
-        typer.echo(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
+        say(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
     if stopped:
         raise typer.Exit(INTERRUPTED)
 
@@ -137,7 +135,7 @@ def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]
         if step.validation_loss is not None:
             validated = f", validation {step.validation_loss:.4f}"
             if bar.disable:  # no terminal: a line now and then instead of the bar
-                typer.echo(f"step {step.step}/{step.steps}: loss {step.loss:.4f}{validated}", err=True)
+                say(f"step {step.step}/{step.steps}: loss {step.loss:.4f}{validated}", err=True)
         left = f"{step.seconds_left // 60:.0f} min left"
         note = f"loss {step.loss:.4f}{validated}, {step.audio_per_second:.1f}x real time, {left}"
         bar.update(task, completed=step.step, note=note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from edgese.config import AudioConfig, from_dict
 from export import ExportError
 from export.bundle import Bundle
 
@@ -21,13 +22,21 @@ def audio_facts(bundle: Bundle) -> AudioFacts:
     """The facts of a bundle's audio that its users need to stream it, from its manifest.
 
     Raises:
-        ExportError: the manifest lacks one, or it is no whole number.
+        ExportError: the manifest lacks one, or they contradict each other.
+        ConfigError: one is out of range.
     """
     manifest = bundle.manifest
     try:
-        rate_hz, hop = (int(manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
-        return AudioFacts(rate_hz, hop, int(manifest["latency"]["overlap_samples"]))
-    except (KeyError, TypeError, ValueError) as error:
+        audio = {key: manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
+        overlap = manifest["latency"]["overlap_samples"]
+    except KeyError as error:
         raise ExportError(
             f"{bundle.path}: the manifest's audio or latency lacks {error}; export the bundle again"
         ) from error
+    config = from_dict(AudioConfig, audio, "audio.")
+    if overlap not in (0, config.overlap):
+        raise ExportError(
+            f"{bundle.path}: found latency.overlap_samples {overlap}, wanted {config.overlap}, or 0 for a network that "
+            "looks ahead; export the bundle again"
+        )
+    return AudioFacts(config.sample_rate_hz, config.hop, overlap)

@@ -1,5 +1,6 @@
 """Batches come back as they were stored, or not at all."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -153,3 +154,60 @@ def test_batches_need_numpy_only() -> None:
     code = "import sys, calib.batches; print(sorted({'torch', 'onnx', 'onnxruntime', 'typer'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def npy(header: str, content: bytes = b"") -> bytes:
+    padded = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + content
+
+
+RECORD = {"provenance": {}, "digest": "0" * 64, "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "array", "found"),
+    [
+        (RECORD, npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"), "in 0 bytes"),
+        (
+            RECORD,
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}", bytes(4)),
+            "no .npy of plain numbers",
+        ),
+        (
+            RECORD,
+            npy("{'descr': '|O', 'fortran_order': False, 'shape': ()}", b"cos\nsystem\n"),
+            "no .npy of plain numbers",
+        ),
+        (
+            RECORD | {"count": 10**10},
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4)),
+            "announced",
+        ),
+        (
+            RECORD | {"count": "many"},
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4)),
+            "not supp",
+        ),
+        (b'{"a":' * 40_000, npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4)), "recursion"),
+    ],
+)
+def test_a_file_that_claims_more_than_it_holds_is_refused(
+    tmp_path: Path, record: dict[str, Any] | bytes, array: bytes, found: str
+) -> None:
+    path = tmp_path / "a.npz"
+    text = record if isinstance(record, bytes) else json.dumps(record).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("0/x.npy", array)
+        archive.writestr(
+            "record.npy", npy(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({len(text)},)}}", text)
+        )
+    with pytest.raises(CalibrationError, match=f"not a file of batches .*{found}"):
+        read_batches(path)
+
+
+def test_arrays_that_are_too_large_in_all_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npz"
+    write_batches(path, [{"x": np.ones(100, np.float32)}], {})
+    monkeypatch.setattr("calib.batches.MOST_BYTES", 400)
+    with pytest.raises(CalibrationError, match=r"GB of arrays, wanted at most"):
+        read_batches(path)

@@ -243,6 +243,15 @@ def test_weights_of_another_network_are_refused_by_name(tiny_enhancer: WaveformE
     assert "its weights do not fit" in refusal_of(save_pt(tmp_path / "w.pt", tiny_enhancer, ema=few))
 
 
+def test_settings_of_a_network_far_larger_than_its_weights_are_refused_before_it_is_built(
+    tiny_enhancer: WaveformEnhancer, tmp_path: Path
+) -> None:
+    settings = settings_of(tiny_enhancer)
+    huge = dataclasses.replace(tiny_enhancer.network.config, channels=8192, layers=64)  # 17 GB
+    metadata = {"edgese": json.dumps(settings | {"model": to_dict(huge)})}
+    assert "far larger than its weights" in refusal_of(save_safetensors(tmp_path / "w", tiny_enhancer, metadata))
+
+
 def test_load_checkpoint_raises_its_own_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")

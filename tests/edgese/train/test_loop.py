@@ -70,9 +70,9 @@ DATA = DataSets(Tones(), Tones(), {})
 
 
 def small_run(model: MbsConfig) -> TrainConfig:
-    """Seven steps, checkpoints after 2, 4, 6 and 7, validated after 3, 6 and 7; three bands instead of thirty."""
+    """Seven steps, checkpoints after 2, 4, 6 and 7, validated after 3, 6 and 7; one block, three bands for thirty."""
     return TrainConfig(
-        model=dataclasses.replace(model, band_widths=(17, 80, 160)),
+        model=dataclasses.replace(model, layers=1, band_widths=(17, 80, 160)),
         data=DataConfig(segment_s=0.125),
         loss=LossConfig(perceptual=0),  # wants longer examples
         steps=7,
@@ -148,6 +148,7 @@ def assert_same_result(found: Path, wanted: Path) -> None:
 # Learning
 
 
+@pytest.mark.slow
 def test_loss_falls_when_one_example_is_learnt(each_config: TrainConfig, tmp_path: Path) -> None:
     losses: list[float] = []
     config = dataclasses.replace(each_config, steps=40, validate_every=40, checkpoint_every=40, learning_rate=5e-3)
