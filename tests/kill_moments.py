@@ -44,7 +44,7 @@ from .edgese.helpers.ssh_board import LACKING, SshBoard, ssh_board, wait_until
 from .edgese.helpers.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT_S = 300.0
+TIMEOUT_S = 1800.0  # of a run on a busy machine; what hangs is ended
 SHARES = {"enhance": 0.4, "calibrate": 0.16, "remote": 0.18, "train": 0.18, "export": 0.08}  # by what a run takes
 
 # Counts the changes that a command makes below a folder; ends it just before one of them, or tells their number.
