@@ -11,7 +11,9 @@ def main() -> None:
     Bugs keep their traceback.
     """
     from edgese.cli.app import app
+    from edgese.machine.streams import own_streams
 
+    own_streams()
     try:
         app(prog_name="edgese")
     except Exception as error:

@@ -183,7 +183,7 @@ def _print_outcome(outcome: Outcome, on_stderr: bool) -> None:
     if outcome.summary:
         typer.echo(_summary_line(outcome.summary), err=on_stderr)
         for warning in outcome.summary.warnings:
-            typer.echo(f"warning: {warning}", err=True)
+            typer.echo(f"warning: {outcome.job.source_name}: {warning}", err=True)
 
 
 def _summary_line(summary: Summary) -> str:

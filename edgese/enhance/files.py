@@ -32,6 +32,7 @@ from edgese.enhance.jobs import EnhanceOptions, Job
 from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
 from edgese.machine.processes import n_cores
+from edgese.machine.streams import stdout_fd
 
 _SILENCE_DBFS = -200.0
 Progress = Callable[[Job, float, "float | None"], None]  # job, seconds done, seconds in all if known
@@ -121,6 +122,7 @@ def enhance_file(
         info = _target_info(job, reader.info)
         writer = stack.enter_context(AudioWriter(target, info, job.target_name))
         denoiser.prepare(source, job.source_name, stop)
+        given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
         noisy = level_in.meter(reader.blocks())
         clean = denoise(noisy, info.sample_rate_hz, info.n_channels, denoiser, job.options.atten_limit_db)
@@ -131,7 +133,7 @@ def enhance_file(
                     f"{job.source_name}: the network gave NaN or Inf after {writer.n_written / info.sample_rate_hz:.2f}"
                     f" s; its input reaches {level_in.peak:.3g}, wanted about 1 at most: lower its level"
                 )
-            writer.write(block)
+            writer.write(block if given_back == 1 else block * given_back)
             if progress is not None:
                 progress(job, writer.n_written / info.sample_rate_hz, reader.info.duration_s)
         writer.finish()
@@ -156,7 +158,7 @@ def enhance_file(
             level_in_dbfs=level_in.dbfs,
             level_out_dbfs=level_out.dbfs,
             n_clipped=writer.n_clipped,
-            warnings=tuple(_warnings(reader, writer, denoiser)),
+            warnings=tuple(_warnings(reader, writer, denoiser, float(given_back))),
         )
 
 
@@ -258,7 +260,7 @@ def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tup
     source = job.source or folder / "stdin"
     if job.source is None:
         spool_stdin(source, stop)
-    if job.target is None and os.isatty(1):
+    if job.target is None and os.isatty(stdout_fd()):
         raise AudioError("stdout: found a terminal, wanted a file or pipe, as in: edgese enhance - < in.wav > out.wav")
     return source, job.target or folder / "stdout"
 
@@ -286,7 +288,7 @@ def _require_running(job: Job, stop: threading.Event) -> None:
         raise Stopped(f"{job.source_name}: stopped before it was done; nothing was left of its output")
 
 
-def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer) -> Iterator[str]:
+def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer, given_back: float) -> Iterator[str]:
     if not denoiser.trained:
         yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
     if writer.n_clipped:
@@ -294,8 +296,10 @@ def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer) -> I
             f"{writer.n_clipped} samples were clipped at full scale: lower the input's level, or write floats, "
             "as in --subtype FLOAT"
         )
-    announced_s, found_s = reader.info.duration_s, reader.n_read / reader.info.sample_rate_hz
-    if announced_s is not None and found_s < 0.99 * announced_s:
-        yield f"the input ends at {found_s:.2f} s, its header suggests {announced_s:.2f} s: it may be truncated"
+    yield from reader.notes
+    if reader.scale != 1:
+        yield f"the output is {'multiplied again' if given_back != 1 else 'left so: its samples cannot exceed 1'}"
+    if reader.silent:
+        yield "the input is silent, nothing but zeros, and so is the output: check the recording"
     if writer.info.container == "MP3":
         yield "MP3 is written: players that ignore its gapless tag will shift and pad it"
