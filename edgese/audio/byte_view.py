@@ -70,6 +70,14 @@ class ByteView:
     def tell(self) -> int:
         return self.place
 
+    def is_other_than(self, byte: bytes) -> bool:
+        """True if another byte follows from here on; the place moves to the end or behind it."""
+        buffer = bytearray(_WINDOW)
+        while n := self.readinto(memoryview(buffer)):
+            if buffer[:n].strip(byte):
+                return True
+        return False
+
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as there are bytes; their number. A disk that fails ends the stream."""
         wanted, n_read = memoryview(buffer), 0

@@ -10,9 +10,9 @@ import numpy as np
 
 from edgese.audio import Samples
 from edgese.audio.byte_view import ByteView, FileBytes
-from edgese.audio.containers import Part
 from edgese.audio.formats import AudioInfo
 from edgese.audio.libsndfile import SoundFile, SoundFileError
+from edgese.audio.parts import Part
 
 _LEFT_BYTES = 1 << 16  # that a decoder may leave unread behind its end: its buffer, padding
 
@@ -24,12 +24,20 @@ class Decoder:
         SoundFileError: libsndfile refuses it; from `read` as well.
     """
 
+    n_read: int  # frames read so far
+    notes: list[str]  # what could not be decoded
+
     def __init__(self, source: FileBytes, part: Part) -> None:
         self._view = ByteView(source.fd, part.segments)
         self._file: Any = SoundFile(self._view)
         info = _info(self._file)
-        self.info = info if part.container is None else dataclasses.replace(info, container=part.container)
-        self.notes: list[str] = []
+        self.info = dataclasses.replace(
+            info,
+            container=part.container or info.container,
+            n_frames=part.n_frames if info.n_frames is None else info.n_frames,
+        )
+        self.notes, self.n_read = [], 0
+        self._is_flac = self._file.format == "FLAC"
 
     def close(self) -> None:
         with contextlib.suppress(SoundFileError):  # it was only read
@@ -37,23 +45,25 @@ class Decoder:
 
     def read(self, n_frames: int) -> Samples:
         """The next samples, (n, n_channels) float32, n at most `n_frames`; none at the end."""
+        if self._is_flac and self.info.n_frames is not None:  # what lies behind its last frame is no business of it
+            n_frames = min(n_frames, self.info.n_frames - self.n_read)
         block: Samples = self._file.read(n_frames, dtype="float32", always_2d=True)
+        self.n_read += len(block)
         return block
 
-    @property
     def n_left(self) -> int:
-        """Bytes that the decoder did not take although it came to its end; 0 for so few that they are no sound."""
-        left = self._view.size - self._view.place
-        return left if self._file.format == "FLAC" and left > _LEFT_BYTES else 0
+        """Bytes behind a FLAC's last frame that may be sound; 0 for zeros, or few enough to be none. To ask once."""
+        left = self._view.size - self._view.place if self._is_flac else 0
+        return left if left > _LEFT_BYTES and self._view.is_other_than(b"\0") else 0
 
     def reaches_last_frame(self) -> bool:
         """False if a FLAC's last sample cannot be sought; others are checked by their bytes. Before reading only."""
         wanted = self.info.n_frames
-        if wanted is None or self._file.format != "FLAC":
+        if wanted is None or not self._is_flac:
             return True
         try:
             self._file.seek(wanted - 1)
-            found = len(self.read(1)) == 1
+            found = len(self._file.read(1)) == 1
             self._file.seek(0)
         except SoundFileError:
             found = False
@@ -70,21 +80,21 @@ class MpegDecoder(Decoder):
         n_samples = len(part.mpeg.places) * part.mpeg.samples - part.mpeg.trimmed
         n_frames = n_samples if self.info.n_frames is None else min(n_samples, self.info.n_frames)
         self.info = dataclasses.replace(self.info, n_frames=max(0, n_frames))
-        self._place = self._n_lost = self._silence = 0  # samples: read so far, lost, to be given as silence
+        self._n_lost = self._silence = 0  # samples: lost, still to be given as silence
 
     def read(self, n_frames: int) -> Samples:
-        wanted = min(n_frames, (self.info.n_frames or 0) - self._place)
+        wanted = min(n_frames, (self.info.n_frames or 0) - self.n_read)
         while wanted > 0:
             if self._silence:
                 block: Samples = np.zeros((min(wanted, self._silence), self.info.n_channels), np.float32)
                 self._silence -= len(block)
+                self.n_read += len(block)
             else:
                 try:
                     block = super().read(wanted)
                 except SoundFileError:
                     block = self._empty()
             if len(block):
-                self._place += len(block)
                 return block
             self._skip()
         return self._empty()
@@ -92,7 +102,7 @@ class MpegDecoder(Decoder):
     def _skip(self) -> None:
         """Go on at the next frame behind the one that could not be decoded."""
         stream = self._stream
-        at = self._place + stream.trimmed
+        at = self.n_read + stream.trimmed
         following = at // stream.samples + 1
         while following < len(stream.places):
             self.close()
@@ -102,7 +112,7 @@ class MpegDecoder(Decoder):
                 break
             except SoundFileError:
                 following += 1
-        self._silence = min(following * stream.samples - at, (self.info.n_frames or 0) - self._place)
+        self._silence = min(following * stream.samples - at, (self.info.n_frames or 0) - self.n_read)
         if not self._n_lost:
             self.notes.append("")
         self._n_lost += self._silence

@@ -103,15 +103,15 @@ class MpegScan:
 
 
 def mpeg_begins(source: FileBytes, place: int, end: int) -> bool:
-    """True if frames follow one another from here on, to the end or far enough to be no chance."""
+    """True if frames follow one another from here on, too many for chance or to the end, where one may be cut."""
     kind = None
-    for _ in range(_IN_A_ROW):
+    for n_before in range(_IN_A_ROW):
         header = _header(int.from_bytes(source.at(place, 4), "big"))
         if header is None or (kind is not None and header.kind != kind):
             return False
         kind, place = header.kind, place + header.size
         if place >= end:
-            return kind is not None and place == end
+            return place == end or n_before > 0
     return True
 
 

@@ -13,6 +13,7 @@ from edgese.audio.byte_view import FileBytes, Segment
 
 _BEGINS, _ENDS = 2, 4  # flags of a page
 _FLAC = b"\x7fFLAC"
+_AUDIO = (_FLAC, b"\x01vorbis", b"OpusHead", b"Speex   ")  # what the first packet of a stream of sound begins with
 _FLAC_HEAD = 9  # bytes of the first packet before the FLAC file itself: this name, version, number of headers
 
 
@@ -22,8 +23,9 @@ class OggLink:
 
     start: int
     end: int
-    segments: list[Segment]  # all its pages
+    segments: list[Segment]  # the pages of its first stream of sound; all where it has none
     flac: list[Segment] | None = None  # its FLAC, as a file of its own
+    flac_frames: int | None = None  # samples of one channel in it, by its last page
     ended: bool = False  # its last page is marked as the last
 
 
@@ -40,7 +42,8 @@ class OggScan:
 def scan_ogg(source: FileBytes, start: int, end: int) -> OggScan:
     """All pages from `start` on, where the first one stands, up to what is none and has none behind it."""
     links: list[OggLink] = []
-    place, junk, begins_before, flac_serial = start, 0, False, None
+    place, junk, begins_before = start, 0, False
+    audio_serial: int | None = None
     while place < end:
         head = source.at(place, 27)
         if head[:5] != b"OggS\0":
@@ -54,20 +57,25 @@ def scan_ogg(source: FileBytes, start: int, end: int) -> OggScan:
         behind = body + sum(lacing)
         if len(head) < 27 or len(lacing) < head[26] or behind > end:
             return OggScan(links, junk, place, cut=True)
-        flags, (serial,) = head[5], struct.unpack_from("<I", head, 14)
+        flags, (granule, serial) = head[5], struct.unpack_from("<qI", head, 6)
         begins = bool(flags & _BEGINS)
         if begins and not begins_before:
             links.append(OggLink(place, behind, []))
-            flac_serial = None
+            audio_serial = None
         begins_before = begins
         if links:
             link = links[-1]
-            if begins and link.flac is None and source.at(body, 5) == _FLAC:
-                flac_serial, link.flac = serial, [(body + _FLAC_HEAD, behind)]
-            elif serial == flac_serial and link.flac is not None:
+            link.end = behind
+            if begins and audio_serial is None and source.at(body, 8).startswith(_AUDIO):
+                audio_serial, link.segments = serial, []
+                link.flac = [] if source.at(body, 5) == _FLAC else None
+                body += _FLAC_HEAD
+            if audio_serial is None or serial == audio_serial:
+                link.ended = bool(flags & _ENDS)
+                _append(link.segments, place, behind)
+            if serial == audio_serial and link.flac is not None:
                 link.flac.append((body, behind))
-            _append(link.segments, place, behind)
-            link.end, link.ended = behind, bool(flags & _ENDS)
+                link.flac_frames = granule if granule > 0 else link.flac_frames
         place = behind
     return OggScan(links, junk, place, cut=False)
 

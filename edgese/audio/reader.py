@@ -1,8 +1,8 @@
 """Reader of audio files, block by block: any rate, channel count and format, in memory that does not grow with length.
 
-`AudioReader` refuses whatever is not whole and finite; what is odd and can be read whole is read, and noted. `resampled` changes the rate of a stream of blocks
-without shifting it. Blocks are (n_frames, n_channels) float32 in [-1, 1]. Every refusal is one `AudioError` line: what,
-found, wanted, mend.
+`AudioReader` refuses whatever is not whole and finite; what is odd and can be read whole is read, and noted.
+`resampled` changes the rate of a stream of blocks without shifting it. Blocks are (n_frames, n_channels) float32 in
+[-1, 1]. Every refusal is one `AudioError` line: what, found, wanted, mend.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import io
 import logging
-import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -23,10 +22,11 @@ import numpy as np
 from edgese.atomic_file import shown
 from edgese.audio import Samples
 from edgese.audio.byte_view import FileBytes
-from edgese.audio.containers import Part, Parts, Truncated, find_parts
+from edgese.audio.containers import find_parts
 from edgese.audio.decoder import Decoder, open_part
 from edgese.audio.formats import AudioInfo
 from edgese.audio.libsndfile import SoundFileError, reason, soxr
+from edgese.audio.parts import Part, Parts, Truncated
 from edgese.errors import AudioError
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ MAX_CHANNELS = 64
 MIN_LENGTH_MS = 32  # one STFT window at 16 kHz
 _BLOCK_SAMPLES = 1 << 20  # of all channels together
 
-# Largest peak, and the bits by which samples are divided: of 8, 16, 24 and 32-bit integers that were written as floats,
-# each with room for a sum of some. Half of such files' range is left to floats that are meant to exceed 1.
+# Largest usual magnitude, and the bits by which samples are divided: of 8, 16, 24 and 32-bit integers that were written
+# as floats, each with room for a sum of some; up to 4, floats are meant to exceed 1.
 _RANGES = ((4.0, 0), (2.0**9, 7), (2.0**17, 15), (2.0**25, 23), (2.0**33, 31))
+_EXPONENTS = 130  # of float32, above 0
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +102,21 @@ class AudioReader:
 
         Programs that read integers and write floats forget to divide: a peak of 32767 means 1.
         """
-        peak = self._peak()
-        scale = next((2.0**bits for most, bits in _RANGES if peak <= most), 2.0 ** math.ceil(math.log2(peak)))
-        if scale != 1:
+        if self.info.subtype not in ("FLOAT", "DOUBLE"):
+            return 1.0  # others cannot exceed full scale
+        peak, usual = self._peaks()
+        bits = next((bits for most, bits in _RANGES if usual <= most), 0)
+        if bits:
             self._scale_notes.append(
-                f"found a peak of {peak:.6g} in floats, whose full scale is 1: they were divided by {scale:.0f}, the "
-                f"full scale of integers of {1 + round(math.log2(scale))} bits"
+                f"found a peak of {peak:.6g} in floats, whose full scale is 1: they were divided by {1 << bits}, the "
+                f"full scale of integers of {1 + bits} bits"
             )
-        return scale
+        elif peak > _RANGES[0][0]:
+            self._scale_notes.append(
+                f"found a peak of {peak:.6g} in floats, whose full scale is 1: no scale of integers, so they were left "
+                "as they are: look for clicks, and for a level that is too high"
+            )
+        return 2.0**bits
 
     def blocks(self) -> Iterator[Samples]:
         """All samples, about a second at a time, as fresh (n, n_channels) float32 arrays, divided by `scale`.
@@ -146,12 +154,15 @@ class AudioReader:
         """Number of frames, found by reading them: for formats whose headers only estimate. In place of `blocks`."""
         return sum(map(len, self._decoded()))
 
-    def _peak(self) -> float:
-        """Largest finite magnitude, found by reading; 1 for all but floats, since others cannot exceed it."""
-        if self.info.subtype not in ("FLOAT", "DOUBLE"):
-            return 1.0
-        blocks = (np.abs(block, where=np.isfinite(block), out=np.zeros_like(block)) for block in self._decoded())
-        return max((float(block.max(initial=0.0)) for block in blocks), default=0.0)
+    def _peaks(self) -> tuple[float, float]:
+        """Largest magnitude, and a power of two that one sample of a thousand exceeds at most: clicks do not count."""
+        peak, counts = 0.0, np.zeros(_EXPONENTS, np.int64)
+        for block in self._decoded():
+            found = np.abs(block[np.isfinite(block) & (block != 0)])
+            peak = max(peak, float(found.max(initial=0.0)))
+            counts += np.bincount(np.clip(np.frexp(found)[1], 0, _EXPONENTS - 1), minlength=_EXPONENTS)
+        louder = counts[::-1].cumsum()[::-1] > counts.sum() / 1000  # of exponent e: more reach 2^(e - 1)
+        return peak, 2.0 ** int(np.flatnonzero(louder)[-1]) if louder.any() else 0.0
 
     def _decoded(self) -> Iterator[Samples]:
         """Samples of all parts as the decoder gives them, from the beginning."""
@@ -162,12 +173,10 @@ class AudioReader:
             while len(block := self._read(decoder, n_before + n_part)):
                 n_part += len(block)
                 yield block
-            if info.n_frames is not None and n_part != info.n_frames:
+            if info.exact and n_part != info.n_frames:
                 raise self._truncated(f"it ends at {n_part / rate_hz:.2f} s of {info.duration_s:.2f} s")
-            if decoder.n_left:
-                raise self._truncated(
-                    f"its header ends it at {n_part / rate_hz:.2f} s, {decoder.n_left} bytes before its end"
-                )
+            if n_left := decoder.n_left():
+                raise self._truncated(f"its header ends it at {n_part / rate_hz:.2f} s, {n_left} bytes before its end")
             self._damage += decoder.notes
             n_before += n_part
 

@@ -58,12 +58,12 @@ def _latency_words(facts: dict[str, Any]) -> str:
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
+    from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import shipped_bundle
-    from export.bundle import Bundle
 
     if path is not None and not path.is_dir():
         return None
-    return dict(Bundle.open(path or shipped_bundle()).manifest)
+    return dict(open_bundle(path or shipped_bundle()).manifest)
 
 
 def _network_facts(what: str) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgese.atomic_file import PartialFile
+from edgese.atomic_file import PartialFile, require_space
 from edgese.audio import Samples
-from edgese.audio.formats import AudioInfo, choose_format
+from edgese.audio.formats import AudioInfo, choose_format, require_writable, size_bytes
 from edgese.audio.pipes import send_to_stdout, spool_stdin
 from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
@@ -88,16 +88,23 @@ class Preview:
     target: AudioInfo
 
 
-def preview(job: Job) -> Preview:
+def preview(job: Job, promised: dict[int, int] | None = None) -> Preview:
     """Preview of what `enhance_file` would read and write; stdin cannot be looked at without being read.
+
+    Args:
+        promised: bytes that the outputs before this one take, by file system; this one's are added.
 
     Raises:
         AudioError: what the header shows to be wrong.
+        OutputError: there is no space for it.
     """
     if job.source is None:
         raise AudioError("stdin: cannot be looked at without being read: name a file")
     with AudioReader(job.source) as reader:
-        return Preview(job, reader.info, _target_info(job, reader.info))
+        target = _target_info(job, reader.info)
+        if job.target is not None:
+            require_space(job.target, size_bytes(target), promised)
+        return Preview(job, reader.info, target)
 
 
 def enhance_file(
@@ -120,6 +127,7 @@ def enhance_file(
         _require_running(job, stop)
         reader = stack.enter_context(AudioReader(source, job.source_name))
         info = _target_info(job, reader.info)
+        require_space(target, size_bytes(info))
         writer = stack.enter_context(AudioWriter(target, info, job.target_name))
         denoiser.prepare(source, job.source_name, stop)
         given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
@@ -267,7 +275,12 @@ def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tup
 
 def _target_info(job: Job, source: AudioInfo) -> AudioInfo:
     suffix = job.target.suffix.lower() if job.target is not None else ""
-    return choose_format(source, suffix, job.options.container, job.options.subtype)
+    try:
+        info = choose_format(source, suffix, job.options.container, job.options.subtype)
+    except AudioError as error:
+        raise AudioError(f"{job.target_name}: {error}") from error
+    require_writable(job.target_name, info)
+    return info
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def _moved(stream: object, fd: int) -> io.TextIOWrapper:
     """The same stream on another descriptor."""
     assert isinstance(stream, io.TextIOWrapper)
     return io.TextIOWrapper(
-        open(os.dup(fd), "wb", buffering=-1 if fd == 1 else 0),  # noqa: PTH123, SIM115 - a descriptor; it stays open
+        open(os.dup(fd), "wb", buffering=-1 if fd == 1 else 0),  # noqa: PTH123 - a descriptor; it stays open
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
