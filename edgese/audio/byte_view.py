@@ -11,6 +11,8 @@ import itertools
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 Segment = bytes | tuple[int, int]  # bytes of one's own, or start and end of a range of the file
 
 _WINDOW = 1 << 18
@@ -43,12 +45,11 @@ class FileBytes:
 
     def first_other_than(self, byte: bytes, start: int, end: int) -> int:
         """Place of the first byte within start ... end that is another; `end` if there is none."""
-        while start < end:
-            chunk = self.at(start, min(_WINDOW, end - start))
-            rest = chunk.lstrip(byte)
-            start += len(chunk) - len(rest)
-            if rest or not chunk:
-                break
+        while start < end and (chunk := self.at(start, min(_WINDOW, end - start))):
+            others = np.frombuffer(chunk, np.uint8) != ord(byte)
+            if others.any():
+                return start + int(others.argmax())
+            start += len(chunk)
         return start
 
 

@@ -1,7 +1,8 @@
 """Parts of files that are made of chunks with sizes: WAV and its like, Wave64, AIFF, CAF, AU.
 
 A size may be missing, as in what was streamed, or too small, where a recorder lost power before it wrote the true one:
-the part gets a new header in front of its own samples. One that is too large, as in a file that is cut, is refused.
+the part gets a new header in front of its own samples, as any WAV does, since some of their chunks lead libsndfile
+astray. A size that is too large, as in a file that is cut, is refused.
 Sizes: RIFF and AIFF specifications, EBU Tech 3306 (RF64), Sony's description of Wave64, Apple's of CAF.
 """
 
@@ -27,10 +28,10 @@ _Behind = Callable[[int, int], int]  # place behind the chunks, one after anothe
 
 
 def riff_parts(search: Search, start: int) -> list[Part]:
-    """The part in a WAV, RF64 or BW64; big-endian RIFX as well."""
+    """The part in a WAV, RF64 or BW64, big-endian RIFX as well: its format and its samples, without other chunks."""
     source, end, kind = search.source, search.end, search.source.at(start, 4)
     order = ">" if kind == b"RIFX" else "<"
-    place, form, long_size, odd = start + 12, b"", None, kind == b"BW64"
+    place, form, fact, long_size = start + 12, b"", b"", None
     for _ in range(_MAX_CHUNKS):
         chunk = source.at(place, min(24, end - place))
         if len(chunk) < 8:
@@ -39,7 +40,7 @@ def riff_parts(search: Search, start: int) -> list[Part]:
         if name == b"ds64" and len(chunk) == 24:
             (long_size,) = struct.unpack("<Q", chunk[16:])
         elif name == b"fmt ":
-            form = source.at(place, 8 + min(size, _MAX_HEADER_BYTES))
+            form = source.at(place, 8 + min(size + size % 2, _MAX_HEADER_BYTES))
         elif name == b"data":
             samples, behind = place + 8, partial(_behind_riff, source, order)
             said = long_size if size == 0xFFFFFFFF and long_size else size
@@ -48,13 +49,16 @@ def riff_parts(search: Search, start: int) -> list[Part]:
                 last = end if joined < 0 else joined - 8
             else:
                 last = _samples_end(search, samples, said, behind)
-            if (last == samples + said and not odd) or not form:
-                return [Part([(start, behind(last, end))], behind(last, end))]
-            return [Part([_riff_header(form, last - samples, order), (samples, last)], behind(last, end))]
+            if not form:
+                break
+            head = _riff_header(form + fact, last - samples, order)
+            return [Part([head, (samples, last)], behind(last, end), "RF64" if kind in (b"RF64", b"BW64") else None)]
+        elif name == b"fact":
+            fact = source.at(place, 8 + min(size, 64))
         following = place + 8 + size
         padded = following + size % 2
         if size % 2 and not _is_chunk(source, order, padded, end) and _is_chunk(source, order, following, end):
-            odd, padded = True, following  # all but a few programs pad to even lengths
+            padded = following  # all but a few programs pad to even lengths
         place = padded
     return [Part([(start, end)], end)]  # without samples: the decoder says what is missing
 
@@ -221,7 +225,6 @@ def _behind_caf(source: FileBytes, place: int, end: int) -> int:
 
 def _riff_header(form: bytes, size: int, order: str) -> bytes:
     """A WAV's header, up to its samples; an RF64's where 32 bits cannot hold the size."""
-    form += b"\0" * (len(form) % 2)
     whole = 4 + len(form) + 8 + size + size % 2
     if whole < 1 << 32:
         head = b"RIFX" if order == ">" else b"RIFF"

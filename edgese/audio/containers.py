@@ -55,7 +55,8 @@ def find_parts(source: FileBytes, name: str) -> Parts:
         AudioError: the file is none of audio that can be read.
         Truncated: it ends before its header says.
     """
-    start = skip_tags(source, source.first_other_than(b"\0", 0, source.size), source.size)
+    front = 0 if _foreign(source, 0) else source.first_other_than(b"\0", 0, source.size)
+    start = skip_tags(source, front, source.size)
     end = tags_start(source, start, source.size)
     search = Search(source, end, [], lambda place: _finder(source, place, end) is not None)
     finder = _finder(source, start, end)
@@ -131,7 +132,8 @@ def _mpeg(search: Search, start: int) -> list[Part]:
             which = f"part {at + 1}: " if len(scan.streams) > 1 else ""
             search.notes.append(f"{which}{n} MPEG frames are there, {said} announced: the file may be truncated")
     last = search.end if search.end - scan.end < _REST else scan.end
-    return [Part(stream.segments(search.source), last, mpeg=stream) for stream in scan.streams]
+    ends = [*(stream.start for stream in scan.streams[1:]), last]
+    return [Part(one.segments(search.source), end, mpeg=one) for one, end in zip(scan.streams, ends, strict=True)]
 
 
 def _ogg(search: Search, start: int) -> list[Part]:

@@ -77,7 +77,7 @@ class MpegDecoder(Decoder):
         super().__init__(source, part)
         assert part.mpeg is not None
         self._source, self._stream = source, part.mpeg
-        n_samples = len(part.mpeg.places) * part.mpeg.samples - part.mpeg.trimmed
+        n_samples = len(part.mpeg.places) * part.mpeg.samples - part.mpeg.skipped
         n_frames = n_samples if self.info.n_frames is None else min(n_samples, self.info.n_frames)
         self.info = dataclasses.replace(self.info, n_frames=max(0, n_frames))
         self._n_lost = self._silence = 0  # samples: lost, still to be given as silence
@@ -102,20 +102,25 @@ class MpegDecoder(Decoder):
     def _skip(self) -> None:
         """Go on at the next frame behind the one that could not be decoded."""
         stream = self._stream
-        at = self.n_read + stream.trimmed
-        following = at // stream.samples + 1
+        at = self.n_read + stream.skipped
+        following, begins = at // stream.samples + 1, at
         while following < len(stream.places):
             self.close()
-            self._view = ByteView(self._source.fd, stream.segments(self._source, following))
+            segments, begins = stream.segments_from(self._source, following)
+            self._view = ByteView(self._source.fd, segments)
             try:
                 self._file = SoundFile(self._view)
+                self._file.read(max(0, at - begins), dtype="float32")
                 break
             except SoundFileError:
                 following += 1
-        self._silence = min(following * stream.samples - at, (self.info.n_frames or 0) - self.n_read)
+        else:
+            begins = at + (self.info.n_frames or 0) - self.n_read
+        self._silence = max(0, begins - at)
+        n_lost = following * stream.samples - at
         if not self._n_lost:
             self.notes.append("")
-        self._n_lost += self._silence
+        self._n_lost += min(n_lost, (self.info.n_frames or 0) - self.n_read)
         lost_ms = 1000 * self._n_lost / self.info.sample_rate_hz
         self.notes[-1] = f"{lost_ms:.0f} ms of damaged MPEG frames cannot be decoded and were replaced by silence"
 

@@ -58,32 +58,54 @@ def _header(bits: int) -> _Header | None:
 class MpegStream:
     """One encoder's frames: what stands between two frames that tell a length, or all there are."""
 
-    info: tuple[int, int] | None  # place and size of the frame that tells the length, if there is one
-    places: NDArray[np.int64]  # of the other frames
+    start: int  # place of the first frame, be it one that tells the length
+    xing: tuple[int, int] | None  # place and size of the frame with Xing's header, if there is one
+    places: NDArray[np.int64]  # of the frames with sound
     sizes: NDArray[np.int64]
     samples: int  # of one channel in a frame
-    announced: int | None  # frames by `info`
-    trimmed: int  # samples that the decoder leaves out at the beginning, by `info`
+    announced: int | None  # frames, as the first one tells
+    skipped: int  # samples that the decoder leaves out at the beginning: what encoder and decoder put there
+    layer_3: bool
 
-    def segments(self, source: FileBytes, first: int = 0) -> list[Segment]:
-        """The stream from a frame on, without gaps; with the frame that tells its length, mended, if it is whole."""
-        segments: list[Segment] = []
-        if self.info is not None and first == 0:
-            segments.append(self._mended_info(source))
+    def segments(self, source: FileBytes) -> list[Segment]:
+        """The stream without gaps, behind a frame that tells its length: mpg123 would guess it."""
+        if self.xing is not None:
+            return [self._mended_xing(source), *self._from(0)]
+        return [self._made_frame(source, 0, tells=True), *self._from(0)] if self.layer_3 else self._from(0)
+
+    def segments_from(self, source: FileBytes, first: int) -> tuple[list[Segment], int]:
+        """The stream from a frame on, and the sample of the whole that it begins with, counting what is skipped."""
+        if not self.layer_3:
+            return self._from(first), first * self.samples
+        silence = self._made_frame(source, first, tells=False)  # the decoder leaves out the beginning of this one
+        head = [self._made_frame(source, first, tells=True), silence]
+        return [*head, *self._from(first)], (first - 1) * self.samples + _GAPLESS_DELAY
+
+    def _from(self, first: int) -> list[Segment]:
         places, ends = self.places[first:], (self.places + self.sizes)[first:]
         gaps = np.flatnonzero(places[1:] != ends[:-1]) + 1
         starts, stops = np.append(places[:1], places[gaps]), np.append(ends[gaps - 1], ends[-1:])
-        return [*segments, *zip(starts.tolist(), stops.tolist(), strict=True)]
+        return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
-    def _mended_info(self, source: FileBytes) -> bytes:
+    def _made_frame(self, source: FileBytes, first: int, *, tells: bool) -> bytes:
+        """A silent frame that fits a frame; with Xing's header if it tells the length of what follows."""
+        bits = int.from_bytes(source.at(int(self.places[first]), 4), "big")
+        bits = bits & ~0xF000 | 0x9000 | 1 << 16  # of middling bitrate, to have room; without a checksum
+        header = _header(bits)
+        assert header is not None
+        frame = bytearray(bits.to_bytes(4, "big") + bytes(header.size - 4))
+        if tells:
+            n_frames, n_bytes = len(self.places) - first + (first > 0), int(self.sizes[first:].sum())
+            values = struct.pack(">4sIII", b"Info", 3, n_frames, min(n_bytes + 2 * header.size, 0xFFFFFFFF))
+            frame[_xing_place(frame) : _xing_place(frame) + 16] = values
+        return bytes(frame)
+
+    def _mended_xing(self, source: FileBytes) -> bytes:
         """The frame that tells the length, with the true one: mpg123 believes it, and complains where it is wrong."""
-        assert self.info is not None
-        frame = bytearray(source.at(*self.info))
-        xing = _xing(frame)
-        if xing is None:
-            return bytes(frame)
-        (flags,) = struct.unpack_from(">I", frame, xing + 4)
-        field = xing + 8
+        assert self.xing is not None
+        frame = bytearray(source.at(*self.xing))
+        field = _xing_place(frame) + 8
+        (flags,) = struct.unpack_from(">I", frame, field - 4)
         if flags & 1:
             if len(self.places) > (self.announced or 0):
                 struct.pack_into(">I", frame, field, len(self.places))
@@ -134,9 +156,13 @@ def scan_mpeg(source: FileBytes, start: int, end: int) -> MpegScan:
     def close() -> None:
         nonlocal info, frames, sizes
         if frames:
-            announced, trimmed = (None, 0) if info is None else _announced(source.at(*info))
-            found = np.array(frames, np.int64), np.array(sizes, np.int64)
-            streams.append(MpegStream(info, *found, samples, announced, trimmed))
+            announced, skipped = (None, None) if info is None else _announced(source.at(*info))
+            start = frames[0] if info is None else info[0]
+            layer_3 = source.at(frames[0] + 1, 1)[0] >> 1 & 3 == 1
+            if skipped is None:
+                info, skipped = None, _GAPLESS_DELAY if layer_3 else 0
+            places, n_bytes = np.array(frames, np.int64), np.array(sizes, np.int64)
+            streams.append(MpegStream(start, info, places, n_bytes, samples, announced, skipped, layer_3))
         info, frames, sizes = None, array("q"), array("i")
 
     while place + 4 <= end:
@@ -177,12 +203,15 @@ def _next_tag(source: FileBytes, start: int, end: int) -> int | None:
     return place if place > start and tag_end(source, place, source.size) is not None else None
 
 
-def _xing(frame: bytes | bytearray) -> int | None:
-    """Place of the Xing or Info header within a frame, behind its side information."""
-    if len(frame) < 4:
-        return None
+def _xing_place(frame: bytes | bytearray) -> int:
+    """Place of a Xing or Info header within a frame: behind its side information."""
     mono, version_1 = frame[3] >> 6 == 3, frame[1] >> 3 & 3 == 3
-    place = 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
+    return 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
+
+
+def _xing(frame: bytes | bytearray) -> int | None:
+    """Place of the Xing or Info header within a frame; None if it has none."""
+    place = _xing_place(frame) if len(frame) >= 4 else 0
     return place if frame[place : place + 4] in (b"Xing", b"Info") and len(frame) >= place + 16 else None
 
 
@@ -190,13 +219,14 @@ def _tells_length(frame: bytes) -> bool:
     return _xing(frame) is not None or frame[36:40] == b"VBRI"
 
 
-def _announced(frame: bytes) -> tuple[int | None, int]:
-    """Frames that the stream has by its first one, and samples to leave out at its beginning."""
+def _announced(frame: bytes) -> tuple[int | None, int | None]:
+    """Frames that the stream has by its first one, and samples that the decoder then skips; None but for Xing's."""
     xing = _xing(frame)
     if xing is None:
-        return (struct.unpack_from(">I", frame, 50)[0], 0) if len(frame) >= 54 else (None, 0)
+        return (struct.unpack_from(">I", frame, 50)[0] if len(frame) >= 54 else None), None
     (flags,) = struct.unpack_from(">I", frame, xing + 4)
-    announced = struct.unpack_from(">I", frame, xing + 8)[0] if flags & 1 else None
-    lame = xing + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+    if not flags & 1:
+        return None, 0
+    lame = xing + 12 + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
     delay = int.from_bytes(frame[lame + 21 : lame + 23], "big") >> 4 if len(frame) >= lame + 24 else 0
-    return announced, delay + _GAPLESS_DELAY if delay else 0
+    return struct.unpack_from(">I", frame, xing + 8)[0], delay + _GAPLESS_DELAY
