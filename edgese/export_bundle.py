@@ -35,7 +35,7 @@ from edgese.samples import NOISY
 from edgese.verify.agreement import Result, verify_graph
 from edgese.verify.limits import LIMITS, VERIFICATION_HOPS
 from edgese.verify.truth import long_sound, pytorch_truth
-from export.bundle import WEIGHTS, Bundle, seal_bundle, stage_bundle
+from export.bundle import ATTRIBUTION, MODEL_CARD, WEIGHTS, Bundle, seal_bundle, stage_bundle
 from export.weights import share_weights
 
 DEFAULT_BLOCKS = (1, 4, 8, 16)
@@ -69,6 +69,7 @@ def export_bundle(
     segment_hops: int | None = None,
     sound: Path = NOISY,
     model_card: Path | None = None,
+    attribution: Path | None = None,
     pcs: bool = False,
     plans: Mapping[Precision, Plan] | None = None,
     calibration: Batches | None = None,
@@ -83,6 +84,7 @@ def export_bundle(
         blocks: hops that a call of each graph takes; None: `DEFAULT_BLOCKS`. For causal networks.
         segment_hops: of the one graph that a network has which is not causal; None: 512.
         sound: speech to verify with.
+        model_card, attribution: files that travel with the bundle: what it is, and whose recordings it was trained on.
         pcs: add a second graph for each block, with perceptual contrast stretching (edgese.model.pcs).
         plans: add graphs in these precisions (`edgese.quantize.search.make_plans`) to those in float32.
         calibration: the batches that plans with INT8 come from; their provenance travels with the bundle.
@@ -101,8 +103,9 @@ def export_bundle(
     _require_calibration(plans, calibration)
     variants = {variant: with_variant(enhancer, variant) for variant in ("", *(("pcs",) if pcs else ()))}
     wave = long_sound([read_wave(sound, enhancer.audio.sample_rate_hz)], VERIFICATION_HOPS * enhancer.audio.hop)
-    if model_card and not model_card.is_file():
-        raise ConfigError(f"{model_card}: found no such file, wanted a model card")
+    for given, wanted in ((model_card, "a model card"), (attribution, "the sources of the training data")):
+        if given and not given.is_file():
+            raise ConfigError(f"{given}: found no such file, wanted {wanted}")
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(stage_bundle(path, replace=replace))
         save_weights(staging / WEIGHTS, enhancer, enhancer.state_dict())
@@ -123,11 +126,11 @@ def export_bundle(
             results.append(verify_graph(staging, graph, truths[graph.variant]))
         reference = _write_reference(variants, staging, sound.name, truths[""].wave, blocks[0])
         if model_card:
-            shutil.copyfile(model_card, staging / "MODEL_CARD.md")
+            shutil.copyfile(model_card, staging / MODEL_CARD)
         elif not trained:
-            (staging / "MODEL_CARD.md").write_text(
-                _UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name)
-            )
+            (staging / MODEL_CARD).write_text(_UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name))
+        if attribution:
+            shutil.copyfile(attribution, staging / ATTRIBUTION)
         passed = len(results) == len(plans) * len(variants) * len(blocks) and all(result.passed for result in results)
         manifest = {
             "name": name,

@@ -32,6 +32,7 @@ class AudioWriter:
         target: where the file shall appear.
         info: its format; `n_frames` is not used.
         name: how messages call it, the path by default.
+        mode: permissions that the file has at most; None: the usual ones.
 
     Raises:
         OutputError: the place cannot be written to.
@@ -41,13 +42,13 @@ class AudioWriter:
     n_written: int  # frames
     n_clipped: int  # samples, of all channels
 
-    def __init__(self, target: Path, info: AudioInfo, name: str | None = None) -> None:
+    def __init__(self, target: Path, info: AudioInfo, name: str | None = None, *, mode: int | None = None) -> None:
         self.name = name or shown(target)
         self.info = info
         self.n_written = 0
         self.n_clipped = 0
         require_writable(self.name, info)
-        self._partial = PartialFile(target, self.name)
+        self._partial = PartialFile(target, self.name, mode=mode)
         self._file: Any = None
         try:
             self._file = self._open_sound()

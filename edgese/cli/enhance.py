@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgese.cli.board import Host, NoKeep, Timeout, board_session, check_options, check_runtimes
-from edgese.cli.terminal import BundleOption, Jobs, Json, Quiet, progress_bar
+from edgese.cli.terminal import BundleOption, Jobs, Json, Quiet, progress_bar, say
 from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def enhance_command(
     ] = Precision.FP32,
     pcs: Annotated[
         bool,
-        typer.Option("--pcs", help="Perceptual contrast stretching; the bundle must have it."),
+        typer.Option("--pcs", help="Perceptual contrast stretching; about 4 dB quieter. The bundle must have it."),
     ] = False,
     plot: Annotated[
         bool, typer.Option("--plot", help="Also write a picture, before and after; needs the extra plot.")
@@ -79,7 +79,7 @@ def enhance_command(
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
     from edgese.enhance.jobs import EnhanceOptions, passed_over, plan_jobs
     from edgese.errors import AudioError, ConfigError, OutputError
-    from edgese.graphs.bundles import open_verified, shipped_bundle
+    from edgese.graphs.bundles import bundle_path, open_verified
     from edgese.machine.processes import stopping_on_signals
 
     check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
@@ -114,12 +114,12 @@ def enhance_command(
                 seen = preview(job, promised)
                 entries.append(_preview_entry(seen))
                 if not as_json:
-                    typer.echo(_preview_line(seen))
+                    say(_preview_line(seen))
             except (AudioError, OutputError) as error:
                 entries.append({"source": job.source_name, "error": str(error)})
-                typer.echo(f"error: {error}", err=True)
+                say(f"error: {error}", err=True)
         if as_json:
-            typer.echo(json.dumps({"files": entries} | _left_out_entry(left_out), indent=2))
+            say(json.dumps({"files": entries} | _left_out_entry(left_out), indent=2))
         _print_left_out(left_out)
         raise typer.Exit(code=1 if any("error" in entry for entry in entries) else 0)
 
@@ -130,11 +130,11 @@ def enhance_command(
         meter = _EnhanceMeter(bar, len(planned))
         open_denoiser: Callable[[], Enhancer]
         if host is None:
-            open_denoiser = denoiser_factory(model or shipped_bundle(), options)
+            open_denoiser = denoiser_factory(bundle_path(model), options)
         else:
             from edgese.board.denoiser import RemoteDenoiser
 
-            bundle = open_verified(model or shipped_bundle())
+            bundle = open_verified(bundle_path(model))
             session = stack.enter_context(board_session(host, bar, timeout, no_keep, quiet, stop))
             graph: dict[str, Any] = {"runtime": runtime, "block": block, "precision": precision, "pcs": pcs}
             open_denoiser = partial(RemoteDenoiser, session, bundle, **graph)
@@ -148,7 +148,7 @@ def enhance_command(
         )
     if as_json:
         files = [_outcome_entry(outcome) for outcome in outcomes]
-        typer.echo(json.dumps({"files": files} | _left_out_entry(left_out), indent=2), err=results_on_stderr)
+        say(json.dumps({"files": files} | _left_out_entry(left_out), indent=2), err=results_on_stderr)
     else:
         for outcome in outcomes:
             _print_outcome(outcome, results_on_stderr)
@@ -193,7 +193,7 @@ def _print_left_out(files: list[Path]) -> None:
     from edgese.atomic_file import shown
 
     if files:
-        typer.echo(
+        say(
             f"warning: passed over, in formats that are not read: {', '.join(map(shown, files))}; convert them, as in: "
             "ffmpeg -i INPUT OUTPUT.wav",
             err=True,
@@ -202,11 +202,11 @@ def _print_left_out(files: list[Path]) -> None:
 
 def _print_outcome(outcome: Outcome, on_stderr: bool) -> None:
     if outcome.error:
-        typer.echo(f"error: {outcome.error}", err=True)
+        say(f"error: {outcome.error}", err=True)
     if outcome.summary:
-        typer.echo(_summary_line(outcome.summary), err=on_stderr)
+        say(_summary_line(outcome.summary), err=on_stderr)
         for warning in outcome.summary.warnings:
-            typer.echo(f"warning: {outcome.job.source_name}: {warning}", err=True)
+            say(f"warning: {outcome.job.source_name}: {warning}", err=True)
 
 
 def _summary_line(summary: Summary) -> str:

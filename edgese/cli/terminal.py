@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgese.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-_BUNDLE = "A bundle made by `edgese export`. Default: the shipped one."
+_BUNDLE = "A bundle made by `edgese export`, or a shipped one by its name (small). Default: small."
 BundleArgument = Annotated[Path | None, typer.Argument(metavar="BUNDLE", help=_BUNDLE)]
 BundleOption = Annotated[Path | None, typer.Option("--model", "-m", metavar="BUNDLE", help=_BUNDLE)]
 Weights = Annotated[
@@ -33,11 +35,16 @@ Precisions = Annotated[
 CACHE = Path("~/.cache/edgese")
 
 
+def say(text: object = "", err: bool = False) -> None:
+    """Print text, on stderr with `err`, whoever it comes from: what would steer the terminal is escaped."""
+    typer.echo(printable(str(text)), err=err)
+
+
 @contextlib.contextmanager
 def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -> Iterator[Progress]:
     """A progress bar on stderr where that is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Speed(ProgressColumn):
@@ -49,10 +56,16 @@ def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -
             unit = task.fields.get("unit", "")
             return Text(f"{task.speed:.0f}x real time" if unit == "s" else f"{task.speed:.1f} {unit}/s")
 
+    class Description(ProgressColumn):
+        """What is done, as it is: the name of a file is no markup, and steers no terminal."""
+
+        def render(self, task: Any) -> Text:
+            return Text(printable(task.description))
+
     console = Console(stderr=True)
     shown = columns() if columns else [Speed(), TimeRemainingColumn()]
     with Progress(
-        TextColumn("{task.description}"),
+        Description(),
         BarColumn(),
         *shown,
         TimeElapsedColumn(),
@@ -78,13 +91,13 @@ def counter(bar: Progress, description: str, unit: str) -> Callable[[int, int], 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A plain table, aligned: readable in a terminal, a log and a pipe."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    typer.echo(title)
+    say(title)
     for row in [header, *rows]:
         cells = [
             cell.ljust(width) if not index else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        typer.echo("  " + "  ".join(cells).rstrip())
+        say("  " + "  ".join(cells).rstrip())
 
 
 def require(*modules: str, extra: str) -> None:
@@ -95,5 +108,5 @@ def require(*modules: str, extra: str) -> None:
 
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        typer.echo(f"error: {', '.join(missing)} missing: {install_command(extra)}", err=True)
+        say(f"error: {', '.join(missing)} missing: {install_command(extra)}", err=True)
         raise typer.Exit(code=1)

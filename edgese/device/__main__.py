@@ -19,7 +19,7 @@ from edgese.device.content import Content
 from edgese.device.enhancing import enhance_wav
 from edgese.device.latency import measure
 from edgese.device.selftest import self_test
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, printable
 from edgese.graphs.engines import TENSORRT, EngineFolder, is_for
 from edgese.graphs.segments import require_streaming_form
 from edgese.machine import host as machine
@@ -222,12 +222,12 @@ def _seconds(text: str) -> float:
 
 
 def _say(result: object) -> None:
-    sys.stdout.write(f"{result}\n")
+    sys.stdout.write(f"{printable(str(result))}\n")
     sys.stdout.flush()
 
 
 def _log(line: object) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable(str(line))}\n")
     sys.stderr.flush()
 
 

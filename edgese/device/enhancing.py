@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,7 +69,7 @@ def enhance_wav(
                 f"{shown(source)}: found {info.n_channels} channels, the engines take {engines.streams}: "
                 f"build them for more (--most {info.n_channels})"
             )
-        if target.exists() and not replace:
+        if os.path.lexists(target) and not replace:
             raise OutputError(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
@@ -76,7 +78,7 @@ def enhance_wav(
         ) as opened:
             began, left = time.perf_counter(), info.n_frames
             stream = opened.stream(graph.states, streams=info.n_channels)
-            with WavWriter(target, info) as writer:
+            with WavWriter(target, info, mode=stat.S_IMODE(source.stat().st_mode)) as writer:
                 for block in _enhanced(content, reader.blocks(), stream, graph, info.n_channels):
                     if not np.isfinite(block).all():
                         raise AudioError(f"{shown(source)}: the network gave NaN or Inf: lower the input's level")

@@ -153,12 +153,15 @@ class WavWriter:
 
     Integers are rounded and clipped at full scale; `n_clipped` counts the samples.
 
+    Args:
+        mode: permissions that the file has at most; None: the usual ones.
+
     Raises:
         OutputError: the place cannot be written to.
         AudioError: a WAV cannot hold so much.
     """
 
-    def __init__(self, target: Path, info: WavInfo) -> None:
+    def __init__(self, target: Path, info: WavInfo, *, mode: int | None = None) -> None:
         self.info = info
         self.n_clipped = 0
         n_bytes = info.n_frames * info.n_channels * info.sample_bytes
@@ -166,7 +169,7 @@ class WavWriter:
             raise AudioError(
                 f"{shown(target)}: {n_bytes} bytes of samples are more than a WAV can hold: split the input"
             )
-        self._partial = PartialFile(target)
+        self._partial = PartialFile(target, mode=mode)
         self._stream = open(self._partial.fd, "wb", closefd=False)  # noqa: SIM115 - a descriptor has no path
         try:
             self._put(_header(info, n_bytes))

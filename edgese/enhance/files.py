@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import queue
-import tempfile
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgese.atomic_file import PartialFile, require_space
+from edgese.atomic_file import PartialFile, require_place, require_space
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo, choose_format, require_writable, size_bytes
 from edgese.audio.pipes import send_to_stdout, spool_stdin
@@ -33,6 +33,7 @@ from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
 from edgese.machine.processes import n_cores
 from edgese.machine.streams import stdout_fd
+from export.staging import temporary_folder
 
 _SILENCE_DBFS = -200.0
 Progress = Callable[[Job, float, "float | None"], None]  # job, seconds done, seconds in all if known
@@ -96,15 +97,18 @@ def preview(job: Job, promised: dict[int, int] | None = None) -> Preview:
 
     Raises:
         AudioError: what the header shows to be wrong.
-        OutputError: there is no space for it.
+        OutputError: a name that no file can have, a folder that cannot be written to, or no space for it.
     """
     if job.source is None:
         raise AudioError("stdin: cannot be looked at without being read: name a file")
+    for target in (job.target, job.plot):
+        if target is not None:
+            require_place(target)
     with AudioReader(job.source) as reader:
-        target = _target_info(job, reader.info)
+        info = _target_info(job, reader.info)
         if job.target is not None:
-            require_space(job.target, size_bytes(target), promised)
-        return Preview(job, reader.info, target)
+            require_space(job.target, size_bytes(info), promised)
+        return Preview(job, reader.info, info)
 
 
 def enhance_file(
@@ -128,7 +132,7 @@ def enhance_file(
         reader = stack.enter_context(AudioReader(source, job.source_name))
         info = _target_info(job, reader.info)
         require_space(target, size_bytes(info))
-        writer = stack.enter_context(AudioWriter(target, info, job.target_name))
+        writer = stack.enter_context(AudioWriter(target, info, job.target_name, mode=_mode(job.source)))
         denoiser.prepare(source, job.source_name, stop)
         given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
@@ -262,7 +266,7 @@ def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tup
     if job.source is not None and job.target is not None:
         return job.source, job.target
     try:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgese-")))
+        folder = stack.enter_context(temporary_folder())
     except OSError as error:
         raise AudioError(f"{job.source_name}: no place for temporary files ({error}): set TMPDIR") from error
     source = job.source or folder / "stdin"
@@ -288,12 +292,20 @@ def _plotted(job: Job, source: Path, enhanced: Path) -> Iterator[PartialFile]:
     from edgese.enhance.plot import write_comparison
 
     assert job.plot is not None
-    with PartialFile(job.plot) as partial:
+    with PartialFile(job.plot, mode=_mode(job.source)) as partial:
         try:
             write_comparison(source, enhanced, partial.path)
         except OSError as error:
             raise partial.error(error) from error
         yield partial
+
+
+def _mode(source: Path | None) -> int | None:
+    """Permissions of a recording, which its output has at most: what is private stays so."""
+    try:
+        return None if source is None else stat.S_IMODE(source.stat().st_mode)
+    except OSError:  # it has gone since it was opened
+        return 0o600
 
 
 def _require_running(job: Job, stop: threading.Event) -> None:

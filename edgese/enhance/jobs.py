@@ -214,9 +214,8 @@ def _check_targets(jobs: Sequence[Job], force: bool) -> None:
                     f"{shown(target)}: both {other.source_name} and {job.source_name} would be written there: "
                     "enhance them one by one, or into two folders"
                 )
-            found = _stat(target)
-            if found is not None:
-                if not target.is_file():
+            if _is_taken(target):
+                if _stat(target) is not None and not target.is_file():
                     raise AudioError(f"{shown(target)}: found a folder, pipe or device, wanted the name of a file")
                 existing.append(target)
     if existing and not force:
@@ -264,6 +263,14 @@ def _beside(folder: Path) -> Path:
 def _is_folder(path: Path) -> bool:
     found = _stat(path)
     return found is not None and path.is_dir()
+
+
+def _is_taken(path: Path) -> bool:
+    """True if the name is given, be it to a link that leads nowhere."""
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgese.config import AudioConfig, from_dict
 from edgese.graphs.segments import Segments
 from export import ExportError
 from export.bundle import WEIGHTS, Bundle
@@ -45,14 +46,16 @@ def audio_facts(bundle: Bundle) -> AudioFacts:
     """The facts of a bundle's audio that its users need to stream it, the same wherever the bundle says them.
 
     Raises:
-        ExportError: the manifest lacks one, it is no whole number, or the bundle contradicts itself.
+        ExportError: the manifest lacks one, or the bundle contradicts itself.
+        ConfigError: one is out of range.
     """
     manifest = bundle.manifest
     try:
-        rate_hz, hop = (int(manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
-        facts = AudioFacts(rate_hz, hop, int(manifest["latency"]["overlap_samples"]))
-        said = dict(_said_twice(bundle, facts))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        audio = {key: manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
+        config = from_dict(AudioConfig, audio, "audio.")
+        said = dict(_said_twice(bundle, config))
+        facts = AudioFacts(config.sample_rate_hz, config.hop, int(manifest["latency"]["overlap_samples"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise ExportError(
             f"{bundle.path}: the manifest's audio or latency lacks {error}; export the bundle again"
         ) from error
@@ -86,35 +89,30 @@ def weights_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _said_twice(bundle: Bundle, facts: AudioFacts) -> list[_Twice]:
+def _said_twice(bundle: Bundle, config: AudioConfig) -> list[_Twice]:
     """Facts that stand twice in the bundle."""
     manifest = bundle.manifest
-    audio, latency, causal = manifest["audio"], manifest["latency"], manifest.get("causal", True)
-    segments = Segments.of(manifest)
+    segments, latency, derived = Segments.of(manifest), manifest["latency"], "its other facts give"
     said: list[_Twice] = []
     if WEIGHTS in manifest["files"]:
         weights = weights_settings(bundle.path / WEIGHTS)
         for kind in ("audio", "model"):
             said += _compared(kind, manifest[kind], weights[kind])
-    n_fft = int(audio["n_fft"])
-    n_late = segments.size if segments is not None else n_fft
-    derived = "its other facts give"
+    overlap = config.overlap if segments is None else 0
+    n_late = config.latency_samples if segments is None else segments.size
+    late_ms = 1000 * n_late / config.sample_rate_hz
     said += [
-        ("audio.n_bins", (audio.get("n_bins", n_fft // 2 + 1), derived, n_fft // 2 + 1)),
-        ("latency.overlap_samples", (facts.overlap_samples, derived, n_fft - facts.hop if causal else 0)),
-        ("latency.samples", (latency["samples"], derived, n_late)),
-        ("latency.ms", (round(float(latency["ms"]), 6), derived, round(1000 * n_late / facts.sample_rate_hz, 6))),
+        ("audio.n_bins", (manifest["audio"].get("n_bins", config.n_bins), derived, config.n_bins)),
+        ("latency.overlap_samples", (latency["overlap_samples"], derived, overlap)),
+        ("latency.samples", (latency.get("samples", n_late), derived, n_late)),
+        ("latency.ms", (round(float(latency.get("ms", late_ms)), 6), derived, round(late_ms, 6))),
     ]
     for graph in bundle.graphs:
-        size = graph.block * facts.hop if segments is None else segments.size
+        size = graph.block * config.hop if segments is None else segments.size
         for spec in (*graph.inputs, *graph.outputs):
             if spec.name in ("wave", "enhanced"):
-                said.append(
-                    (
-                        f"audio.hop {facts.hop}, thus in {graph.file} {spec.name}",
-                        (size, "the graph has", spec.shape[-1]),
-                    )
-                )
+                fact = f"audio.hop {config.hop}, thus in {graph.file} {spec.name}"
+                said.append((fact, (size, "the graph has", spec.shape[-1])))
     return said
 
 

@@ -12,10 +12,19 @@ from edgese.graphs.segments import require_streaming_form
 from export import ExportError
 from export.bundle import Bundle, Graph
 
+SHIPPED = ("small",)  # names of the bundles that come with this package; the first is the default
 
-def shipped_bundle() -> Path:
-    """Path of the bundle that comes with this package."""
-    return Path(__file__).parents[1] / "weights" / "mbs-net-small"
+
+def shipped_bundle(name: str = SHIPPED[0]) -> Path:
+    """Path of a bundle that comes with this package."""
+    return Path(__file__).parents[1] / "weights" / f"mbs-net-{name}"
+
+
+def bundle_path(named: Path | None) -> Path:
+    """Path of the bundle that a user names: its folder, or one of `SHIPPED`; None: the default."""
+    if named is None:
+        return shipped_bundle()
+    return shipped_bundle(str(named)) if str(named) in SHIPPED and not named.exists() else named
 
 
 def audio_config(bundle: Bundle) -> AudioConfig:

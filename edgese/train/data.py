@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -63,6 +65,7 @@ class DataSets:
     train: Examples
     validation: Examples
     description: dict[str, object]
+    digest: str = ""  # of the recordings and of whose they are: equal digests give equal examples; "" where unknown
 
 
 def open_data(
@@ -131,6 +134,7 @@ class _Opening:
             examples(TRAINING, self.config),
             examples(VALIDATION, validation_config(self.config)),
             {"layout": "pairs", **counts, **ignored},
+            _digest("pairs", noisy.digest, clean.digest, list(speaker_of.values())),
         )
 
     def mixing(self, speech_folders: Sequence[Path], noise_folders: Sequence[Path]) -> DataSets:
@@ -140,7 +144,7 @@ class _Opening:
         speech_parts = self._split("speakers", speech_folders[0], speakers)
         noise_parts = self._split("noises", noise_folders[0], [str(file) for file in noise_files])
         speech, noise = self._load([file for file, _ in spoken]), self._load(noise_files)
-        rooms = self._rooms()
+        rooms, rooms_digest = self._rooms()
 
         def examples(split: int, config: DataConfig) -> MixedExamples:
             return MixedExamples(
@@ -159,22 +163,25 @@ class _Opening:
             examples(TRAINING, self.config),
             examples(VALIDATION, validation_config(self.config)),
             {"layout": "mixing", **counts},
+            _digest("mixing", speech.digest, speakers, noise.digest, rooms_digest),
         )
 
     def _load(self, files: Sequence[Path]) -> DecodedRecordings:
         return DecodedRecordings(files, self.sample_rate_hz, self.cache, self.progress)
 
-    def _rooms(self) -> list[Room]:
+    def _rooms(self) -> tuple[list[Room], str]:
         rooms: list[Room] = []
+        digests: list[str] = []
         for folder in _named(self.found, ROOMS):
             files = _audio_files(folder)
             if len(files) > MOST_ROOMS:
                 chosen = np.random.default_rng([self.seed, 1]).choice(len(files), MOST_ROOMS, replace=False)
                 files = [files[index] for index in sorted(chosen)]
             rooms += read_rooms(files, folder / "manifest.csv", self.sample_rate_hz)
+            digests += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         if not rooms and self.config.made_rooms:
             rooms = make_rooms(self.config.made_rooms, self.sample_rate_hz, self.seed, self.cache)
-        return rooms
+        return rooms, _digest(len(rooms), digests)  # made ones follow from the settings, to a machine's last bit
 
     def _split(self, what: str, folder: Path, groups: Sequence[str]) -> tuple[list[int], list[int]]:
         """Numbers of the files for training and for validation; all files of a group lie in one of the two."""
@@ -191,6 +198,10 @@ class _Opening:
         for index, group in enumerate(groups):
             parts[group in held_out].append(index)
         return parts
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _folders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
 from edgese.errors import TrainingError, pip_command
+from export.staging import write_whole
 
 LONGEST_MADE_T60_S = 0.6  # images grow with its cube
 
@@ -50,13 +51,14 @@ def make_rooms(count: int, sample_rate_hz: int, seed: int, cache: Path) -> list[
     path = cache / f"rooms-{count}-{sample_rate_hz}-{seed}.npz"
     if not path.exists():
         made = [_make_room(np.random.default_rng([seed, number]), sample_rate_hz) for number in range(count)]
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")  # torchrun's processes may make them at once
+        packed = io.BytesIO()
+        np.savez(packed, *(room.response for room in made), t60_s=[room.t60_s for room in made])
         try:
-            np.savez(partial, *(room.response for room in made), t60_s=[room.t60_s for room in made])
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            write_whole(path, packed.getvalue())  # torchrun's processes may make them at once
+        except OSError as error:
+            raise TrainingError(
+                f"{cache}: cannot be the cache ({error.strerror}); free space or choose another --cache"
+            ) from error
     with np.load(path) as stored:
         return [Room(stored[f"arr_{number}"], float(t60_s)) for number, t60_s in enumerate(stored["t60_s"])]
 

@@ -72,6 +72,7 @@ def refusal(onnx_path: Path, options: BuildOptions = N, **arguments: Any) -> str
 # The real builder
 
 
+@pytest.mark.slow
 @rtx
 @pytest.mark.parametrize("name", ["block1.fp32", "block8.fp32"])
 def test_shipped_graphs_build(name: str) -> None:
@@ -386,6 +387,7 @@ def test_building_needs_no_more_than_python_and_tensorrt() -> None:
 # The operators of TensorRT 10.3
 
 
+@pytest.mark.slow
 def test_shipped_graphs_keep_to_what_tensorrt_10_3_takes() -> None:
     found = sorted(SHIPPED.glob("*.onnx"))
     assert len(found) > 3

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
-import resource
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,8 @@ from edgese.audio.formats import AudioInfo, choose_format
 from edgese.audio.reader import MAX_CHANNELS, AudioReader, read_wave, resampled
 from edgese.audio.writer import AudioWriter
 from edgese.errors import AudioError, OutputError
+
+from ..helpers.disk import file_size_limit
 
 RATE = 16_000
 
@@ -78,20 +77,6 @@ def wav(tmp_path: Path) -> Path:
     path = tmp_path / "noise.wav"
     write_all(path, noise(2 * RATE), "WAV", "PCM_16")
     return path
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writing beyond a size fails as on a full disk, with an errno from the file system.
-
-    Ends before the test does: pytest's own output, if it goes to a long file, would fail as well.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Reading and writing
@@ -387,8 +372,10 @@ def test_an_existing_file_is_replaced_only_when_that_is_allowed(tmp_path: Path) 
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real" / "out")
+    with PartialFile(tmp_path / "link") as partial, pytest.raises(OutputError, match="exists already"):
+        partial.publish(replace=False)  # though it leads nowhere yet
     with PartialFile(tmp_path / "link") as partial:
-        partial.publish(replace=False)
+        partial.publish(replace=True)
     assert (tmp_path / "real" / "out").is_file()
     assert (tmp_path / "link").is_symlink()
 

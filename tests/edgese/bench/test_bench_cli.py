@@ -48,6 +48,7 @@ def test_json_is_one_object_with_everything(identity_bundle: Path, tmp_path: Pat
     assert [f"warning: {warning}" for warning in entry["warnings"]] == done.stderr.decode().splitlines()
 
 
+@pytest.mark.slow
 def test_a_runtime_that_was_asked_for_and_is_missing_is_an_error(identity_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -21,6 +21,7 @@ from edgese.metrics.difference import snr_db
 from edgese.metrics.scores import METRICS as KNOWN
 from edgese.metrics.scores import NAMES, si_sdr
 from export.bundle import Bundle
+from scripts.attribution import sources_of
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = shipped_bundle().parents[1] / "samples"
@@ -104,7 +105,16 @@ def test_the_graphs_are_of_the_weights_beside_them(bundle: Bundle) -> None:
 def test_nothing_lies_in_the_folder_that_nobody_asked_for(bundle: Bundle) -> None:
     found = {path.name for path in bundle.path.iterdir()}
     assert found == {"manifest.json", *RECORDS, *bundle.manifest["files"]}
-    assert "MODEL_CARD.md" in found
+    assert {"MODEL_CARD.md", "ATTRIBUTION.md"} <= found
+
+
+def test_the_attribution_names_every_source_of_the_card_and_cuts_nothing_short(bundle: Bundle) -> None:
+    card, text = ((bundle.path / name).read_text(encoding="utf-8") for name in ("MODEL_CARD.md", "ATTRIBUTION.md"))
+    sources = sources_of(bundle.path / "MODEL_CARD.md")
+    assert len(sources) > 40
+    assert [repo for _, repo in sources if f"{repo}: " not in text] == []
+    assert "..." not in card + text
+    assert "CC BY-SA" in text
 
 
 def test_reference_vectors_come_out_of_every_graph(bundle: Bundle) -> None:
