@@ -72,8 +72,8 @@ def enhance_command(
 ) -> None:
     """Enhance noisy recordings; the output has the input's sample rate, channels, length and alignment.
 
-    Files are 32 ms long or longer, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but
-    not m4a, webm or video. Tags and other metadata are not copied.
+    Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but not m4a,
+    webm or video. Tags and other metadata are not copied. Of joined, unfinished and damaged files: docs/recordings.md.
     """
     from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
