@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +45,10 @@ def say(text: object = "", err: bool = False) -> None:
 
 @contextlib.contextmanager
 def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr; where that is no terminal, a line now and then, with what is left of the time."""
+    """A progress bar on stderr; where that is no terminal, a line now and then, with what is left of the time.
+
+    EDGESE_PROGRESS=0 leaves these lines out, which come by the clock: for tests of all that a command says.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
@@ -75,7 +79,7 @@ def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -
         disable=hidden or not console.is_terminal,
         transient=True,
     ) as bar:
-        if hidden or console.is_terminal:
+        if hidden or console.is_terminal or os.environ.get("EDGESE_PROGRESS") == "0":
             yield bar
         else:
             with _progress_lines(bar):

@@ -46,7 +46,7 @@ def stdout_fd() -> int:
 
 @contextlib.contextmanager
 def libraries_silenced() -> Iterator[None]:
-    """Nothing that libraries print to stderr gets there; from any thread, once `own_streams` was called."""
+    """Nothing that libraries print gets anywhere; from any thread, once `own_streams` was called."""
     global _silenced, _kept_error
     if not _owned:
         yield
@@ -55,6 +55,7 @@ def libraries_silenced() -> Iterator[None]:
         if _silenced == 0:
             _kept_error = os.dup(2)
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, 1)
             os.dup2(null, 2)
             os.close(null)
         _silenced += 1
@@ -64,6 +65,7 @@ def libraries_silenced() -> Iterator[None]:
         with _lock:
             _silenced -= 1
             if _silenced == 0:
+                os.dup2(_kept_error, 1)
                 os.dup2(_kept_error, 2)
                 os.close(_kept_error)
 
