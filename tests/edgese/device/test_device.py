@@ -238,6 +238,7 @@ def _header(kind: bytes, size: int) -> bytes:
         (_gzipped(_header(tarfile.REGTYPE, 600), b"x"), "truncated at a/x"),
         (_gzipped(b"x" * 512), "truncated, or no device bundle"),
     ],
+    ids=["sparse", "long PAX header", "sparse by PAX", "long member", "many members", "cut member", "no tar"],
 )
 def test_an_archive_that_claims_more_than_it_holds_is_refused(content: bytes, wanted: str, tmp_path: Path) -> None:
     (tmp_path / "bomb.tar.gz").write_bytes(content)
