@@ -707,8 +707,7 @@ def test_without_a_choice_it_takes_the_first_precision_that_there_is(tmp_path: P
         (lambda path: write_sound(path, SOUND, rate_hz=48_000), "found 48000 Hz, wanted 16000: resample it, as in"),
         (lambda path: write_sound(path, SOUND, "PCM_U8"), "found format 1 of 8 bits, wanted PCM of 16, 24 or 32"),
         (lambda path: write_sound(path, SOUND, "DOUBLE"), "found format 3 of 64 bits"),
-        (lambda path: write_sound(path, SOUND[:100]), "found 100 samples, wanted at least 32 ms"),
-        (lambda path: write_sound(path, SOUND * 0), "found silence"),
+        (lambda path: write_sound(path, SOUND[:0]), "found no samples"),
         (lambda path: write_sound(path, SOUND * np.float32(np.nan)), "found NaN or Inf"),
         (
             lambda path: os.truncate(write_sound(path, SOUND), 9000),
