@@ -29,6 +29,7 @@ LOUD_ENOUGH_DBFS = -40.0  # RMS of the loudest step; a recording of -45 dBFS has
 _LIFTED_DBFS = -30.0  # to where it is lifted from 10 dB below and less; between, by 2 dB a dB
 _MOST_DB = 50.0
 _OFFSET_SHARE = 0.02  # of the level of the loudest step: smaller offsets stay
+_LEAST_S = 1.0  # of sound for a mean to be an offset
 
 
 class Lift:
@@ -39,7 +40,7 @@ class Lift:
     """
 
     def __init__(self, rate_hz: int, n_channels: int) -> None:
-        self._size = round(_STEP_S * rate_hz)
+        self._size, self._least = round(_STEP_S * rate_hz), round(_LEAST_S * rate_hz)
         self._n_channels = n_channels
         self._sums: list[NDArray[np.float64]] = []  # by step: number, sum and sum of squares of its samples, (3, C)
         self._targets: list[NDArray[np.float64]] = []  # by step: gain in dB and offset, not smoothed, (2, C)
@@ -101,6 +102,7 @@ class Lift:
         below_db = np.maximum(LOUD_ENOUGH_DBFS - level_dbfs, 0)
         gain_db = np.minimum(2 * below_db, below_db + _LIFTED_DBFS - LOUD_ENOUGH_DBFS)
         offset = np.sign(mean) * np.maximum(np.abs(mean) - _OFFSET_SHARE * np.sqrt(power), 0)
+        offset *= counts.sum(0) >= self._least
         return np.stack([np.minimum(gain_db, _MOST_DB), offset])
 
 

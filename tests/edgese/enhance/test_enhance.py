@@ -164,7 +164,7 @@ def test_memory_does_not_grow_with_length(identity: Denoiser) -> None:
         return peak
 
     peak_bytes(3)
-    assert peak_bytes(90) < 1.2 * peak_bytes(10)
+    assert peak_bytes(100) < 1.2 * peak_bytes(30)  # the lift keeps eleven seconds
 
 
 # One file
@@ -217,6 +217,7 @@ def test_clipping_is_counted_and_told(tmp_path: Path) -> None:
     bundle = write_identity_bundle(tmp_path / "loud", gain=4.0, blocks=(16,))
     wave = np.full((16_000, 1), 0.5, np.float32)
     wave[:4000] = 0.1
+    wave[1::2] *= -1
     soundfile.write(tmp_path / "in.wav", wave, 16_000, "PCM_16")
     with Denoiser(Bundle.open(bundle)) as denoiser:
         summary = enhance_file(job(tmp_path / "in.wav", tmp_path / "out.wav"), denoiser)

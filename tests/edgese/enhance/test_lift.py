@@ -98,6 +98,12 @@ def test_an_offset_is_taken_out(offset: float) -> None:
     np.testing.assert_allclose(found - found.mean(), wave - wave.mean(), atol=1e-6)
 
 
+def test_a_click_is_no_offset() -> None:
+    click = np.zeros((2000, 1), np.float32)
+    click[0] = 1
+    np.testing.assert_array_equal(raised(click), click)
+
+
 def test_an_offset_does_not_hide_that_the_sound_is_quiet() -> None:
     found = raised(sound(5, -60) + np.float32(0.1))
     assert level_dbfs(found - found.mean()) == pytest.approx(-30, abs=0.5)

@@ -216,7 +216,7 @@ def test_training_in_half_precision_keeps_the_scan_in_float32(enhancer: Waveform
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"chunk": -1}, r"model\.chunk: found -1, wanted 0 \(all frames\) or more"),
+        ({"chunk": -1}, r"model\.chunk: found -1, wanted 0 to 8192"),
         ({"layers": 0}, r"model\.layers: found 0, wanted 1 to 256"),
     ],
 )
