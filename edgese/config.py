@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgese.errors import ConfigError
-from edgese.networks import MODELS, MOST_BINS, ModelConfig, config_class, find_model, require, require_within
+from edgese.networks import MODELS, ModelConfig, config_class, find_model, require, require_audio, require_within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +26,7 @@ class AudioConfig:
     hop: int = 128
 
     def __post_init__(self) -> None:
-        require_within("sample_rate_hz", self.sample_rate_hz, 1000, 768_000)
-        require_within("n_fft", self.n_fft, 4, 2 * (MOST_BINS - 1))
-        require(self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
-        require(
-            self.hop > 0 and self.n_fft % self.hop == 0 and self.n_fft // self.hop >= 2,
-            f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it",
-        )
+        require_audio(self.sample_rate_hz, self.n_fft, self.hop)
 
     @property
     def n_bins(self) -> int:

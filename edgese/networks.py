@@ -52,7 +52,17 @@ def require(holds: bool, message: str) -> None:
 
 def require_within(name: str, value: int, least: int, most: int) -> None:
     """Raise ConfigError unless a setting lies in this range; it may come from a file that nobody has looked at."""
-    require(least <= value <= most, f"{name}: found {str(value)[:40]}, wanted {least} to {most}")
+    fits = isinstance(value, int) and least <= value <= most
+    require(fits, f"{name}: found {str(value)[:40]}, wanted {least} to {most}")
+
+
+def require_audio(sample_rate_hz: int, n_fft: int, hop: int) -> None:
+    """Raise ConfigError unless frames can have this rate, window and hop; asked by config.py and, on boards, of manifests."""
+    require_within("sample_rate_hz", sample_rate_hz, 1000, 768_000)
+    require_within("n_fft", n_fft, 4, 2 * (MOST_BINS - 1))
+    require(n_fft % 4 == 0, f"n_fft: found {n_fft}, wanted a multiple of 4")
+    require_within("hop", hop, 1, n_fft // 2)
+    require(n_fft % hop == 0, f"hop: found {hop}, wanted a divisor of n_fft = {n_fft}, at most half of it")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgese.config import AudioConfig, from_dict
+from edgese.networks import require_audio
 from export import ExportError
 from export.bundle import Bundle
 
@@ -33,10 +33,11 @@ def audio_facts(bundle: Bundle) -> AudioFacts:
         raise ExportError(
             f"{bundle.path}: the manifest's audio or latency lacks {error}; export the bundle again"
         ) from error
-    config = from_dict(AudioConfig, audio, "audio.")
-    if overlap not in (0, config.overlap):
+    require_audio(**audio)
+    usual = audio["n_fft"] - audio["hop"]
+    if overlap not in (0, usual):
         raise ExportError(
-            f"{bundle.path}: found latency.overlap_samples {overlap}, wanted {config.overlap}, or 0 for a network that "
+            f"{bundle.path}: found latency.overlap_samples {overlap}, wanted {usual}, or 0 for a network that "
             "looks ahead; export the bundle again"
         )
-    return AudioFacts(config.sample_rate_hz, config.hop, overlap)
+    return AudioFacts(audio["sample_rate_hz"], audio["hop"], overlap)
