@@ -57,7 +57,7 @@ def require_within(name: str, value: int, least: int, most: int) -> None:
 
 
 def require_audio(sample_rate_hz: int, n_fft: int, hop: int) -> None:
-    """Raise ConfigError unless frames can have this rate, window and hop; asked by config.py and, on boards, of manifests."""
+    """Raise ConfigError unless frames can have this rate, window and hop: of settings, and on boards of manifests."""
     require_within("sample_rate_hz", sample_rate_hz, 1000, 768_000)
     require_within("n_fft", n_fft, 4, 2 * (MOST_BINS - 1))
     require(n_fft % 4 == 0, f"n_fft: found {n_fft}, wanted a multiple of 4")
