@@ -16,7 +16,9 @@ def main() -> None:
     Bugs keep their traceback.
     """
     from edgese.cli.app import app
+    from edgese.machine.streams import own_streams
 
+    own_streams()
     interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +101,30 @@ def write_output(target: Path, content: bytes, *, replace: bool = True) -> None:
         except OSError as error:
             raise partial.error(error) from error
         partial.publish(replace=replace)
+
+
+def require_space(target: Path, n_bytes: int, promised: dict[int, int] | None = None) -> None:
+    """Check that a file system has room for a file before anything is done for it.
+
+    Args:
+        promised: bytes that other files will take, by file system; this one's are added.
+
+    Raises:
+        OutputError: it has not.
+    """
+    place = next((folder for folder in Path(os.path.realpath(target)).parents if folder.exists()), None)
+    if place is None:
+        return
+    device = place.stat().st_dev
+    others = 0 if promised is None else promised.get(device, 0)
+    free = shutil.disk_usage(place).free
+    if n_bytes + others > free:
+        raise OutputError(
+            f"{shown(target)}: found {(free - others) / 1e6:.1f} MB of space left, wanted {n_bytes / 1e6:.1f}: free "
+            "space, choose another place with -o, or a smaller format, as FLAC"
+        )
+    if promised is not None:
+        promised[device] = others + n_bytes
 
 
 def shown(path: Path | str) -> str:

@@ -14,42 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgese.errors import ConfigError
-from edgese.networks import MODELS, ModelConfig, config_class, find_model, require, require_audio, require_within
-
-
-@dataclasses.dataclass(frozen=True)
-class AudioConfig:
-    """Sample rate, window and hop of the network's frames. All sound inside edgese is mono float32 in [-1, 1]."""
-
-    sample_rate_hz: int = 16_000
-    n_fft: int = 512
-    hop: int = 128
-
-    def __post_init__(self) -> None:
-        require_audio(self.sample_rate_hz, self.n_fft, self.hop)
-
-    @property
-    def n_bins(self) -> int:
-        """Frequency bins of one frame, F = n_fft // 2 + 1."""
-        return self.n_fft // 2 + 1
-
-    @property
-    def overlap(self) -> int:
-        """Samples that two neighbouring frames share; also the delay of the output behind the input."""
-        return self.n_fft - self.hop
-
-    @property
-    def hop_ms(self) -> float:
-        return 1000.0 * self.hop / self.sample_rate_hz
-
-    @property
-    def latency_samples(self) -> int:
-        """Algorithmic latency: the overlap behind which the output runs and the hop that must first be gathered."""
-        return self.overlap + self.hop
-
-    @property
-    def latency_ms(self) -> float:
-        return 1000.0 * self.latency_samples / self.sample_rate_hz
+from edgese.networks import MODELS, ModelConfig, config_class, find_model, require, require_within
+from edgese.networks import AudioConfig as AudioConfig  # stands there for boards, which have no TOML
 
 
 @dataclasses.dataclass(frozen=True)

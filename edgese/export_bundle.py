@@ -18,6 +18,7 @@ from edgese.audio.reader import read_wave
 from edgese.config import AudioConfig
 from edgese.contract import require_contract
 from edgese.errors import ConfigError, VerificationError
+from edgese.graphs.audio_facts import open_bundle
 from edgese.graphs.facts import network_facts
 from edgese.graphs.form import with_variant
 from edgese.graphs.opening import graph_metadata
@@ -149,7 +150,7 @@ def export_bundle(
         }
         seal_bundle(staging, manifest)
     landed = path if passed else path.with_name(f"{path.name}.unverified")
-    return Export(landed, Bundle.open(path) if passed else None, tuple(results))
+    return Export(landed, open_bundle(path) if passed else None, tuple(results))
 
 
 def untrained(model: str) -> WaveformEnhancer:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edgese.atomic_file import PartialFile, shown
 from edgese.audio import Samples
-from edgese.audio.formats import INTEGER_BITS, LOSSY, AudioInfo, require_writable
-from edgese.audio.libsndfile import SoundFile, SoundFileError, reason
+from edgese.audio.formats import INTEGER_BITS, LOSSY, AudioInfo, cannot_hold, require_writable
+from edgese.audio.libsndfile import SoundFile, SoundFileError
 from edgese.errors import AudioError, OutputError
 
 if TYPE_CHECKING:
@@ -157,8 +157,4 @@ class AudioWriter:
             os.write(self._partial.fd, bytes(1 << 16))  # the first may fill up what is left and only be cut short
         except OSError as refusal:
             return self._partial.error(refusal)
-        info = self.info
-        return AudioError(
-            f"{self.name}: {info.container} {info.subtype} cannot hold {info.n_channels} channel(s) at "
-            f"{info.sample_rate_hz} Hz ({reason(error)}): choose another format, as in -o OUTPUT.wav"
-        )
+        return cannot_hold(self.name, self.info, error)

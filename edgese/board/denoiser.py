@@ -22,7 +22,7 @@ from edgese.audio.writer import AudioWriter
 from edgese.board.commands import Chosen, require_self_test_passed
 from edgese.board.link import RemoteError, RemoteStopped
 from edgese.board.session import Session
-from edgese.device.wav import MIN_LENGTH_MS, WavInfo, WavReader
+from edgese.device.wav import WavInfo, WavReader
 from edgese.enhance.files import Stopped
 from edgese.enhance.lift import Lift
 from edgese.errors import AudioError
@@ -117,7 +117,7 @@ class RemoteDenoiser:
         """
         waiting = np.zeros((0, n_channels), np.float32)
         with WavReader(self._folder / _CLEAN) as reader:
-            clean = reader.blocks(silent=True)
+            clean = reader.blocks()
             for block in blocks:
                 while len(waiting) < len(block):
                     waiting = np.concatenate([waiting, next(clean)])
@@ -143,7 +143,6 @@ class RemoteDenoiser:
     def _write(self, source: Path, name: str, target: Path, stop: threading.Event) -> int:
         """Write a recording at the network's rate as a WAV of floats; returns its number of channels."""
         rate_hz = self.config.sample_rate_hz
-        least = -(-MIN_LENGTH_MS * rate_hz // 1000)  # resampling may have taken one off
         with AudioReader(source, name) as reader:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
@@ -154,7 +153,8 @@ class RemoteDenoiser:
                     writer.write(block)
                     if writer.n_written * info.n_channels > _MOST_SAMPLES:
                         raise AudioError(f"{name}: too long for the WAV that goes to the board: split it")
-                writer.write(np.zeros((max(0, least - writer.n_written), info.n_channels), np.float32))
+                if not writer.n_written:  # resampling takes a sample or two of a recording that has no more
+                    writer.write(np.zeros((1, info.n_channels), np.float32))
                 writer.finish()
                 writer.publish(replace=True)
             return info.n_channels

@@ -70,10 +70,10 @@ def bench_command(
     has, tests itself, and measures latency, temperatures, throttling and energy. EDGESE_SSH names another ssh command.
     """
     from edgese.bench.advice import recommend, warnings
-    from edgese.bench.measure import DEVICES, Settings, bench, require_device
+    from edgese.bench.measure import DEVICES, Settings, bench, choose, require_device
+    from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
     from edgese.machine.host import describe
-    from export.bundle import Bundle
 
     if path is not None and model is not None:
         raise typer.BadParameter(f"--model {model}: found {path} beside it, wanted one bundle")
@@ -123,7 +123,7 @@ def bench_command(
         core=core,
         device=device,
     )
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     watched = None
     if device == "jetson":
         from edgese.machine.watch import watch
@@ -131,6 +131,11 @@ def bench_command(
         watched = watch(Path("/"), seconds)
     with progress_bar(quiet or as_json, _step_columns) as bar:
         task = bar.add_task("measuring")
+        if bar.disable and not (quiet or as_json):
+            cases = choose(bundle, settings)
+            least_s = len(cases) * settings.repeats * seconds  # each turn is paced in real time
+            turns = f"{settings.repeats} turn{'s' if settings.repeats > 1 else ''}"
+            say(f"measuring: {len(cases)} cases in {turns}, then their streams: {least_s:.0f} s at least", err=True)
         report = bench(
             bundle,
             settings,
@@ -170,10 +175,10 @@ def _bench_there(
     """Measure a bundle on a board and print what it found; exit code 1 if a graph could not be measured."""
     from edgese.board.commands import Chosen, bench_there
     from edgese.device.content import choose
-    from export.bundle import Bundle
+    from edgese.graphs.audio_facts import open_bundle
 
     chosen = Chosen(check_runtimes(runtimes), precisions, blocks)
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     choose(bundle, precisions, blocks)  # said now, not after copying
     with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
         found = bench_there(session, bundle, chosen, streams=streams, seconds=seconds)
@@ -200,9 +205,9 @@ def _estimate(
         raise typer.BadParameter(f"--estimate: found {name!r}, wanted one of {', '.join(BOARDS)}")
     require("onnx", extra="export")
     from edgese.bench.estimate import estimate_cases
-    from export.bundle import Bundle
+    from edgese.graphs.audio_facts import open_bundle
 
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     # Graphs are chosen as for measuring; the runtime only stands in for TensorRT, and none is opened.
     cases = choose(bundle, Settings(("onnxruntime",), tuple(precisions), tuple(blocks)))
     found = estimate_cases(cases, BOARDS[name], streams=streams)

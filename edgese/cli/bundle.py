@@ -29,10 +29,10 @@ def bundle_command(
 ) -> None:
     """Write one archive for a board, which tests itself, builds TensorRT engines, measures and enhances there."""
     from edgese.board.archive import archive_name, write_archive
+    from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
-    from export.bundle import Bundle
 
-    opened = Bundle.open(bundle_path(bundle))
+    opened = open_bundle(bundle_path(bundle))
     packed = write_archive(
         opened,
         output or Path(archive_name(opened)),

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,12 +72,12 @@ def enhance_command(
 ) -> None:
     """Enhance noisy recordings; the output has the input's sample rate, channels, length and alignment.
 
-    Files are 32 ms long or longer, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but
-    not m4a, webm or video. Tags and other metadata are not copied.
+    Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but not m4a,
+    webm or video. Tags and other metadata are not copied. Of joined, unfinished and damaged files: docs/recordings.md.
     """
     from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
-    from edgese.enhance.jobs import EnhanceOptions, plan_jobs
+    from edgese.enhance.jobs import EnhanceOptions, passed_over, plan_jobs
     from edgese.errors import AudioError, ConfigError, OutputError
     from edgese.graphs.bundles import bundle_path, open_verified
     from edgese.machine.processes import stopping_on_signals
@@ -100,12 +101,17 @@ def enhance_command(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    planned = plan_jobs(inputs, options)
+    try:
+        planned = plan_jobs(inputs, options)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    left_out = passed_over(inputs)
     if dry_run:
         entries: list[dict[str, Any]] = []
+        promised: dict[int, int] = {}
         for job in planned:
             try:
-                seen = preview(job)
+                seen = preview(job, promised)
                 entries.append(_preview_entry(seen))
                 if not as_json:
                     say(_preview_line(seen))
@@ -113,7 +119,8 @@ def enhance_command(
                 entries.append({"source": job.source_name, "error": str(error)})
                 say(f"error: {error}", err=True)
         if as_json:
-            say(json.dumps({"files": entries}, indent=2))
+            say(json.dumps({"files": entries} | _left_out_entry(left_out), indent=2))
+        _print_left_out(left_out)
         raise typer.Exit(code=1 if any("error" in entry for entry in entries) else 0)
 
     results_on_stderr = any(job.target is None for job in planned)
@@ -141,10 +148,11 @@ def enhance_command(
         )
     if as_json:
         files = [_outcome_entry(outcome) for outcome in outcomes]
-        say(json.dumps({"files": files}, indent=2), err=results_on_stderr)
+        say(json.dumps({"files": files} | _left_out_entry(left_out), indent=2), err=results_on_stderr)
     else:
         for outcome in outcomes:
             _print_outcome(outcome, results_on_stderr)
+    _print_left_out(left_out)
     if any(outcome.error for outcome in outcomes):
         raise typer.Exit(code=1)
 
@@ -177,13 +185,28 @@ def _preview_line(preview: Preview) -> str:
     return f"would write {preview.job.target_name} from {preview.job.source_name}: {length}, {form}"
 
 
+def _left_out_entry(files: list[Path]) -> dict[str, list[str]]:
+    return {"passed_over": [str(file) for file in files]} if files else {}
+
+
+def _print_left_out(files: list[Path]) -> None:
+    from edgese.atomic_file import shown
+
+    if files:
+        say(
+            f"warning: passed over, in formats that are not read: {', '.join(map(shown, files))}; convert them, as in: "
+            "ffmpeg -i INPUT OUTPUT.wav",
+            err=True,
+        )
+
+
 def _print_outcome(outcome: Outcome, on_stderr: bool) -> None:
     if outcome.error:
         say(f"error: {outcome.error}", err=True)
     if outcome.summary:
         say(_summary_line(outcome.summary), err=on_stderr)
         for warning in outcome.summary.warnings:
-            say(f"warning: {warning}", err=True)
+            say(f"warning: {outcome.job.source_name}: {warning}", err=True)
 
 
 def _summary_line(summary: Summary) -> str:

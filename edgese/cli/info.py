@@ -56,12 +56,12 @@ def _latency_words(facts: dict[str, Any]) -> str:
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
+    from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
-    from export.bundle import Bundle
 
     if path is not None and not path.is_dir():
         return None
-    return dict(Bundle.open(bundle_path(path)).manifest)
+    return dict(open_bundle(bundle_path(path)).manifest)
 
 
 def _network_facts(what: str) -> dict[str, Any]:

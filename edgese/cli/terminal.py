@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +34,7 @@ Precisions = Annotated[
     list[str] | None,
     typer.Option("--precision", metavar="NAME", help="May be repeated. Default: all that the bundle has."),
 ]
+FIRST_LINE_S, NEXT_LINE_S = 10.0, 30.0  # of progress, where no bar can be drawn
 CACHE = Path("~/.cache/edgese")
 
 
@@ -42,7 +45,10 @@ def say(text: object = "", err: bool = False) -> None:
 
 @contextlib.contextmanager
 def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr where that is a terminal."""
+    """A progress bar on stderr; where that is no terminal, a line now and then, with what is left of the time.
+
+    EDGESE_PROGRESS=0 leaves these lines out, which come by the clock: for tests of all that a command says.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
@@ -73,7 +79,40 @@ def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -
         disable=hidden or not console.is_terminal,
         transient=True,
     ) as bar:
-        yield bar
+        if hidden or console.is_terminal or os.environ.get("EDGESE_PROGRESS") == "0":
+            yield bar
+        else:
+            with _progress_lines(bar):
+                yield bar
+
+
+@contextlib.contextmanager
+def _progress_lines(bar: Progress) -> Iterator[None]:
+    """Lines about the task that runs, from a thread: soon after the beginning, then twice a minute."""
+    done = threading.Event()
+
+    def report() -> None:
+        wait_s = FIRST_LINE_S
+        while not done.wait(wait_s):
+            wait_s = NEXT_LINE_S
+            running = [task for task in bar.tasks if not task.finished]
+            if running:
+                task = running[-1]
+                parts = [printable(task.description)]
+                if task.total is not None:
+                    parts.append(f"{task.completed:.0f}/{task.total:.0f} {task.fields.get('unit', '')}".rstrip())
+                if task.time_remaining:
+                    left_s = task.time_remaining
+                    parts.append(f"about {left_s:.0f} s left" if left_s < 100 else f"about {left_s / 60:.0f} min left")
+                say(": ".join([parts[0], ", ".join(parts[1:])]).rstrip(": "), err=True)
+
+    reporter = threading.Thread(target=report, name="progress", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reporter.join()
 
 
 def counter(bar: Progress, description: str, unit: str) -> Callable[[int, int], None]:

@@ -128,10 +128,20 @@ def _draw_curves(run: Path) -> None:
 
 def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]:
     task = bar.add_task("training", total=settings.steps, note="")
-    validated = ""
+    validated, begun = "", False
 
     def meter(step: Step) -> None:
-        nonlocal validated
+        nonlocal validated, begun
+        if bar.disable and not begun:
+            begun = True
+            speed, left_min = f"{step.audio_per_second:.1f}x real time", step.seconds_left / 60
+            say(
+                f"step {step.step}/{step.steps}: loss {step.loss:.4f}, {speed}, about {left_min:.0f} min left", err=True
+            )
+        if step.validation_s is not None:
+            if bar.disable:
+                say(f"step {step.step}/{step.steps}: validating, about {step.validation_s:.0f} s", err=True)
+            return
         if step.validation_loss is not None:
             validated = f", validation {step.validation_loss:.4f}"
             if bar.disable:  # no terminal: a line now and then instead of the bar

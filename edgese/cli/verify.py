@@ -75,13 +75,13 @@ def verify_command(
     if report is not None:
         require("jinja2", "PIL", extra="report")
     from edgese.errors import VerificationError
+    from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
     from edgese.graphs.segments import Segments, network_name, segments_in_words
     from edgese.metrics.pairs import read_recordings
     from edgese.verify.prove import prove
-    from export.bundle import Bundle
 
-    opened = Bundle.open(bundle_path(bundle))
+    opened = open_bundle(bundle_path(bundle))
     if bisect and Segments.of(opened.manifest) is not None:
         raise VerificationError(
             f"--bisect: {network_name(opened.manifest)} looks ahead: the search compares streams hop by hop, and it "
@@ -129,11 +129,11 @@ def _verify_there(
     """Run the self-test of a board and print it; exit code 1 if a graph does not pass."""
     from edgese.board.commands import Chosen, self_test_there
     from edgese.device.content import choose
+    from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
-    from export.bundle import Bundle
 
     chosen = Chosen(check_runtimes(runtimes), precisions)
-    opened = Bundle.open(bundle_path(path))
+    opened = open_bundle(bundle_path(path))
     choose(opened, precisions)  # said now, not after copying
     with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
         tested = self_test_there(session, opened, chosen)

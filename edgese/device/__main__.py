@@ -142,6 +142,8 @@ def _enhance(content: Content, engines: EngineFolder, options: argparse.Namespac
     )
     if done.n_clipped:
         _log(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
+    if done.silent:
+        _log("warning: the input is silent, nothing but zeros, and so is the output: check the recording")
     channels = f", {done.n_channels} channels" if done.n_channels > 1 else ""
     _say(
         f"{options.output}: {done.duration_s:.1f} s{channels}, {graph.file} in {usable[0]}, "

@@ -16,7 +16,7 @@ from typing import Any
 from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.errors import VerificationError
-from edgese.graphs.audio_facts import AudioFacts, audio_facts
+from edgese.graphs.audio_facts import AudioFacts, audio_facts, open_bundle
 from edgese.graphs.segments import Segments, require_streaming_form
 from export import ExportError
 from export.bundle import Bundle, Graph
@@ -52,7 +52,7 @@ class Content:
         unlisted = [path.name for path in (root / BUNDLE).glob("*") if f"{BUNDLE}/{path.name}" not in sums]
         if unlisted:
             raise ExportError(f"{root / BUNDLE}: {', '.join(sorted(unlisted))}: not in {SUMS}; {_MEND}")
-        bundle = Bundle.open(root / BUNDLE)
+        bundle = open_bundle(root / BUNDLE)
         if not bundle.verified:
             raise VerificationError(f"{bundle.path}: these graphs did not pass their verification: export them again")
         return cls(root, bundle, len(sums))

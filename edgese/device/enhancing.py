@@ -30,6 +30,7 @@ class Enhanced:
     processing_s: float  # reading, network and writing together; opening the graph is not in it
     n_channels: int
     n_clipped: int
+    silent: bool  # nothing but zeros came in, and went out
 
     @property
     def rtf(self) -> float:
@@ -86,7 +87,7 @@ def enhance_wav(
                 assert left == 0, "the output is shorter than the input"
                 writer.publish(replace=replace)
                 seconds = time.perf_counter() - began
-    return Enhanced(info.duration_s, seconds, info.n_channels, writer.n_clipped)
+    return Enhanced(info.duration_s, seconds, info.n_channels, writer.n_clipped, reader.silent)
 
 
 def _enhanced(

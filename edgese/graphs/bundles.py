@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgese.config import AudioConfig, from_dict
 from edgese.errors import VerificationError
+from edgese.graphs.audio_facts import audio_facts, open_bundle
 from edgese.graphs.precision import Precision
 from edgese.graphs.segments import require_streaming_form
 from export import ExportError
@@ -30,8 +31,9 @@ def audio_config(bundle: Bundle) -> AudioConfig:
     """Audio settings of a bundle's network.
 
     Raises:
-        ExportError: the manifest does not say.
+        ExportError: the manifest does not say, or the bundle contradicts itself.
     """
+    audio_facts(bundle)
     try:
         audio = {key: bundle.manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
     except (KeyError, TypeError) as error:
@@ -74,7 +76,7 @@ def open_verified(bundle_path: Path) -> Bundle:
         ExportError: no bundle there, or a damaged one.
         VerificationError: the bundle was never shown to agree with PyTorch.
     """
-    bundle = Bundle.open(bundle_path)
+    bundle = open_bundle(bundle_path)
     if not bundle.verified:
         raise VerificationError(
             f"{bundle_path}: this bundle did not pass its verification, its sound cannot be trusted: export it again"

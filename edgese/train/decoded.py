@@ -26,11 +26,12 @@ _Decoded = tuple[NDArray[np.int16], bytes]
 
 
 class DecodedRecordings:
-    """Many recordings as one int16 memory map at the rate of the signal contract.
+    """Many recordings as one int16 memory map at the rate of the signal contract; empty where one cannot be used.
 
     A copy that is sent to another process opens the same map there.
     """
 
+    broken: dict[int, str]  # why a recording cannot be read, or holds no sound, by its number; of a subset: of all
     digest: str  # SHA-256 over the files as they lie on the disk, whatever decodes them; of a subset: over all
 
     def __init__(
@@ -39,7 +40,7 @@ class DecodedRecordings:
         """Decode `files` unless the cache holds them already (same paths, sizes and times), whole.
 
         Raises:
-            AudioError: recordings that cannot be read, or hold no sound; all of them in one message.
+            AudioError: none of the recordings can be used.
             TrainingError: a file is gone, or the cache cannot be written.
         """
         key = hashlib.sha256(json.dumps([sample_rate_hz, list(map(_identity, files))]).encode()).hexdigest()[:24]
@@ -55,6 +56,7 @@ class DecodedRecordings:
                 ) from error
         bounds = np.array(index["bounds"])
         self._starts, self.lengths, self.digest = bounds[:-1], np.diff(bounds), str(index["sha256"])
+        self.broken = {int(number): str(reason) for number, reason in index["broken"].items()}
         self._open()
 
     def __len__(self) -> int:
@@ -105,11 +107,16 @@ def _identity(file: Path) -> tuple[str, int, int]:
 
 
 def _read_index(index_path: Path, samples_path: Path, n_files: int) -> dict[str, Any] | None:
-    """Index of the cache, `bounds` and `sha256`; None where there is none, or samples of another size than it says."""
+    """Index of the cache: `bounds`, `broken`, `sha256`; None where there is none, or its samples have another size."""
     try:
         index: dict[str, Any] = json.loads(index_path.read_text())
         bounds, fits = index["bounds"], isinstance(index["sha256"], str)
-        fits = fits and len(bounds) == n_files + 1 and samples_path.stat().st_size == 2 * bounds[-1]
+        fits = (
+            fits
+            and isinstance(index["broken"], dict)
+            and len(bounds) == n_files + 1
+            and samples_path.stat().st_size == 2 * bounds[-1]
+        )
     except (OSError, ValueError, LookupError, TypeError):  # none yet, cut short, or of an earlier edgese
         return None
     return index if fits else None
@@ -123,11 +130,11 @@ def _decode(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Write samples and index, both whole or not at all; the index comes last and says that both are there."""
-    bounds, broken, digest = [0], list[AudioError](), hashlib.sha256()
+    bounds, broken, digest = [0], dict[int, str](), hashlib.sha256()
     with StagedFile(samples_path) as staged:
         for decoded in _decoded(files, sample_rate_hz):
             if isinstance(decoded, AudioError):
-                broken.append(decoded)
+                broken[len(bounds) - 1] = str(decoded)
                 bounds.append(bounds[-1])
             else:
                 samples, file_digest = decoded
@@ -136,14 +143,14 @@ def _decode(
                 bounds.append(bounds[-1] + len(samples))
             if progress:
                 progress(len(bounds) - 1, len(files))
-        if broken:  # all are named at once: whoever mends one mends all
-            others = "".join(f"; {error}" for error in broken[1:5])
+        if bounds[-1] == 0 and broken:
+            others = "".join(f"; {reason}" for reason in list(broken.values())[1:5])
             more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
-            raise AudioError(f"{broken[0]}{others}{more}") from broken[0]
+            raise AudioError(f"{broken[0]}{others}{more}")
         if bounds[-1] == 0:
             raise TrainingError(f"{files[0].parent if files else 'data'}: no audio in {len(files)} files")
         staged.publish(replace=True)
-    index = {"bounds": bounds, "sha256": digest.hexdigest()}
+    index = {"bounds": bounds, "broken": broken, "sha256": digest.hexdigest()}
     write_whole(index_path, json.dumps(index).encode())
     return index
 

@@ -47,7 +47,7 @@ WORST_PESQ = 1.04  # bottom of the wideband scale
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Progress of a run after one step."""
+    """Progress of a run after one step, or before its validation."""
 
     step: int
     steps: int
@@ -55,6 +55,7 @@ class Progress:
     audio_per_second: float  # seconds of audio trained on per second of time
     seconds_left: float
     validation_loss: float | None
+    validation_s: float | None = None  # before a validation: what it is likely to take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _train_locked(
     last_step = max(trainer.step, min(config.steps, config.steps if until.step is None else until.step))
     batches = _batches(data.train, config, trainer.step, last_step, ranks)
     validation = [data.validation(index) for index in range(N_VALIDATION)] if ranks.leads else []
-    started, first_step = time.monotonic(), trainer.step
+    started, first_step, validation_s = time.monotonic(), trainer.step, 0.0  # the last one's, 0 before it
     with RunLog(run, trainer.step) if ranks.leads else contextlib.nullcontext() as log:
         for noisy, clean in batches:
             row = trainer.update(noisy.to(device), clean.to(device))
@@ -180,15 +181,19 @@ def _train_locked(
             if log:
                 per_step = elapsed_s / (trainer.step - first_step)
                 row["audio_per_second"] = config.batch * noisy.shape[1] / config.audio.sample_rate_hz / per_step
+                left, speed = (last_step - trainer.step) * per_step, row["audio_per_second"]
                 if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
+                    begun, likely_s = time.monotonic(), validation_s or N_VALIDATION / config.batch * per_step
+                    if on_progress:
+                        on_progress(Progress(trainer.step, config.steps, row["loss"], speed, left, None, likely_s))
                     row |= trainer.validate(validation)
+                    validation_s = time.monotonic() - begun
                 log.write(row)  # before the checkpoint: rows past it are dropped on resume, a missing one stays missing
                 if trainer.step % config.checkpoint_every == 0 or last:
                     log.sync()
                     trainer.save()
                 if on_progress:
-                    left, validated = (last_step - trainer.step) * per_step, row.get("validation_loss")
-                    speed = row["audio_per_second"]
+                    validated = row.get("validation_loss")
                     on_progress(Progress(trainer.step, config.steps, row["loss"], speed, left, validated))
             if last:
                 break

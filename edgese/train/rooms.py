@@ -12,7 +12,7 @@ import numpy as np
 
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
-from edgese.errors import TrainingError, pip_command
+from edgese.errors import AudioError, TrainingError, pip_command
 from export.staging import write_whole
 
 LONGEST_MADE_T60_S = 0.6  # images grow with its cube
@@ -26,20 +26,25 @@ class Room:
     t60_s: float
 
 
-def read_rooms(files: Sequence[Path], manifest: Path, sample_rate_hz: int) -> list[Room]:
-    """Impulse responses of files; T60 from the manifest's columns file and t60_s where it has them, else measured.
+def read_rooms(files: Sequence[Path], manifest: Path, sample_rate_hz: int) -> tuple[list[Room], list[str]]:
+    """Impulse responses of files, and why others cannot be used.
+
+    T60 comes from the manifest's columns file and t60_s where it has them, else it is measured.
 
     Raises:
-        AudioError: a recording that cannot be read, or holds no sound.
         TrainingError: a manifest with other columns, or with a T60 that is no number.
     """
     known = _known_t60(manifest) if manifest.exists() else {}
-    rooms = []
+    rooms, broken = [], []
     for file in files:
-        wave = _from_direct_sound(read_wave(file, sample_rate_hz))
+        try:
+            wave = _from_direct_sound(read_wave(file, sample_rate_hz))
+        except AudioError as error:
+            broken.append(str(error))
+            continue
         t60_s = known.get(file)
         rooms.append(Room(wave, reverberation_time_s(wave, sample_rate_hz) if t60_s is None else t60_s))
-    return rooms
+    return rooms, broken
 
 
 def make_rooms(count: int, sample_rate_hz: int, seed: int, cache: Path) -> list[Room]:

@@ -328,7 +328,7 @@ def test_recordings_without_a_partner_are_told(
         write(tmp_path / folder / f"only_{folder}.wav", waves["p0"][0])
     with caplog.at_level(logging.WARNING), pytest.raises(AudioError, match="missing: no such folder"):
         evaluate(tmp_path, tmp_path / "missing")
-    assert "2 files are left out, the first only_clean: in clean/ or noisy/ only" in caplog.text
+    assert "2 files are left out, in clean/ or noisy/ only: clean/only_clean.wav, noisy/only_noisy.wav" in caplog.text
 
 
 def test_a_system_named_twice_is_refused(data: Path, systems: list[Path]) -> None:

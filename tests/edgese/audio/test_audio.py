@@ -16,7 +16,7 @@ import soundfile
 from edgese.atomic_file import PartialFile
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo, choose_format
-from edgese.audio.reader import MAX_CHANNELS, AudioReader, resampled
+from edgese.audio.reader import MAX_CHANNELS, AudioReader, read_wave, resampled
 from edgese.audio.writer import AudioWriter
 from edgese.errors import AudioError, OutputError
 
@@ -286,15 +286,15 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     assert "no samples" in refusal(tmp_path / "none.wav")
 
 
-@pytest.mark.parametrize("n_frames", [1, 2, 511])
-def test_a_file_shorter_than_a_window_is_refused(tmp_path: Path, n_frames: int) -> None:
+@pytest.mark.parametrize("n_frames", [1, 511, 512])
+def test_short_files_are_read_and_refused_only_to_learn_from(tmp_path: Path, n_frames: int) -> None:
     soundfile.write(tmp_path / "short.wav", noise(n_frames), RATE)
-    assert f"found {n_frames} sample" in refusal(tmp_path / "short.wav")
-
-
-def test_a_file_of_just_one_window_is_read(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "window.wav", noise(512), RATE)
-    assert len(read_all(tmp_path / "window.wav")) == 512
+    assert len(read_all(tmp_path / "short.wav")) == n_frames
+    if n_frames < 512:
+        with pytest.raises(AudioError, match=f"found {n_frames} sample.*wanted at least 32 ms"):
+            read_wave(tmp_path / "short.wav", RATE)
+    else:
+        assert len(read_wave(tmp_path / "short.wav", RATE)) == n_frames
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -305,9 +305,13 @@ def test_nan_and_inf_are_refused_with_their_time(tmp_path: Path, value: float) -
     assert "NaN or Inf at 1.250 s" in refusal(tmp_path / "broken.wav")
 
 
-def test_silence_is_refused(tmp_path: Path) -> None:
+def test_silence_is_read_and_refused_only_to_learn_from(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
-    assert "silence, 1.00 s" in refusal(tmp_path / "silent.wav")
+    with AudioReader(tmp_path / "silent.wav") as reader:
+        assert sum(map(len, reader.blocks())) == RATE
+        assert reader.silent
+    with pytest.raises(AudioError, match=r"silence, 1\.00 s"):
+        read_wave(tmp_path / "silent.wav", RATE)
 
 
 @pytest.mark.parametrize("rate_hz", [1, 3_999, 384_001, 2**31 - 1])

@@ -169,6 +169,19 @@ def test_a_folder_is_mirrored_and_a_bad_file_does_not_stop_the_others(
     assert [line.split(" -> ")[0] for line in summaries] == ["in/a.wav", "in/sub/b.flac", "in/sub/deep/c.ogg"]
 
 
+def test_files_that_are_passed_over_are_named_and_joined_outputs_are_wrong_usage(
+    noisy: Path, identity_bundle: Path
+) -> None:
+    folder = noisy.parent
+    (folder / "talk.m4a").touch()
+    done = edgese("enhance", folder, "--dry-run", "--json", "-m", identity_bundle, cwd=folder)
+    assert parsed(done.stdout)["passed_over"] == [str(folder / "talk.m4a")]
+    assert b"passed over, in formats that are not read: " in done.stderr
+    done = edgese("enhance", noisy, noisy, "-o", "merged.wav", cwd=folder, code=2)
+    assert b"Traceback" not in done.stderr
+    assert not (folder / "merged.wav").exists()
+
+
 def test_a_dry_run_tells_and_writes_nothing(noisy: Path, identity_bundle: Path) -> None:
     done = edgese("enhance", "noisy.wav", "-o", "deep/out.flac", "-m", identity_bundle, "--dry-run", cwd=noisy.parent)
     assert done.stderr == b""

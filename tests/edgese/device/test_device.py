@@ -238,6 +238,7 @@ def _header(kind: bytes, size: int) -> bytes:
         (_gzipped(_header(tarfile.REGTYPE, 600), b"x"), "truncated at a/x"),
         (_gzipped(b"x" * 512), "truncated, or no device bundle"),
     ],
+    ids=["sparse", "long PAX header", "sparse by PAX", "long member", "many members", "cut member", "no tar"],
 )
 def test_an_archive_that_claims_more_than_it_holds_is_refused(content: bytes, wanted: str, tmp_path: Path) -> None:
     (tmp_path / "bomb.tar.gz").write_bytes(content)
@@ -706,8 +707,7 @@ def test_without_a_choice_it_takes_the_first_precision_that_there_is(tmp_path: P
         (lambda path: write_sound(path, SOUND, rate_hz=48_000), "found 48000 Hz, wanted 16000: resample it, as in"),
         (lambda path: write_sound(path, SOUND, "PCM_U8"), "found format 1 of 8 bits, wanted PCM of 16, 24 or 32"),
         (lambda path: write_sound(path, SOUND, "DOUBLE"), "found format 3 of 64 bits"),
-        (lambda path: write_sound(path, SOUND[:100]), "found 100 samples, wanted at least 32 ms"),
-        (lambda path: write_sound(path, SOUND * 0), "found silence"),
+        (lambda path: write_sound(path, SOUND[:0]), "found no samples"),
         (lambda path: write_sound(path, SOUND * np.float32(np.nan)), "found NaN or Inf"),
         (
             lambda path: os.truncate(write_sound(path, SOUND), 9000),

@@ -137,18 +137,23 @@ def test_many_recordings_are_decoded_in_order(tmp_path: Path) -> None:
         np.testing.assert_allclose(wave, 0.001 * (index + 1), atol=1e-4)
 
 
-def test_all_broken_recordings_are_named_at_once(tmp_path: Path) -> None:
-    files = [write(tmp_path / f"{n:03}.wav", np.full(1000, 0.1)) for n in range(40)]
-    for number in (23, 4, *range(30, 37)):
+def test_broken_recordings_are_empty_and_all_broken_are_refused(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{n:03}.wav", np.full(1000, 0.1)) for n in range(12)]
+    for number in (3, 7):
         files[number].write_bytes(b"RIFF, then nothing")
+    for _ in range(2):  # decoded, then from the cache
+        recordings = DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
+        assert list(recordings.broken) == [3, 7]
+        assert recordings.broken[3].startswith(f"{files[3]}: ")
+        assert [recordings.length(number) for number in (2, 3, 4)] == [1000, 0, 1000]
+    for file in files:
+        file.write_bytes(b"RIFF, then nothing")
     with pytest.raises(EdgeseError) as refusal:
         DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
     message = str(refusal.value)
-    assert message.startswith(f"{files[4]}: ")
-    assert f"; {files[23]}: " in message
-    assert message.endswith("; and 4 more")
+    assert message.startswith(f"{files[0]}: ")
+    assert message.endswith("; and 7 more")
     assert "\n" not in message
-    assert not (tmp_path / "cache").exists()
 
 
 def test_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
