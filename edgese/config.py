@@ -80,11 +80,14 @@ class DataConfig:
         require_within("data.made_rooms", self.made_rooms, 0, 100_000)
 
 
+_AUDIO = AudioConfig()
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of one training run: all that changes its numbers."""
 
-    audio: AudioConfig = AudioConfig()
+    audio: AudioConfig = _AUDIO
     model: ModelConfig = MODELS["small"]
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
