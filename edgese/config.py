@@ -14,48 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgese.errors import ConfigError
-from edgese.networks import MODELS, MOST_BINS, ModelConfig, config_class, find_model, require, require_within
-
-
-@dataclasses.dataclass(frozen=True)
-class AudioConfig:
-    """Sample rate, window and hop of the network's frames. All sound inside edgese is mono float32 in [-1, 1]."""
-
-    sample_rate_hz: int = 16_000
-    n_fft: int = 512
-    hop: int = 128
-
-    def __post_init__(self) -> None:
-        require_within("sample_rate_hz", self.sample_rate_hz, 1000, 768_000)
-        require_within("n_fft", self.n_fft, 4, 2 * (MOST_BINS - 1))
-        require(self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
-        require(
-            self.hop > 0 and self.n_fft % self.hop == 0 and self.n_fft // self.hop >= 2,
-            f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it",
-        )
-
-    @property
-    def n_bins(self) -> int:
-        """Frequency bins of one frame, F = n_fft // 2 + 1."""
-        return self.n_fft // 2 + 1
-
-    @property
-    def overlap(self) -> int:
-        """Samples that two neighbouring frames share; also the delay of the output behind the input."""
-        return self.n_fft - self.hop
-
-    @property
-    def hop_ms(self) -> float:
-        return 1000.0 * self.hop / self.sample_rate_hz
-
-    @property
-    def latency_samples(self) -> int:
-        """Algorithmic latency: the overlap behind which the output runs and the hop that must first be gathered."""
-        return self.overlap + self.hop
-
-    @property
-    def latency_ms(self) -> float:
-        return 1000.0 * self.latency_samples / self.sample_rate_hz
+from edgese.networks import MODELS, ModelConfig, config_class, find_model, require, require_within
+from edgese.networks import AudioConfig as AudioConfig  # stands there for boards, which have no TOML
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +80,14 @@ class DataConfig:
         require_within("data.made_rooms", self.made_rooms, 0, 100_000)
 
 
+_AUDIO = AudioConfig()
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of one training run: all that changes its numbers."""
 
-    audio: AudioConfig = AudioConfig()
+    audio: AudioConfig = _AUDIO
     model: ModelConfig = MODELS["small"]
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()

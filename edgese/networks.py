@@ -52,7 +52,47 @@ def require(holds: bool, message: str) -> None:
 
 def require_within(name: str, value: int, least: int, most: int) -> None:
     """Raise ConfigError unless a setting lies in this range; it may come from a file that nobody has looked at."""
-    require(least <= value <= most, f"{name}: found {str(value)[:40]}, wanted {least} to {most}")
+    fits = isinstance(value, int) and least <= value <= most
+    require(fits, f"{name}: found {str(value)[:40]}, wanted {least} to {most}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """Sample rate, window and hop of the network's frames. All sound inside edgese is mono float32 in [-1, 1]."""
+
+    sample_rate_hz: int = 16_000
+    n_fft: int = 512
+    hop: int = 128
+
+    def __post_init__(self) -> None:
+        require_within("sample_rate_hz", self.sample_rate_hz, 1000, 768_000)
+        require_within("n_fft", self.n_fft, 4, 2 * (MOST_BINS - 1))
+        require(self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
+        fits = isinstance(self.hop, int) and 1 <= self.hop <= self.n_fft // 2 and self.n_fft % self.hop == 0
+        require(fits, f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it")
+
+    @property
+    def n_bins(self) -> int:
+        """Frequency bins of one frame, F = n_fft // 2 + 1."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def overlap(self) -> int:
+        """Samples that two neighbouring frames share; also the delay of the output behind the input."""
+        return self.n_fft - self.hop
+
+    @property
+    def hop_ms(self) -> float:
+        return 1000.0 * self.hop / self.sample_rate_hz
+
+    @property
+    def latency_samples(self) -> int:
+        """Algorithmic latency: the overlap behind which the output runs and the hop that must first be gathered."""
+        return self.overlap + self.hop
+
+    @property
+    def latency_ms(self) -> float:
+        return 1000.0 * self.latency_samples / self.sample_rate_hz
 
 
 @dataclasses.dataclass(frozen=True)

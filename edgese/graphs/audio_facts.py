@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgese.config import AudioConfig, from_dict
 from edgese.graphs.segments import Segments
+from edgese.networks import AudioConfig  # of no TOML: this file runs on boards too
 from export import ExportError
 from export.bundle import WEIGHTS, Bundle
 
@@ -52,10 +52,10 @@ def audio_facts(bundle: Bundle) -> AudioFacts:
     manifest = bundle.manifest
     try:
         audio = {key: manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
-        config = from_dict(AudioConfig, audio, "audio.")
+        config = AudioConfig(**audio)
         said = dict(_said_twice(bundle, config))
         facts = AudioFacts(config.sample_rate_hz, config.hop, int(manifest["latency"]["overlap_samples"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise ExportError(
             f"{bundle.path}: the manifest's audio or latency lacks {error}; export the bundle again"
         ) from error
