@@ -193,7 +193,7 @@ def test_no_graph_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> Bundle:
-    return Bundle.open(shipped_bundle())
+    return Bundle.open(shipped_bundle("small"))
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def root(golden: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped bundle, unpacked; not to be changed."""
-    return packed(Bundle.open(shipped_bundle()), tmp_path_factory.mktemp("shipped"))
+    return packed(Bundle.open(shipped_bundle("small")), tmp_path_factory.mktemp("shipped"))
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_licence_travels_with_the_archive(tmp_path: Path, monkeypatch: pytes
 
 
 def test_only_the_chosen_graphs_are_packed_with_what_belongs_to_them(tmp_path: Path) -> None:
-    source = Bundle.open(shipped_bundle())
+    source = Bundle.open(shipped_bundle("small"))
     root = packed(source, tmp_path, precisions=["fp16"], blocks=[1, 8])
     bundle = Content.open(root).bundle
     graphs = ["block1.fp16.onnx", "block8.fp16.onnx", "block1.fp16.pcs.onnx", "block8.fp16.pcs.onnx"]
@@ -144,7 +144,7 @@ def test_only_the_chosen_graphs_are_packed_with_what_belongs_to_them(tmp_path: P
 
 @pytest.mark.slow
 def test_quantized_graphs_keep_the_record_of_their_calibration(shipped: Path) -> None:
-    device, source = Content.open(shipped).bundle.manifest, Bundle.open(shipped_bundle()).manifest
+    device, source = Content.open(shipped).bundle.manifest, Bundle.open(shipped_bundle("small")).manifest
     assert device["calibration"] == source["calibration"] is not None
     assert device["verification"] == source["verification"] | {"limits": device["verification"]["limits"]}
     assert set(device["verification"]["limits"]) == {"fp32", "fp16", "int8"}
@@ -686,7 +686,7 @@ SOUND = np.random.default_rng(2).uniform(-0.5, 0.5, 5000).astype(np.float32)
 
 
 def test_without_a_choice_it_takes_the_first_precision_that_there_is(tmp_path: Path, run: Run) -> None:
-    root = packed(Bundle.open(shipped_bundle()), tmp_path, precisions=["int8", "fp16"], blocks=[1, 8])
+    root = packed(Bundle.open(shipped_bundle("small")), tmp_path, precisions=["int8", "fp16"], blocks=[1, 8])
     soundfile.write(tmp_path / "in.wav", np.full(RATE_HZ, 0.1), RATE_HZ)
     arguments = ("enhance", tmp_path / "in.wav", tmp_path / "out.wav", "--runtime", "onnxruntime")
     code, out, err = run(*arguments, root=root)

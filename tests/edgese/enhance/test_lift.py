@@ -118,7 +118,7 @@ def test_what_is_quiet_is_enhanced_as_if_it_were_not(speech_like: Callable[..., 
     rng = np.random.default_rng(0)
     wave = speech_like(2 * RATE_HZ)
     wave = (wave / wave.std() * 10 ** (-30 / 20) + 1e-3 * rng.standard_normal(len(wave))).astype(np.float32)[:, None]
-    with Denoiser(open_verified(shipped_bundle()), block=16) as denoiser:
+    with Denoiser(open_verified(shipped_bundle("small")), block=16) as denoiser:
         outputs = [
             np.concatenate(list(denoise([np.float32(gain) * wave], RATE_HZ, 1, denoiser))) / np.float32(gain)
             for gain in (1, 1e-2)

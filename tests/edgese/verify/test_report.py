@@ -585,7 +585,7 @@ def test_numbers_are_written_as_they_are_read() -> None:
 
 def test_a_graph_of_the_shipped_bundle_gets_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgese.verify.reference.VERIFICATION_HOPS", 400)
-    bundle = Bundle.open(shipped_bundle())
+    bundle = Bundle.open(shipped_bundle("small"))
     bundle = dataclasses.replace(bundle, graphs=(bundle.graph(block=16),))
     (sample,) = read_recordings(None)
     part = slice(RATE_HZ, 4 * RATE_HZ)
