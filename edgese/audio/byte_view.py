@@ -28,6 +28,8 @@ class FileBytes:
 
     def at(self, place: int, n: int) -> bytes:
         """The `n` bytes from `place` on; fewer at the file's end, none beyond it or where the disk fails."""
+        if place >= self.size or n <= 0:
+            return b""
         if not self._start <= place <= place + n <= self._start + len(self._window):
             try:
                 self._start, self._window = place, os.pread(self.fd, max(n, _WINDOW), place)

@@ -135,7 +135,7 @@ def _mpeg(search: Search, start: int) -> list[Part]:
             which = f"part {at + 1}: " if len(scan.streams) > 1 else ""
             search.notes.append(f"{which}{n} MPEG frames are there, {said} announced: the file may be truncated")
     last = search.end if search.end - scan.end < _REST else scan.end
-    ends = [*(stream.start for stream in scan.streams[1:]), last]
+    ends = [stream.start for stream in scan.streams[1:]] + [last] * bool(scan.streams)
     return [Part(one.segments(search.source), end, mpeg=one) for one, end in zip(scan.streams, ends, strict=True)]
 
 
