@@ -49,8 +49,20 @@ SHARES = {"enhance": 0.4, "calibrate": 0.16, "remote": 0.18, "train": 0.18, "exp
 
 # Counts the changes that a command makes below a folder; ends it just before one of them, or tells their number.
 _COUNTED = """\
-import os, sys
-below, last, told = {below!r}, {last!r}, {told!r}
+import os, shutil, sys
+below, last, told, graphs = {below!r}, {last!r}, {told!r}, {graphs!r}
+if graphs:  # the conversion by PyTorch, seconds of work that end in one file, is done once
+    import edgese.graphs.write as module
+    convert = module.write_onnx
+    def write_onnx(*arguments, **options):
+        (path,) = (argument for argument in arguments if isinstance(argument, os.PathLike))
+        made = os.path.join(graphs, os.path.basename(path))
+        if os.path.exists(made):
+            shutil.copyfile(made, path)
+        else:
+            convert(*arguments, **options)
+            shutil.copyfile(path, made)
+    module.write_onnx = write_onnx
 count = 0
 def changes(event, arguments):
     if event == "open":
@@ -92,7 +104,7 @@ class Subject:
     work: Path  # where it writes
     check_whole: Callable[[Path], None]  # raises where something torn lies under a final name
     results: Callable[[Path], object]  # to be equal in every run that ended
-    code: int = 0
+    converts: bool = False  # a network to ONNX
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reset: Callable[[Path], object] = lambda work: None  # before it is begun anew, once it has ended
     other_end: Callable[[], None] | None = None  # kills what runs on the board: the command then has to do with that
@@ -117,6 +129,9 @@ class Runs:
         self.subject, self.python = subject, python
         self.tmp, self.told = folder / "tmp", folder / "told"
         self.tmp.mkdir()
+        self.graphs = folder.parent / f"graphs-{folder.name}" if subject.converts else None
+        if self.graphs:
+            self.graphs.mkdir()
         self.folder = folder
         self.environment = (
             os.environ
@@ -127,7 +142,13 @@ class Runs:
     def run(self, *, last: int = 0, seconds: float = TIMEOUT_S) -> int | None:
         """Exit code; None where it was killed."""
         told = str(self.told) if not last else ""
-        code = _COUNTED.format(below=str(self.folder), last=last, told=told, arguments=self.subject.arguments)
+        code = _COUNTED.format(
+            below=f"{self.folder}/",
+            last=last,
+            told=told,
+            graphs=str(self.graphs or ""),
+            arguments=self.subject.arguments,
+        )
         try:
             done = self.python.run(["-c", code], self.folder, self.environment, b"", seconds)
         except subprocess.TimeoutExpired:
@@ -136,7 +157,7 @@ class Runs:
             return None
         if done.returncode == -9:
             return None
-        if done.returncode != self.subject.code or b"Traceback" in done.stderr:
+        if done.returncode or b"Traceback" in done.stderr:
             raise Torn(f"{self.subject.name}: exit code {done.returncode}: {done.stderr.decode()[-1500:]}")
         return done.returncode
 
@@ -302,7 +323,7 @@ def export_subject(folder: Path) -> Subject:
         return {name: content for name, content in files_below(work).items() if not name.endswith("manifest.json")}
 
     arguments = ["export", str(weights), "-o", str(work / "b"), "--block", "1", "--force", "-q"]
-    return Subject("export", arguments, work, check_whole, results)
+    return Subject("export", arguments, work, check_whole, results, converts=True)
 
 
 def calibrate_subject(folder: Path) -> Subject:
@@ -314,7 +335,10 @@ def calibrate_subject(folder: Path) -> Subject:
 
     arguments = ["calibrate", str(weights), "--data", str(data), "-o", str(target), "--force", "-q"]
     arguments += ["--cache", str(folder / "cache"), "--batches", "1", "--streams", "2"]
-    return Subject("calibrate", arguments, folder / "work", check_whole, lambda work: read_batches(target).digest)
+    return Subject(
+        *("calibrate", arguments, folder / "work", check_whole, lambda work: read_batches(target).digest),
+        converts=True,
+    )
 
 
 def remote_subject(folder: Path, board: SshBoard) -> Subject:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -165,22 +166,35 @@ def archive(folder: Path) -> Target:
     from edgese.board.archive import unpack_archive
     from edgese.errors import EdgeseError
     from export import ExportError
+    from export.bundle import Graph, seal_bundle
+    from export.manifest import KEYS
 
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as stream:
-        for name, content in (
-            ("a/SHA256SUMS", f"{hashlib.sha256(bytes(2000)).hexdigest()}  bundle/x\n".encode()),
-            ("a/bundle/x", bytes(2000)),
-            ("a/run", b"x"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            stream.addfile(member, io.BytesIO(content))
-    plain = tar.getvalue()[: 512 * 12]
+    (folder / "toy").mkdir()
+    graph = Graph(_file(folder / "toy", "a.onnx", b"x" * 700).name, "fp32", 1, (), (), {})
+    facts: dict[str, Any] = {key: {} for key in KEYS} | {"name": "toy", "graphs": [graph], "calibration": None}
+    seal_bundle(folder / "toy", facts | {"verification": {"passed": True}, "latency": {"samples": 1, "ms": 1}})
+    files = {f"bundle/{path.name}": path.read_bytes() for path in (folder / "toy").iterdir()} | {"run": b"x"}
+
+    def packed(files: dict[str, bytes]) -> bytes:
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as stream:
+            for name, content in ({"SHA256SUMS": sums.encode()} | files).items():
+                member = tarfile.TarInfo(f"a/{name}")
+                member.size = len(content)
+                stream.addfile(member, io.BytesIO(content))
+        return tar.getvalue()
+
+    plain = packed(files)
 
     def make(rng: random.Random) -> bytes:
-        if rng.random() < 0.2:
+        way = rng.random()
+        if way < 0.15:
             return mutated_bytes([gzip.compress(plain, mtime=0)], rng)
+        if way < 0.45:  # one file changed, its sums right unless they are the file
+            name = rng.choice([*files, "SHA256SUMS"])
+            changed = packed(files | {name: mutated_bytes(list(files.values()), rng)})
+            return gzip.compress(changed, 1, mtime=0)
         content = bytearray(mutated_bytes([plain], rng))
         for at in range(0, len(content) - 511, 512):  # right checksums, so that more than these are read
             if content[at + 257 : at + 262] == b"ustar" and rng.random() < 0.9:
@@ -191,6 +205,7 @@ def archive(folder: Path) -> Target:
 
     def read(content: bytes) -> None:
         unpack_archive(_file(folder, "a.tar.gz", content), folder / "unpacked")
+        shutil.rmtree(folder / "unpacked")
 
     return Target(make, read, (ExportError, EdgeseError, CalibrationError))
 
