@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,8 @@ class FileBytes:
 
     def at(self, place: int, n: int) -> bytes:
         """The `n` bytes from `place` on; fewer at the file's end, none beyond it or where the disk fails."""
+        if place >= self.size or n <= 0:
+            return b""
         if not self._start <= place <= place + n <= self._start + len(self._window):
             try:
                 self._start, self._window = place, os.pread(self.fd, max(n, _WINDOW), place)
@@ -34,13 +37,18 @@ class FileBytes:
                 return b""
         return self._window[place - self._start : place - self._start + n]
 
-    def find(self, wanted: bytes, start: int, end: int) -> int:
-        """Place of the first `wanted` that lies within start ... end; -1 if there is none."""
-        step = max(len(wanted), _WINDOW // 2)
+    def find(self, wanted: bytes | re.Pattern[bytes], start: int, end: int, most: int = 16) -> int:
+        """Place of the first `wanted` that lies within start ... end; -1 if there is none.
+
+        Args:
+            wanted: bytes, or an expression that matches `most` of them at most.
+        """
+        pattern = wanted if isinstance(wanted, re.Pattern) else re.compile(re.escape(wanted))
+        step = _WINDOW - most
         for place in range(start, end, step):
-            found = self.at(place, min(step + len(wanted) - 1, end - place)).find(wanted)
-            if found >= 0:
-                return place + found
+            found = pattern.search(self.at(place, min(step + most - 1, end - place)))
+            if found:
+                return place + found.start()
         return -1
 
     def first_other_than(self, byte: bytes, start: int, end: int) -> int:

@@ -6,6 +6,7 @@ its own for the decoder, and says in `notes` what was odd.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from edgese.audio import chunks
@@ -44,6 +45,8 @@ _FOREIGN = (
     (0, b"\xff\xf1", "AAC without a container"),
     (0, b"\xff\xf9", "AAC without a container"),
 )
+
+_FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 _Finder = Callable[[Search, int], list[Part]]
 
@@ -132,7 +135,7 @@ def _mpeg(search: Search, start: int) -> list[Part]:
             which = f"part {at + 1}: " if len(scan.streams) > 1 else ""
             search.notes.append(f"{which}{n} MPEG frames are there, {said} announced: the file may be truncated")
     last = search.end if search.end - scan.end < _REST else scan.end
-    ends = [*(stream.start for stream in scan.streams[1:]), last]
+    ends = [stream.start for stream in scan.streams[1:]] + [last] * bool(scan.streams)
     return [Part(one.segments(search.source), end, mpeg=one) for one, end in zip(scan.streams, ends, strict=True)]
 
 
@@ -153,8 +156,8 @@ def _ogg(search: Search, start: int) -> list[Part]:
 def _flac(search: Search, start: int) -> list[Part]:
     """The part up to the next file's first block: that name, and a STREAMINFO of 34 bytes, the last block or not."""
     source, end = search.source, search.end
-    heads = [source.find(b"fLaC" + kind + b"\0\0\x22", start + 4, end) for kind in (b"\0", b"\x80")]
-    behind = min((place for place in heads if place >= 0), default=end)
+    following = source.find(_FLAC_BEGINS, start + 4, end)
+    behind = end if following < 0 else following
     front = -1 if behind == end else source.find(b"ID3", max(start, behind - _TAG_ROOM), behind)
     is_tag = front >= 0 and skip_tags(source, front, behind) == behind  # the next file's
     return [Part([(start, tags_start(source, start, front if is_tag else behind))], behind)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import struct
 from array import array
 
@@ -26,6 +27,7 @@ _KBITS = {  # by version (1, or 2 and 2.5) and layer, from index 1 on
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES_HZ = (44_100, 48_000, 32_000)
+_MAYBE_HEADER = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]", re.DOTALL)  # runs of 255, as on erased flash, are none
 _IN_A_ROW = 4  # frames that must follow one another before a stream is believed: junk has seldom two
 _GAPLESS_DELAY = 529  # samples that a decoder adds to an encoder's delay
 
@@ -139,7 +141,7 @@ def mpeg_begins(source: FileBytes, place: int, end: int) -> bool:
 
 def find_mpeg(source: FileBytes, start: int, end: int) -> int:
     """Place of the first frame within start ... end that others follow; -1 if there is none."""
-    while (start := source.find(b"\xff", start, end)) >= 0:
+    while (start := source.find(_MAYBE_HEADER, start, end)) >= 0:
         if mpeg_begins(source, start, end):
             return start
         start += 1
