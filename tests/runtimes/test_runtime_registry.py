@@ -51,7 +51,7 @@ def test_the_registry_loads_no_runtime_until_one_is_opened() -> None:
     code = f"import sys, runtimes, runtimes.registry; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert set(RUNTIMES) == {"onnxruntime", "openvino", "pytorch", *ON_GPU}
+    assert set(RUNTIMES) == {"onnxruntime", "native", "openvino", "pytorch", *ON_GPU}
 
 
 @pytest.mark.parametrize("module", ["runtimes.ort", "runtimes.ov", "calib.ranges", "calib.qdq"])
