@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgese.errors import CheckpointError
 from edgese.native.build import library
-from edgese.native.weights import native_weights
+from edgese.native.weights import SUFFIX, native_weights
 from export.bundle import WEIGHTS, Bundle, Graph
 from runtimes.base import ArtefactError
 from runtimes.native import PASS, PCS, write_artefact
@@ -32,27 +32,48 @@ def native_artefact(bundle: Bundle, graph: Graph, metadata: Mapping[str, str]) -
         ArtefactError: the bundle holds no weights, broken ones, or those of another network than MBS-Net.
     """
     stored = STORED[graph.precision]
-    built = library()
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-        file = bundle.manifest.get("native", {}).get(stored)
+    file = bundle.manifest.get("native", {}).get(stored)
+    with contextlib.ExitStack() as stack:
         if file is not None:
             weights = bundle.path / file
         else:
-            weights = Path(folder) / "weights.edgese"
+            weights = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgese-"))) / "weights.edgese"
+            source, digest = _source(bundle), bundle.manifest["files"][WEIGHTS]
             try:
-                weights.write_bytes(native_weights(_source(bundle), stored=stored, metadata=weights_metadata(bundle)))
+                write_weights(weights, source, bundle.manifest["name"], digest, stored)
             except CheckpointError as error:
                 raise ArtefactError(str(error)) from error
+        yield stack.enter_context(graph_artefact(weights, graph, metadata))
+
+
+@contextlib.contextmanager
+def graph_artefact(weights: Path, graph: Graph, metadata: Mapping[str, str]) -> Iterator[Path]:
+    """Path of the artefact of a graph with these weights, as `native_artefact`.
+
+    Raises:
+        RuntimeUnavailable: the library cannot be built.
+    """
+    options = PASS | (PCS if graph.variant == "pcs" else 0)
+    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
         artefact = Path(folder) / "graph.native"
-        options = PASS | (PCS if graph.variant == "pcs" else 0)
         sides = graph.inputs, graph.outputs, graph.states
-        write_artefact(artefact, built, weights, *sides, options=options, metadata=metadata)
+        write_artefact(artefact, library(), weights, *sides, options=options, metadata=metadata)
         yield artefact
 
 
-def weights_metadata(bundle: Bundle) -> dict[str, str]:
-    """Metadata of a bundle's weights file, by which no other bundle's is taken for it."""
-    return {"edgese.bundle": bundle.manifest["name"], "edgese.weights": bundle.manifest["files"][WEIGHTS]}
+def write_weights(target: Path, source: Path, name: str, digest: str, stored: str) -> None:
+    """Write the library's weights file of a bundle, which carries its name and the digest of the weights it came from.
+
+    Raises:
+        CheckpointError: see `native_weights`.
+    """
+    metadata = {"edgese.bundle": name, "edgese.weights": digest}
+    target.write_bytes(native_weights(source, stored=stored, metadata=metadata))
+
+
+def weights_file(stored: str) -> str:
+    """Name of the library's weights file in a bundle."""
+    return f"model{'' if stored == 'fp32' else f'.{stored}'}{SUFFIX}"
 
 
 def _source(bundle: Bundle) -> Path:

@@ -107,8 +107,8 @@ struct edgese_stream {
     unsigned options;
     float *states;
     /* work space; rows of bands are (K, T, pitch) */
-    float *wave, *re, *im, *features, *x, *normed, *uz, *u, *projected, *dt, *steps, *decay, *y, *head, *hidden, *answer;
-    float *bins[3], *fft, *spread; /* spread: panels of half-size weights made float32 */
+    float *wave, *re, *im, *features, *x, *normed, *uz, *u, *projected, *steps, *decay, *y, *head, *hidden, *answer;
+    float *bins[3], *fft, *panels; /* panels: of float16 and INT8 weights made float32 */
 };
 
 /* Memory: what builds weights or a stream runs twice, to count and to fill. */
@@ -754,9 +754,8 @@ static void lay_out(arena *a, edgese_stream *s, const edgese_weights *w, size_t 
     s->uz = take_floats(a, rows * 2 * w->e);
     s->u = take_floats(a, rows * w->e);
     s->projected = take_floats(a, rows * w->x_pitch + PANEL);
-    s->dt = take_floats(a, w->rank ? rows * padded(w->heads) : 0);
-    s->steps = take_floats(a, w->e);
-    s->decay = take_floats(a, w->e);
+    s->steps = take_floats(a, rows * w->e);
+    s->decay = take_floats(a, rows * w->e);
     s->y = take_floats(a, rows * w->e);
     s->head = take_floats(a, rows * w->d);
     s->hidden = take_floats(a, T * padded(w->hidden));
@@ -764,7 +763,7 @@ static void lay_out(arena *a, edgese_stream *s, const edgese_weights *w, size_t 
     for (int i = 0; i < 3; i++)
         s->bins[i] = take_floats(a, T * w->bins_pitch);
     s->fft = take_floats(a, 2 * w->n_fft);
-    s->spread = take_floats(a, PANELS_SPREAD * PANEL * w->most_rows);
+    s->panels = take_floats(a, PANELS_SPREAD * PANEL * w->most_rows);
 }
 
 edgese_stream *edgese_start(const edgese_weights *weights, size_t block, unsigned options, char *error)
@@ -1035,6 +1034,7 @@ size_t edgese_process(edgese_stream *stream, const float *in, float *out, size_t
 #define synthesise NAME(synthesise)
 #define compress NAME(compress)
 #define convolve NAME(convolve)
+#define spread NAME(spread)
 #define scan NAME(scan)
 #define mamba NAME(mamba)
 #define decode NAME(decode)
@@ -1332,15 +1332,23 @@ static void multiply(const edgese_stream *s, const product *p, const float *a, s
         for (size_t at = 0; at < p->n; at += PANELS_SPREAD * PANEL) {
             product now = *p;
             now.kind = FLOAT32;
-            now.data = s->spread;
+            now.data = s->panels;
             now.n = p->n - at < PANELS_SPREAD * PANEL ? p->n - at : PANELS_SPREAD * PANEL;
             now.bias = p->bias ? p->bias + at : NULL;
             now.scale = p->scale ? p->scale + at : NULL;
             for (size_t i = 0; i < now.n * p->k; i += LANES)
-                store(s->spread + i, p->kind == FLOAT16 ? weights_of(FLOAT16, p->data, at * p->k + i)
+                store(s->panels + i, p->kind == FLOAT16 ? weights_of(FLOAT16, p->data, at * p->k + i)
                                                         : weights_of(INT8, p->data, at * p->k + i));
             times(&now, a, a_pitch, m, c + at, c_pitch, add);
         }
+}
+
+static void silu_rows(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i += LANES) {
+        vf y = load(x + i);
+        store(x + i, y * sigmoid(y));
+    }
 }
 
 /* Each output band, (n) floats, a sum of all bands of `from`, and its silu. */
@@ -1370,8 +1378,9 @@ static void mix_bands(const edgese_weights *w, const fusion *mix, const float *f
             }
             for (int r = 0; r < rows; r++, band++)
                 UNROLL for (int j = 0; j < VECTORS; j++)
-                    store(to + band * n + at + (size_t)j * LANES, sums[r][j] * sigmoid(sums[r][j]));
+                    store(to + band * n + at + (size_t)j * LANES, sums[r][j]);
         }
+    silu_rows(to, K * n);
 }
 
 static void layer_norm(const edgese_weights *w, const float *weight, const float *bias, const float *x, float *y, size_t rows)
@@ -1500,61 +1509,72 @@ static void compress(const edgese_weights *w, const float *re, const float *im, 
 static void convolve(const edgese_weights *w, const block *b, const float *in, size_t in_pitch, float *kept, float *out, size_t T)
 {
     const size_t e = w->e, before = w->taps - 1;
-    for (size_t at = 0; at < e; at += LANES) {
-        for (size_t t = 0; t < T; t++) {
-            vf y = load(b->conv_bias + at);
-            for (size_t tap = 0; tap < w->taps; tap++) {
-                size_t i = t + tap;
-                vf x = load(i < before ? kept + i * e + at : in + (i - before) * in_pitch + at);
-                y = fma_(x, load(b->conv_weight + tap * e + at), y);
-            }
-            store(out + t * e + at, y * sigmoid(y));
+#define FRAME(i) ((i) < before ? kept + (i) * e : in + ((i) - before) * in_pitch)
+    for (size_t t = 0; t < T; t++, out += e) {
+        const float *first = FRAME(t), *weight = b->conv_weight;
+        for (size_t at = 0; at < e; at += LANES)
+            store(out + at, fma_(load(first + at), load(weight + at), load(b->conv_bias + at)));
+        for (size_t tap = 1; tap < before; tap++) {
+            const float *frame = FRAME(t + tap);
+            weight += e;
+            for (size_t at = 0; at < e; at += LANES)
+                store(out + at, fma_(load(frame + at), load(weight + at), load(out + at)));
         }
-        for (size_t i = 0; i < before; i++) {
-            size_t from = T + i;
-            store(kept + i * e + at, load(from < before ? kept + from * e + at : in + (from - before) * in_pitch + at));
+        weight += e;
+        for (size_t at = 0; at < e; at += LANES) {
+            vf y = fma_(load(in + t * in_pitch + at), load(weight + at), load(out + at));
+            store(out + at, y * sigmoid(y));
         }
+    }
+    for (size_t i = 0; i < before; i++)
+        memmove(kept + i * e, FRAME(T + i), e * sizeof(float));
+#undef FRAME
+}
+
+/* Step sizes of a band and frame, and decays where they are per head: of each head, then of each of its channels. */
+static void spread(const edgese_weights *w, float *per_head)
+{
+    const size_t each = w->inner / w->heads;
+    for (size_t head = w->heads; each > 1 && head-- > 0;) { /* from the last one on: a head's channels lie behind it */
+        const float value = per_head[head];
+        if (each % LANES == 0)
+            for (size_t i = 0; i < each; i += LANES)
+                store(per_head + head * each + i, splat(value));
+        else
+            for (size_t i = 0; i < each; i++)
+                per_head[head * each + i] = value;
     }
 }
 
 /* Selective scan of one frame of a band, skip and gate; h: (N, E). edgese/model/scan.py */
-static void scan(edgese_stream *s, const block *b, const float *dt, const float *in, const float *out, const float *u,
-                 const float *gate, float *h, float *y)
+static void scan(const edgese_weights *w, const block *b, const float *steps, const float *decay, const float *in,
+                 const float *out, const float *u, const float *gate, float *h, float *y)
 {
-    const edgese_weights *w = s->weights;
-    const size_t e = w->e, N = w->states, each = w->inner / w->heads;
-    const int by_head = w->decay_rows == 1;
-    float *steps = s->steps, *decay = s->decay;
-    for (size_t i = 0; i < padded(w->heads); i += LANES) {
-        vf step = softplus(load(dt + i) + load(b->dt_bias + i));
-        store(steps + i, step);
-        if (by_head)
-            store(decay + i, exp_(step * load(b->rates + i)));
-    }
-    if (each > 1) /* from the last head on: a head's channels lie behind it */
-        for (size_t head = w->heads; head-- > 0;) {
-            const float step = steps[head], kept = decay[head];
-            for (size_t i = 0; i < each; i++)
-                steps[head * each + i] = step, decay[head * each + i] = kept;
-        }
+    const size_t e = w->e, N = w->states;
     for (size_t at = 0; at < e; at += PANEL) {
         vf x[VECTORS], kept[VECTORS], answer[VECTORS];
         UNROLL for (int j = 0; j < VECTORS; j++) {
             size_t i = at + (size_t)j * LANES;
-            kept[j] = load((by_head ? decay : steps) + i);
+            kept[j] = load((decay ? decay : steps) + i);
             x[j] = load(steps + i) * load(u + i);
             answer[j] = splat(0);
         }
-        for (size_t n = 0; n < N; n++) {
-            const vf input = splat(in[n]), output = splat(out[n]);
-            UNROLL for (int j = 0; j < VECTORS; j++) {
-                size_t i = at + (size_t)j * LANES;
-                vf a = by_head ? kept[j] : exp_(kept[j] * load(b->rates + n * e + i));
-                vf now = fma_(a, load(h + n * e + i), input * x[j]);
-                store(h + n * e + i, now);
-                answer[j] = fma_(output, now, answer[j]);
-            }
-        }
+        if (decay)
+            for (size_t n = 0; n < N; n++)
+                UNROLL for (int j = 0; j < VECTORS; j++) {
+                    float *place = h + n * e + at + (size_t)j * LANES;
+                    vf now = fma_(kept[j], load(place), splat(in[n]) * x[j]);
+                    store(place, now);
+                    answer[j] = fma_(splat(out[n]), now, answer[j]);
+                }
+        else
+            for (size_t n = 0; n < N; n++)
+                UNROLL for (int j = 0; j < VECTORS; j++) {
+                    size_t i = n * e + at + (size_t)j * LANES;
+                    vf now = fma_(exp_(kept[j] * load(b->rates + i)), load(h + i), splat(in[n]) * x[j]);
+                    store(h + i, now);
+                    answer[j] = fma_(splat(out[n]), now, answer[j]);
+                }
         UNROLL for (int j = 0; j < VECTORS; j++) {
             size_t i = at + (size_t)j * LANES;
             vf z = load(gate + i);
@@ -1566,18 +1586,33 @@ static void scan(edgese_stream *s, const block *b, const float *dt, const float 
 static void mamba(edgese_stream *s, const block *b, float *conv, float *ssm, size_t T)
 {
     const edgese_weights *w = s->weights;
-    const size_t e = w->e, rows = w->bands * T, decays = w->rank ? w->rank : w->heads;
+    const size_t e = w->e, rows = w->bands * T, decays = w->rank ? w->rank : w->heads, heads = padded(w->heads);
+    const int by_head = w->decay_rows == 1;
     layer_norm(w, b->norm_weight, b->norm_bias, s->x, s->normed, rows);
     multiply(s, &b->in, s->normed, w->d, rows, s->uz, 2 * e, 0);
     for (size_t band = 0; band < w->bands; band++)
         convolve(w, b, s->uz + band * T * 2 * e, 2 * e, conv + band * (w->taps - 1) * e, s->u + band * T * e, T);
     multiply(s, &b->x, s->u, e, rows, s->projected, w->x_pitch, 0);
     if (w->rank)
-        multiply(s, &b->dt, s->projected, w->x_pitch, rows, s->dt, e, 0);
+        multiply(s, &b->dt, s->projected, w->x_pitch, rows, s->steps, heads, 0);
+    for (size_t row = 0; row < rows; row++) {
+        float *steps = s->steps + row * e, *decay = s->decay + row * e;
+        const float *dt = w->rank ? s->steps + row * heads : s->projected + row * w->x_pitch;
+        for (size_t i = 0; i < heads; i += LANES) {
+            vf step = softplus(load(dt + i) + load(b->dt_bias + i));
+            store(steps + i, step);
+            if (by_head)
+                store(decay + i, exp_(step * load(b->rates + i)));
+        }
+    }
     for (size_t row = 0; row < rows; row++) {
         const float *projected = s->projected + row * w->x_pitch;
-        scan(s, b, w->rank ? s->dt + row * e : projected, projected + decays, projected + decays + w->states,
-             s->u + row * e, s->uz + row * 2 * e + e, ssm + row / T * w->states * e, s->y + row * e);
+        spread(w, s->steps + row * e);
+        if (by_head)
+            spread(w, s->decay + row * e);
+        scan(w, b, s->steps + row * e, by_head ? s->decay + row * e : NULL, projected + decays,
+             projected + decays + w->states, s->u + row * e, s->uz + row * 2 * e + e, ssm + row / T * w->states * e,
+             s->y + row * e);
     }
     multiply(s, &b->out, s->y, e, rows, s->x, w->d, 1);
 }
@@ -1591,10 +1626,7 @@ static void decode(edgese_stream *s, int which, float *const *bins, size_t T)
         const product *p = w->last[which] + band;
         const size_t width = w->starts[band + 1] - w->starts[band];
         multiply(s, w->first[which] + band, s->head + band * T * w->d, w->d, T, s->hidden, hidden, 0);
-        for (size_t i = 0; i < T * hidden; i += LANES) {
-            vf x = load(s->hidden + i);
-            store(s->hidden + i, x * sigmoid(x));
-        }
+        silu_rows(s->hidden, T * hidden);
         multiply(s, p, s->hidden, hidden, T, s->answer, p->n, 0);
         for (size_t t = 0; t < T; t++)
             for (size_t value = 0; value < n_values; value++)

@@ -15,7 +15,7 @@ from runtimes.registry import ON_GPU, RUNTIMES, open_runtime
 def test_an_unknown_runtime_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         RuntimeUnavailable,
-        match="runtime tensor: unknown; known here: onnxruntime, onnxruntime-cuda, onnxr",
+        match="runtime tensor: unknown; known here: native, onnxruntime, onnxruntime-cuda, onnxr",
     ):
         open_runtime("tensor", tmp_path / "a.onnx")
 

@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_the_graph_are_refused(bundle: Bundle) -> None:
 def test_a_bundle_without_weights_is_refused(identity_bundle: Path) -> None:
     bundle = Bundle.open(identity_bundle)
     with (
-        pytest.raises(ArtefactError, match="holds no model.safetensors"),
+        pytest.raises(ArtefactError, match=r"holds no model\.safetensors"),
         open_graph(bundle, bundle.graphs[0], "native"),
     ):
         pass
