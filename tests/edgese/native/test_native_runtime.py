@@ -14,18 +14,19 @@ import pytest
 from edgese.audio import Wave
 from edgese.graphs.opening import open_graph
 from edgese.graphs.streaming import run
-from edgese.model.checkpoint import load_enhancer, save_weights
+from edgese.graphs.write import graph_of
+from edgese.model.checkpoint import save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.native import build
-from edgese.native.artefact import native_artefact
+from edgese.native.artefact import native_artefact, write_weights
 from edgese.verify.agreement import judge
 from edgese.verify.truth import Truth, pytorch_truth
-from export.bundle import WEIGHTS, Bundle
+from export.bundle import WEIGHTS, Bundle, sha256_of
 from runtimes.base import ArtefactError, FeedError
 from runtimes.native import NativeRuntime, load_library
 from runtimes.registry import open_runtime
 
-from ..helpers.tiny_bundle import HOP
+from ..helpers.tiny_bundle import HOP, ONE_NETWORK
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, build.COMPILERS)), reason="needs a C compiler: apt-get install gcc"
@@ -39,18 +40,21 @@ def truth(tiny_enhancer: WaveformEnhancer, speech_like: Callable[..., Wave]) -> 
     return pytorch_truth(tiny_enhancer, speech_like(N_HOPS * HOP, seed=2), 48)
 
 
-def bare_bundle(bundle: Bundle, folder: Path, weights: Callable[[Path], object] = lambda _: None) -> Bundle:
-    """The bundle with its manifest and weights only, which `weights` may change; the digests are not looked at."""
+def bare_bundle(enhancer: WaveformEnhancer, folder: Path) -> Bundle:
+    """A bundle of weights and descriptions of graphs: the library needs no ONNX file."""
     folder.mkdir()
-    shutil.copy(bundle.path / WEIGHTS, folder)
-    weights(folder / WEIGHTS)
-    return dataclasses.replace(bundle, path=folder)
+    save_weights(folder / WEIGHTS, enhancer, enhancer.state_dict())
+    manifest = {"name": "tiny", "files": {WEIGHTS: sha256_of(folder / WEIGHTS)}}
+    return Bundle(folder, manifest, tuple(graph_of(enhancer, block) for block in (1, 3, 16)))
 
 
-@pytest.mark.both_networks
-def test_every_graph_in_c_agrees_with_pytorch(bundle: Bundle, truth: Truth, tmp_path: Path) -> None:
-    bare = bare_bundle(bundle, tmp_path / "bare")  # no ONNX file is needed
-    for graph in bundle.graphs:
+@pytest.fixture
+def bare(tiny_enhancer: WaveformEnhancer, tmp_path: Path) -> Bundle:
+    return bare_bundle(tiny_enhancer, tmp_path / "bare")
+
+
+def test_every_graph_in_c_agrees_with_pytorch(bare: Bundle, truth: Truth) -> None:
+    for graph in bare.graphs:
         with open_graph(bare, graph, "native") as opened:
             stream = opened.stream(graph.states, streams=1)
             result = judge(graph, "native", truth, run(stream, graph, truth.wave), stream.states)
@@ -58,31 +62,43 @@ def test_every_graph_in_c_agrees_with_pytorch(bundle: Bundle, truth: Truth, tmp_
         assert result.snr_db >= 110  # measured: 124 and more
 
 
-def test_a_weight_that_is_off_by_a_thousandth_fails(bundle: Bundle, truth: Truth, tmp_path: Path) -> None:
-    def change(path: Path) -> None:
-        enhancer = load_enhancer(path)
-        weights = enhancer.state_dict()
-        weights["network.split.weight"] *= 1.001
-        save_weights(path, enhancer, weights)
+def test_the_bundle_s_own_file_for_the_library_is_used(bare: Bundle, truth: Truth) -> None:
+    graph = bare.graphs[0]
+    write_weights(bare.path / "own.edgese", bare.path / WEIGHTS, "another", "digest", "fp32")
+    own = dataclasses.replace(bare, manifest={**bare.manifest, "native": {"fp32": "own.edgese"}})
+    with (
+        pytest.raises(ArtefactError, match=r"edgese\.bundle is another, wanted tiny"),
+        open_graph(own, graph, "native"),
+    ):
+        pass
 
-    graph = bundle.graphs[0]
-    with open_graph(bare_bundle(bundle, tmp_path / "off", change), graph, "native") as opened:
-        stream = opened.stream(graph.states, streams=1)
-        result = judge(graph, "native", truth, run(stream, graph, truth.wave), stream.states)
+
+@ONE_NETWORK
+def test_a_weight_that_is_off_by_a_thousandth_fails(
+    tiny_enhancer: WaveformEnhancer, truth: Truth, tmp_path: Path
+) -> None:
+    tiny_enhancer.state_dict()["network.split.weight"].mul_(1.001)
+    off = bare_bundle(tiny_enhancer, tmp_path / "off")
+    with open_graph(off, off.graphs[0], "native") as opened:
+        stream = opened.stream(off.graphs[0].states, streams=1)
+        result = judge(off.graphs[0], "native", truth, run(stream, off.graphs[0], truth.wave), stream.states)
     assert any(failure.startswith("output: ") for failure in result.failures)
 
 
-def test_two_states_that_are_swapped_fail(bundle: Bundle, truth: Truth) -> None:
-    graph, middle = bundle.graphs[0], N_HOPS // 2 * HOP
-    with open_graph(bundle, graph, "native") as opened:
+@ONE_NETWORK
+@pytest.mark.parametrize("swapped", [False, True])
+def test_two_states_that_are_swapped_fail(bare: Bundle, truth: Truth, swapped: bool) -> None:
+    graph, middle = bare.graphs[0], N_HOPS // 2 * HOP
+    with open_graph(bare, graph, "native") as opened:
         stream = opened.stream(graph.states, streams=1)
         first = run(stream, graph, truth.wave[:middle])
         states = stream.states
-        states["ssm_0"], states["ssm_1"] = states["ssm_1"], states["ssm_0"]
+        if swapped:
+            states["ssm_0"], states["ssm_1"] = states["ssm_1"], states["ssm_0"]
         stream.load(states)
         enhanced = np.concatenate([first, run(stream, graph, truth.wave[middle:])])
         result = judge(graph, "native", truth, enhanced, stream.states)
-    assert any(failure.startswith("output: ") for failure in result.failures)
+    assert any(failure.startswith("output: ") for failure in result.failures) == swapped
 
 
 def test_states_go_over_from_onnx_runtime(bundle: Bundle, truth: Truth) -> None:
@@ -95,28 +111,32 @@ def test_states_go_over_from_onnx_runtime(bundle: Bundle, truth: Truth) -> None:
         assert judge(graph, "native", truth, enhanced, second.states).failures == ()
 
 
-def test_a_weights_file_of_another_bundle_is_refused(bundle: Bundle) -> None:
-    graph = bundle.graphs[0]
-    with (
-        native_artefact(bundle, graph, {}) as artefact,
-        pytest.raises(ArtefactError, match=r"edgese.weights is .*, wanted 0"),
-    ):
-        open_runtime("native", artefact, metadata={"edgese.weights": "0"})
+@ONE_NETWORK
+def test_streams_in_a_call_are_each_other_s_strangers(bare: Bundle, truth: Truth) -> None:
+    graph = bare.graphs[1]
+    wave = truth.wave[: 10 * 3 * HOP].reshape(10, 3 * HOP)
+    with open_graph(bare, graph, "native") as opened:
+        both, alone = opened.stream(graph.states, streams=2), opened.stream(graph.states, streams=1)
+        for one, other in zip(wave, wave[::-1], strict=True):
+            found = both({"wave": np.stack([one, other])})["enhanced"]
+            np.testing.assert_array_equal(found[:1], alone({"wave": one[None]})["enhanced"])
 
 
-def test_a_weights_file_that_is_cut_is_refused(bundle: Bundle) -> None:
-    graph = bundle.graphs[0]
-    with native_artefact(bundle, graph, {}) as artefact:
+@ONE_NETWORK
+def test_a_weights_file_that_is_cut_is_refused(bare: Bundle) -> None:
+    graph = bare.graphs[0]
+    with native_artefact(bare, graph, {}) as artefact:
         weights = Path(json.loads(artefact.read_text())["weights"])
         weights.write_bytes(weights.read_bytes()[:-100])
         with pytest.raises(ArtefactError, match=r"weights.edgese: found .* bytes, wanted"):
             open_runtime("native", artefact)
 
 
-def test_weights_that_do_not_fit_the_graph_are_refused(bundle: Bundle) -> None:
-    graph = bundle.graphs[0]
+@ONE_NETWORK
+def test_weights_that_do_not_fit_the_graph_are_refused(bare: Bundle) -> None:
+    graph = bare.graphs[0]
     other = dataclasses.replace(graph, states={name: to for name, to in graph.states.items() if name != "ssm_1"})
-    with native_artefact(bundle, other, {}) as artefact, pytest.raises(ArtefactError, match=r"found states .* wanted"):
+    with native_artefact(bare, other, {}) as artefact, pytest.raises(ArtefactError, match=r"found states .* wanted"):
         open_runtime("native", artefact)
 
 
@@ -135,8 +155,9 @@ def test_what_is_no_library_is_refused(tmp_path: Path) -> None:
         load_library(tmp_path / "no.so")
 
 
-def test_the_instruction_set_can_be_chosen(bundle: Bundle) -> None:
-    with open_graph(bundle, bundle.graphs[0], "native") as opened:
+@ONE_NETWORK
+def test_the_instruction_set_can_be_chosen(bare: Bundle) -> None:
+    with open_graph(bare, bare.graphs[0], "native") as opened:
         assert isinstance(opened, NativeRuntime)
         opened.use(opened.instructions)
         with pytest.raises(FeedError, match="instructions mmx: not here"):
