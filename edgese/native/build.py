@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import platform
@@ -68,10 +70,15 @@ def _version(command: list[str]) -> str:
 
 
 def _compile(command: list[str], target: Path) -> None:
-    """Compile beside the target and rename: processes that do so at once do not meet."""
+    """Compile beside the target and rename it; of processes that want it at once, one compiles and the others wait."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".edgese-", dir=target.parent) as folder:
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(target.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if target.is_file():
+                return
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".edgese-", dir=target.parent))
             made = Path(folder) / target.name
             subprocess.run(
                 [*command, *FLAGS, str(_FOLDER / "edgese.c"), "-o", str(made), "-lm"],
