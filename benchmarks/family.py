@@ -19,7 +19,8 @@ from edgese.bench.probe import Probe
 from edgese.evaluate import Evaluation, evaluate_all
 from edgese.export_bundle import export_bundle, require_passed
 from edgese.machine.host import allowed_cores, describe
-from export.bundle import MANIFEST, Bundle
+from export.bundle import Bundle
+from export.manifest import MANIFEST
 
 WEIGHTS = "weights.safetensors"
 BLOCK = 8

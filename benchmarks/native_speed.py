@@ -3,7 +3,8 @@
     python -m benchmarks.native_speed [--model BUNDLE ...] [--rounds 2000]
 
 The calls take turns, one of each runtime, so that what else runs on the machine meets them alike; each is fed the same
-sound and carries its states. The C library with smaller weights comes beside. `gflops`: the network's arithmetic in the
+sound and carries its states. The least times are compared: on a machine that others use, the longer a call takes the
+likelier it is interrupted, which medians show as a difference of the runtimes. The C library with smaller weights comes beside. `gflops`: the network's arithmetic in the
 median time, by the manifest's multiply-accumulates.
 """
 
@@ -46,9 +47,9 @@ def main() -> None:
                 rows += measure(bundle, block, options.rounds, notes)
     for row in rows:
         if row["runtime"] == "native fp32" and row["block"] == 1:
-            ratio = float(row["of_ort"] or 0)
-            found = f"{ratio:.2f} for {row['bundle']}"
-            notes.append(verdict(f"a hop in at most {BAR} of ONNX Runtime's median time", found, ratio <= BAR))
+            ratio = float(row["least_of_ort"] or 0)
+            found = f"{ratio:.2f} for {row['bundle']} (medians: {row['of_ort']:.2f})"
+            notes.append(verdict(f"a hop in at most {BAR} of ONNX Runtime's time, least of each", found, ratio <= BAR))
     report("native_speed", describe(options.core), rows, notes, as_json=options.json)
 
 

@@ -8,52 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgese.errors import ConfigError
-from edgese.networks import MODELS, ModelConfig, config_class, find_model, require
-
-
-@dataclasses.dataclass(frozen=True)
-class AudioConfig:
-    """Sample rate, window and hop of the network's frames. All sound inside edgese is mono float32 in [-1, 1]."""
-
-    sample_rate_hz: int = 16_000
-    n_fft: int = 512
-    hop: int = 128
-
-    def __post_init__(self) -> None:
-        require(self.sample_rate_hz > 0, f"sample_rate_hz: found {self.sample_rate_hz}, wanted a positive number")
-        require(self.n_fft > 0 and self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
-        require(
-            self.hop > 0 and self.n_fft % self.hop == 0 and self.n_fft // self.hop >= 2,
-            f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it",
-        )
-
-    @property
-    def n_bins(self) -> int:
-        """Frequency bins of one frame, F = n_fft // 2 + 1."""
-        return self.n_fft // 2 + 1
-
-    @property
-    def overlap(self) -> int:
-        """Samples that two neighbouring frames share; also the delay of the output behind the input."""
-        return self.n_fft - self.hop
-
-    @property
-    def hop_ms(self) -> float:
-        return 1000.0 * self.hop / self.sample_rate_hz
-
-    @property
-    def latency_samples(self) -> int:
-        """Algorithmic latency: the overlap behind which the output runs and the hop that must first be gathered."""
-        return self.overlap + self.hop
-
-    @property
-    def latency_ms(self) -> float:
-        return 1000.0 * self.latency_samples / self.sample_rate_hz
+from edgese.networks import MODELS, ModelConfig, config_class, find_model, require, require_within
+from edgese.networks import AudioConfig as AudioConfig  # stands there for boards, which have no TOML
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +64,7 @@ class DataConfig:
     validation_share: float = 0.05  # of speakers and of noise recordings, kept out of training
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.segment_s < math.inf, f"data.segment_s: found {self.segment_s}, wanted a positive, finite length"
-        )
+        require(0 < self.segment_s <= 600, f"data.segment_s: found {self.segment_s}, wanted more than 0, at most 600")
         for name in ("snr_db", "near_clean_snr_db", "gain_db", "speech_speed", "noise_speed"):
             pair = getattr(self, name)
             require(len(pair) == 2 and pair[0] <= pair[1], f"data.{name}: found {pair}, wanted [low, high]")
@@ -117,14 +77,17 @@ class DataConfig:
                 require(0 <= value <= 1, f"data.{field.name}: found {value}, wanted [0, 1]")
         both = self.babble_probability + self.synthetic_probability
         require(both <= 1, f"data.babble_probability, synthetic_probability: found {both:g} together, wanted at most 1")
-        require(self.made_rooms >= 0, f"data.made_rooms: found {self.made_rooms}, wanted 0 or more")
+        require_within("data.made_rooms", self.made_rooms, 0, 100_000)
+
+
+_AUDIO = AudioConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of one training run: all that changes its numbers."""
 
-    audio: AudioConfig = AudioConfig()
+    audio: AudioConfig = _AUDIO
     model: ModelConfig = MODELS["small"]
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
@@ -149,7 +112,7 @@ class TrainConfig:
             f"model.band_widths: they cover {self.model.n_bins} bins, the signal has {self.audio.n_bins}",
         )
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
-            require(getattr(self, name) >= 1, f"{name}: found {getattr(self, name)}, wanted at least 1")
+            require_within(name, getattr(self, name), 1, 1 << 16 if name == "batch" else 10**9)
         shortest_s = self.audio.latency_ms / 1000
         require(
             self.data.segment_s >= shortest_s,
@@ -167,10 +130,10 @@ class TrainConfig:
             )
         for name in ("learning_rate", "clip_norm"):
             require(getattr(self, name) > 0, f"{name}: found {getattr(self, name)}, wanted a positive number")
-        for name in ("weight_decay", "seed"):
-            require(getattr(self, name) >= 0, f"{name}: found {getattr(self, name)}, wanted 0 or more")
+        require(self.weight_decay >= 0, f"weight_decay: found {self.weight_decay}, wanted 0 or more")
+        require_within("seed", self.seed, 0, (1 << 63) - 1)
         require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
-        require(self.workers >= 0, f"workers: found {self.workers}, wanted 0 or more")
+        require_within("workers", self.workers, 0, 1024)
         require(
             self.precision in ("float32", "bfloat16"),
             f"precision: found {self.precision!r}, wanted 'float32' or 'bfloat16'",
@@ -190,6 +153,10 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", ba
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{where.rstrip('.') or 'settings'}: found {reprlib.repr(values)}, wanted a table of settings"
+        )
     if issubclass(kind, ModelConfig):
         kind, base, values = _network(kind, base, values, where)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -202,7 +169,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", ba
         default = defaults[key]
         if dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{path}: found {value!r}, wanted a table of settings")
+                raise ConfigError(f"{path}: found {reprlib.repr(value)}, wanted a table of settings")
             made[key] = from_dict(type(default), value, f"{path}.", default)
         else:
             made[key] = _convert(path, value, default)
@@ -250,7 +217,7 @@ def read_train_config(path: Path) -> TrainConfig:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits; too deep
         raise ConfigError(f"{path}: not a TOML file ({error})") from error
     return from_dict(TrainConfig, values)
 
@@ -264,7 +231,9 @@ def _convert(path: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(_convert(f"{path}[{index}]", item, default[0]) for index, item in enumerate(value))
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 10**300 else math.inf
     if type(value) is not type(default):
-        raise ConfigError(f"{path}: found {value!r}, wanted {type(default).__name__}")
+        raise ConfigError(f"{path}: found {reprlib.repr(value)}, wanted {type(default).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path}: found {value}, wanted a finite number")
     return value

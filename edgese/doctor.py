@@ -25,11 +25,11 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from edgese.errors import EdgeseError, clone, install_command, pip_command
+from edgese.graphs.audio_facts import open_bundle
 from edgese.graphs.bundles import shipped_bundle
 from edgese.graphs.opening import open_graph
 from edgese.machine.host import describe
 from export import ExportError
-from export.bundle import Bundle
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES, load_runtime
 
@@ -152,7 +152,7 @@ def _rivals(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
 
 def _bundle() -> Iterator[Finding]:
     try:
-        bundle = Bundle.open(shipped_bundle())
+        bundle = open_bundle(shipped_bundle())
     except (ExportError, OSError) as error:
         again = f"{install_command()} --force-reinstall --no-deps"
         folder = clone()  # whose files no installation replaces
@@ -171,7 +171,7 @@ def _runtime(name: str) -> Finding:
     except RuntimeUnavailable as error:  # only the first is needed
         return Finding(part, "wrong" if name == "onnxruntime" else "absent", str(error), mend)
     try:
-        bundle = Bundle.open(shipped_bundle())
+        bundle = open_bundle(shipped_bundle())
         graph = bundle.graph(block=1)
         with open_graph(bundle, graph, name) as opened:
             size = int(bundle.manifest["audio"]["hop"])

@@ -53,6 +53,14 @@ class VerificationError(EdgeseError):
     """An artefact that does not agree with PyTorch within its limits."""
 
 
+def printable(text: str) -> str:
+    """Text that steers no terminal: all but line breaks, tabs and what can be seen is escaped.
+
+    The one way out for text from outside: names, arguments, what a board, a manifest or a library says.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def pip_command(*arguments: str) -> str:
     """A shell command line that runs this Python's pip."""
     import shlex

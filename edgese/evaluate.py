@@ -1,9 +1,10 @@
-"""Scores of bundles and of already enhanced files on clean/noisy pairs, each beside the noisy input of the same files.
+"""Scores of bundles and of already enhanced files on recordings, each beside the noisy input of the same files.
 
     first, second = evaluate_all(Path("eval"), [Path("bundle"), Path("folder_of_enhanced_files")])
     first.mean("noisy"), first.mean("enhanced"), first.interval("gain")
 
-A system that lacks files is compared with the noisy input on those that it has.
+A system that lacks files is compared with the noisy input on those that it has. Recordings without a clean one are
+scored by what needs none: DNSMOS.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese.atomic_file import PartialFile, shown
+from edgese.atomic_file import shown, write_output
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
 from edgese.enhance.denoiser import denoise
@@ -62,16 +63,21 @@ class Evaluation:
         """Number of all pairs of the data, scored or not."""
         return len(self.pairs) + len(self.failed) + len(self.missing)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that the pairs were scored by; empty where there are none."""
+        return tuple(self.pairs[0].noisy) if self.pairs else ()
+
     def mean(self, which: Which) -> Scores:
         """Mean of each metric over the pairs; empty where there are none."""
-        return dict(zip(metrics.NAMES, self._values(which).mean(axis=0).tolist(), strict=True)) if self.pairs else {}
+        return dict(zip(self.metrics, self._values(which).mean(axis=0).tolist(), strict=True)) if self.pairs else {}
 
     def interval(self, which: Which) -> dict[str, tuple[float, float]]:
         """95 % interval of each mean over other files of the same kind and voices; empty for fewer than two pairs."""
         if len(self.pairs) < 2:
             return {}
         low, high = bootstrap_interval(self._values(which))
-        return {name: (float(low[at]), float(high[at])) for at, name in enumerate(metrics.NAMES)}
+        return {name: (float(low[at]), float(high[at])) for at, name in enumerate(self.metrics)}
 
     def entry(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -85,7 +91,7 @@ class Evaluation:
         if which == "gain":
             return np.asarray(self._values("enhanced") - self._values("noisy"))
         sides: list[Scores] = [getattr(pair, which) for pair in self.pairs]
-        return np.array([[scores[name] for name in metrics.NAMES] for scores in sides])
+        return np.array([[scores[name] for name in self.metrics] for scores in sides])
 
 
 def bootstrap_interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -130,6 +136,8 @@ def evaluate_all(
 ) -> list[Evaluation]:
     """Scores of several systems on the pairs of `data`/clean and `data`/noisy; the noisy input is scored once.
 
+    Where `data` has no folder clean/, the recordings of noisy/, or of `data` itself, are scored by DNSMOS alone.
+
     Args:
         systems: bundles, or folders of files that some system has enhanced already, named like the pairs.
         runtime: what runs the bundles.
@@ -142,7 +150,7 @@ def evaluate_all(
         One evaluation for each system, in their order; one that could not be scored at all has no pairs.
 
     Raises:
-        AudioError: no pairs there, two files of one name, or nothing could be scored.
+        AudioError: no recordings there, two files of one name, or nothing could be scored.
         EdgeseError: a package is missing, a bundle is unverified.
         ExportError, RuntimeUnavailable: a bundle is damaged or cannot be run.
     """
@@ -151,7 +159,7 @@ def evaluate_all(
         if system in systems[:at]:
             raise AudioError(f"{system}: named twice, wanted each system once")
     options = EnhanceOptions(runtime=runtime, precision=precision, pcs=pcs)
-    pairs = pair_files(data)
+    pairs = _recordings(data)
     names = sorted(pairs)
     sources = [_sources(system, names, options, data) for system in systems]
     wanted = [name for name in names if any(name in source for source in sources)]
@@ -167,7 +175,7 @@ def evaluate_all(
     ]
     if not any(result.pairs for result in results):
         reason = next(iter(results[0].failed.values()))
-        raise AudioError(f"{data}: none of {len(wanted)} pairs could be scored: {reason}")
+        raise AudioError(f"{data}: none of {len(wanted)} recordings could be scored: {reason}")
     return results
 
 
@@ -193,22 +201,18 @@ def write_csv(path: Path, results: Sequence[Evaluation], *, replace: bool) -> No
     Raises:
         OutputError: the file exists and must not be replaced, or cannot be written.
     """
-    columns = [f"{which}_{name}" for which in ("noisy", "enhanced") for name in metrics.NAMES]
+    names = next(result.metrics for result in results if result.pairs)
+    columns = [f"{which}_{name}" for which in ("noisy", "enhanced") for name in names]
     text = io.StringIO()
     writer = csv.DictWriter(text, ["system", "file", *columns, "error"], lineterminator="\n")
     writer.writeheader()
     for result in results:
         for pair in result.pairs:
-            scores = [side[name] for side in (pair.noisy, pair.enhanced) for name in metrics.NAMES]
+            scores = [side[name] for side in (pair.noisy, pair.enhanced) for name in names]
             writer.writerow({"system": result.system, "file": pair.name} | dict(zip(columns, scores, strict=True)))
         for name, reason in result.failed.items():
             writer.writerow({"system": result.system, "file": name, "error": reason})
-    with PartialFile(path) as partial:
-        try:
-            partial.path.write_text(text.getvalue(), encoding="utf-8")
-        except OSError as error:
-            raise partial.error(error) from error
-        partial.publish(replace=replace)
+    write_output(path, text.getvalue().encode(errors="backslashreplace"), replace=replace)
 
 
 # Scoring, one recording a task
@@ -219,7 +223,7 @@ class _Task:
     """Task of scoring one recording: its files, and the source of each system's version of it."""
 
     name: str
-    clean: Path
+    clean: Path | None
     noisy: Path
     sources: tuple[Path | None, ...]  # a bundle's folder, an enhanced file, or None where a system lacks it
     options: EnhanceOptions  # for bundles
@@ -231,7 +235,8 @@ _Outcome = Pair | str | None  # scores, the reason why there are none, or nothin
 def _score(task: _Task) -> tuple[_Outcome, ...]:
     """Outcome of each source of a task, in their order: scores, the reason why there are none, or None."""
     try:
-        clean, noisy = (read_wave(path, metrics.SAMPLE_RATE_HZ) for path in (task.clean, task.noisy))
+        clean = None if task.clean is None else read_wave(task.clean, metrics.SAMPLE_RATE_HZ)
+        noisy = read_wave(task.noisy, metrics.SAMPLE_RATE_HZ)
         before = _scores(clean, noisy, task.noisy)
     except EdgeseError as error:
         return tuple(None if source is None else str(error) for source in task.sources)
@@ -248,9 +253,9 @@ def _score(task: _Task) -> tuple[_Outcome, ...]:
     return tuple(outcome(source) for source in task.sources)
 
 
-def _scores(clean: Wave, wave: Wave, source: Path) -> Scores:
+def _scores(clean: Wave | None, wave: Wave, source: Path) -> Scores:
     try:
-        return metrics.all_scores(clean, wave)
+        return metrics.scores_without_clean(wave) if clean is None else metrics.all_scores(clean, wave)
     except EdgeseError as error:
         raise EdgeseError(f"{shown(source)}: {error}") from error
 
@@ -283,6 +288,17 @@ def _evaluation(system: str, names: Sequence[str], outcomes: Mapping[str, _Outco
 
 
 # Which files there are
+
+
+def _recordings(data: Path) -> dict[str, tuple[Path | None, Path]]:
+    """Clean file, where there is a folder of them, and noisy file by name."""
+    if (data / "clean").is_dir():
+        return dict(pair_files(data))
+    folder = data / "noisy" if (data / "noisy").is_dir() else data
+    files = files_by_stem(folder)
+    if not files:
+        raise AudioError(f"{folder}: found no recordings, wanted audio files, or folders clean/ and noisy/ with pairs")
+    return {name: (None, path) for name, path in files.items()}
 
 
 def _is_bundle(system: Path) -> bool:

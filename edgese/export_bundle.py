@@ -19,6 +19,7 @@ from edgese.audio.reader import read_wave
 from edgese.config import AudioConfig
 from edgese.contract import require_contract
 from edgese.errors import ConfigError, VerificationError
+from edgese.graphs.audio_facts import open_bundle
 from edgese.graphs.facts import network_facts
 from edgese.graphs.form import with_variant
 from edgese.graphs.opening import graph_metadata
@@ -37,7 +38,7 @@ from edgese.samples import NOISY
 from edgese.verify.agreement import Result, verify_graph
 from edgese.verify.limits import LIMITS, VERIFICATION_HOPS
 from edgese.verify.truth import long_sound, pytorch_truth
-from export.bundle import WEIGHTS, Bundle, seal_bundle, stage_bundle
+from export.bundle import ATTRIBUTION, MODEL_CARD, WEIGHTS, Bundle, seal_bundle, stage_bundle
 from export.weights import share_weights
 
 DEFAULT_BLOCKS = (1, 4, 8, 16)
@@ -72,6 +73,7 @@ def export_bundle(
     segment_hops: int | None = None,
     sound: Path = NOISY,
     model_card: Path | None = None,
+    attribution: Path | None = None,
     pcs: bool = False,
     native: bool = False,
     plans: Mapping[Precision, Plan] | None = None,
@@ -87,6 +89,7 @@ def export_bundle(
         blocks: hops that a call of each graph takes; None: `DEFAULT_BLOCKS`. For causal networks.
         segment_hops: of the one graph that a network has which is not causal; None: 512.
         sound: speech to verify with.
+        model_card, attribution: files that travel with the bundle: what it is, and whose recordings it was trained on.
         pcs: add a second graph for each block, with perceptual contrast stretching (edgese.model.pcs).
         native: add the C library's weights file for each precision (edgese.native), verified as the graphs are.
         plans: add graphs in these precisions (`edgese.quantize.search.make_plans`) to those in float32.
@@ -109,8 +112,9 @@ def export_bundle(
     _require_calibration(plans, calibration)
     variants = {variant: with_variant(enhancer, variant) for variant in ("", *(("pcs",) if pcs else ()))}
     wave = long_sound([read_wave(sound, enhancer.audio.sample_rate_hz)], VERIFICATION_HOPS * enhancer.audio.hop)
-    if model_card and not model_card.is_file():
-        raise ConfigError(f"{model_card}: found no such file, wanted a model card")
+    for given, wanted in ((model_card, "a model card"), (attribution, "the sources of the training data")):
+        if given and not given.is_file():
+            raise ConfigError(f"{given}: found no such file, wanted {wanted}")
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(stage_bundle(path, replace=replace))
         save_weights(staging / WEIGHTS, enhancer, enhancer.state_dict())
@@ -141,11 +145,11 @@ def export_bundle(
                     results.append(verify_graph(staging, graph, truth, runtime="native", artefact=artefact))
         reference = _write_reference(variants, staging, sound.name, truths[""].wave, blocks[0])
         if model_card:
-            shutil.copyfile(model_card, staging / "MODEL_CARD.md")
+            shutil.copyfile(model_card, staging / MODEL_CARD)
         elif not trained:
-            (staging / "MODEL_CARD.md").write_text(
-                _UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name)
-            )
+            (staging / MODEL_CARD).write_text(_UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name))
+        if attribution:
+            shutil.copyfile(attribution, staging / ATTRIBUTION)
         n_wanted = len(plans) * len(variants) * (len(blocks) + native)
         passed = len(results) == n_wanted and all(result.passed for result in results)
         manifest = {
@@ -167,7 +171,7 @@ def export_bundle(
         }
         seal_bundle(staging, manifest)
     landed = path if passed else path.with_name(f"{path.name}.unverified")
-    return Export(landed, Bundle.open(path) if passed else None, tuple(results))
+    return Export(landed, open_bundle(path) if passed else None, tuple(results))
 
 
 def export_c(

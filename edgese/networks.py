@@ -19,6 +19,7 @@ import importlib
 import json
 import logging
 import os
+import reprlib
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -37,10 +38,61 @@ BAND_WIDTHS_257: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
 BAND_WIDTHS_ORIGINAL: tuple[int, ...] = (2, *(3,) * 10, *(8,) * 12, *(16,) * 7, 17)  # 31 of them
 
 
+MOST_BANDS = 1 << 12
+MOST_BINS = (1 << 12) + 1  # of a frame
+MOST_SIZE = 1 << 13  # of any one size of a network: channels, states, units; ten times what the largest known has
+MOST_LAYERS = 1 << 8
+
+
 def require(holds: bool, message: str) -> None:
     """Raise ConfigError with this message unless `holds`."""
     if not holds:
         raise ConfigError(message)
+
+
+def require_within(name: str, value: int, least: int, most: int) -> None:
+    """Raise ConfigError unless a setting lies in this range; it may come from a file that nobody has looked at."""
+    fits = isinstance(value, int) and least <= value <= most
+    require(fits, f"{name}: found {str(value)[:40]}, wanted {least} to {most}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """Sample rate, window and hop of the network's frames. All sound inside edgese is mono float32 in [-1, 1]."""
+
+    sample_rate_hz: int = 16_000
+    n_fft: int = 512
+    hop: int = 128
+
+    def __post_init__(self) -> None:
+        require_within("sample_rate_hz", self.sample_rate_hz, 1000, 768_000)
+        require_within("n_fft", self.n_fft, 4, 2 * (MOST_BINS - 1))
+        require(self.n_fft % 4 == 0, f"n_fft: found {self.n_fft}, wanted a multiple of 4")
+        fits = isinstance(self.hop, int) and 1 <= self.hop <= self.n_fft // 2 and self.n_fft % self.hop == 0
+        require(fits, f"hop: found {self.hop}, wanted a divisor of n_fft = {self.n_fft}, at most half of it")
+
+    @property
+    def n_bins(self) -> int:
+        """Frequency bins of one frame, F = n_fft // 2 + 1."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def overlap(self) -> int:
+        """Samples that two neighbouring frames share; also the delay of the output behind the input."""
+        return self.n_fft - self.hop
+
+    @property
+    def hop_ms(self) -> float:
+        return 1000.0 * self.hop / self.sample_rate_hz
+
+    @property
+    def latency_samples(self) -> int:
+        """Algorithmic latency: the overlap behind which the output runs and the hop that must first be gathered."""
+        return self.overlap + self.hop
+
+    @property
+    def latency_ms(self) -> float:
+        return 1000.0 * self.latency_samples / self.sample_rate_hz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +104,9 @@ class ModelConfig:
     compression: float = 0.3  # exponent of the magnitude the network sees, and its training objective compares
 
     def __post_init__(self) -> None:
+        require_within("model.band_widths: bands", self.n_bands, 1, MOST_BANDS)
         require(all(width >= 1 for width in self.band_widths), "model.band_widths: every band needs at least one bin")
+        require_within("model.band_widths: bins", self.n_bins, 1, MOST_BINS)
         require(0 < self.compression <= 1, f"model.compression: found {self.compression}, wanted (0, 1]")
 
     @property
@@ -63,10 +117,11 @@ class ModelConfig:
     def n_bins(self) -> int:
         return sum(self.band_widths)
 
-    def require_positive(self, *names: str) -> None:
-        """Raise ConfigError for a setting that is less than 1."""
+    def require_sizes(self, *names: str, least: int = 1) -> None:
+        """Raise ConfigError for a size of the network that is too small, or larger than any can be."""
         for name in names:
-            require(getattr(self, name) >= 1, f"model.{name}: found {getattr(self, name)}, wanted at least 1")
+            most = MOST_LAYERS if name == "layers" else MOST_SIZE
+            require_within(f"model.{name}", getattr(self, name), least, most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +132,19 @@ class MbsConfig(ModelConfig):
     layers: int = 4  # L
     states: int = 12  # N
     dt_rank: int = 8  # rank of the step-size projection; unused where decay_heads is set
-    decay_heads: int = 0  # 0: one decay per channel and state (Mamba); H > 0: one per head (Mamba-2)
+    decay_heads: int = 8  # 0: one decay per channel and state (Mamba); H > 0: one per head (Mamba-2)
     conv_width: int = 4
     expand: int = 1
     chunk: int = 32  # frames that the training scan keeps in memory at a time
-    fusion: Literal["once", "each"] = "once"  # bands are mixed after the last layer, or after each
+    fusion: Literal["once", "each"] = "each"  # bands are mixed after the last layer, or after each
     decoder_hidden: int = 224
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive(
-            "channels", "layers", "states", "dt_rank", "conv_width", "expand", "chunk", "decoder_hidden"
-        )
+        self.require_sizes("channels", "layers", "states", "dt_rank", "conv_width", "expand", "chunk", "decoder_hidden")
+        self.require_sizes("decay_heads", least=0)
         require(
-            self.decay_heads >= 0 and (self.decay_heads == 0 or self.inner % self.decay_heads == 0),
+            self.decay_heads == 0 or self.inner % self.decay_heads == 0,
             f"model.decay_heads: found {self.decay_heads}, wanted 0 or a divisor of {self.inner} inner channels",
         )
         require(self.fusion in ("once", "each"), f"model.fusion: found {self.fusion!r}, wanted 'once' or 'each'")
@@ -117,13 +171,13 @@ class DbTransformConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("channels", "layers", "heads", "gate_hidden", "feedforward", "decoder_hidden")
+        self.require_sizes("channels", "layers", "heads", "gate_hidden", "feedforward", "decoder_hidden")
         require(
             self.channels % (2 * self.heads) == 0,
             f"model.heads: found {self.heads}, wanted half a divisor of {self.channels} channels: each has two maps",
         )
         require(
-            bool(self.scales) and all(scale >= 1 and scale % 2 for scale in self.scales),
+            bool(self.scales) and all(1 <= scale < MOST_SIZE and scale % 2 for scale in self.scales),
             f"model.scales: found {self.scales}, wanted odd numbers of frames, which have a middle",
         )
 
@@ -141,7 +195,7 @@ class BsrnnConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("channels", "layers", "hidden", "decoder_hidden")
+        self.require_sizes("channels", "layers", "hidden", "decoder_hidden")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +216,10 @@ class OriginalConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive(
+        self.require_sizes(
             "channels", "layers", "states", "dt_rank", "conv_width", "expand", "head_hidden", "decoder_hidden"
         )
-        require(self.chunk >= 0, f"model.chunk: found {self.chunk}, wanted 0 (all frames) or more")
+        self.require_sizes("chunk", least=0)
 
     @property
     def inner(self) -> int:
@@ -255,7 +309,7 @@ def _find(name: object, known: Mapping[str, Entry], where: str) -> Entry:
     failures = [] if known_by_now else list(import_others())
     if not isinstance(name, str) or name not in known:
         wanted = f"wanted one of {', '.join(known)}; one of your own is named by --plugin"
-        raise ConfigError("; ".join([f"{where}: found {name!r}, {wanted}", *failures]))
+        raise ConfigError("; ".join([f"{where}: found {reprlib.repr(name)}, {wanted}", *failures]))
     return known[name]
 
 
@@ -307,8 +361,22 @@ def import_others() -> Iterator[str]:
 
 
 def _inherited() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads(os.environ.get(PLUGINS) or '{"modules": [], "folders": []}')
-    return found
+    """What the environment says of plugins: `modules` and `folders`.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    text = os.environ.get(PLUGINS) or '{"modules": [], "folders": []}'
+    try:
+        found = json.loads(text)
+        if all(isinstance(name, str) for key in ("modules", "folders") for name in found[key]):
+            return {key: list(found[key]) for key in ("modules", "folders")}
+    except (ValueError, RecursionError, KeyError, TypeError):
+        pass
+    raise ConfigError(
+        f"{PLUGINS}: found {reprlib.repr(text)}, wanted what edgese itself sets for the processes that it starts: "
+        f"unset {PLUGINS}, and name plugins by --plugin"
+    )
 
 
 def _look_in(folders: list[str]) -> None:
@@ -335,7 +403,7 @@ register(
     "edgese.model.mbs_net:MbsNet",
     {
         "base": MbsConfig(),
-        "small": MbsConfig(channels=64, layers=2, states=16, decay_heads=8, chunk=16, fusion="each", decoder_hidden=64),
+        "small": MbsConfig(channels=64, layers=2, states=16, chunk=16, decoder_hidden=64),
     },
 )
 register(

@@ -1,6 +1,6 @@
 """A bundle: one directory that holds graphs, their weights, reference vectors and the record of their verification.
 
-    with stage_bundle(path) as staging:      # <path>.partial
+    with stage_bundle(path) as staging:      # a folder with a hidden name beside it
         ...write graphs, verify them...
         seal_bundle(staging, manifest)       # manifest.json with the SHA-256 of every file
                                              # renamed whole: <path>, or <path>.unverified
@@ -13,35 +13,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import shutil
+import os
+import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from export import ExportError
+from export.files import inner_file, sha256_of
+from export.manifest import KEYS, MANIFEST, SCHEMA_VERSION, checked_manifest, read_manifest
+from export.staging import StagedFolder
+from runtimes.errors import ArtefactError
+from runtimes.onnx_file import read_weight_files
 from runtimes.tensor_spec import TensorSpec
 
-SCHEMA_VERSION = 1
+_MOST_NAME = 80  # characters; what is made of it must stay under 255
+WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it, as the two below
+MODEL_CARD = "MODEL_CARD.md"
+ATTRIBUTION = "ATTRIBUTION.md"  # whose recordings the weights were trained on
+SIGNATURE = f"{MANIFEST}.sig"  # by OpenSSH, docs/security.md: what is signed cannot list it
+MOST_BYTES = 64_000_000_000  # of all files of a bundle
 
-MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"  # what the graphs were made of; a bundle may lack it
-
-# What every manifest says, besides `schema_version` and `files`, which sealing adds.
-_KEYS = (
-    "name",
-    "model",
-    "audio",
-    "latency",
-    "parameters",
-    "macs_per_frame",
-    "graphs",
-    "tools",
-    "calibration",
-    "verification",
-    "reference",
-)
+_MEND = "fetch or export the bundle again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,38 +84,60 @@ class Bundle:
         """The bundle in directory `path`, every file checked against the SHA-256 that the manifest records.
 
         Raises:
-            ExportError: no bundle there, one of another schema, or a file that is missing or changed.
+            ExportError: no bundle there, one of another schema or form; a file that is missing, changed, not listed,
+                not below the directory, a link, or no regular file.
         """
-        manifest = _read_manifest(path)
-        found = manifest.get("schema_version")
-        if found != SCHEMA_VERSION:
-            raise ExportError(
-                f"{path}: the bundle's schema_version is {found}, wanted {SCHEMA_VERSION}; "
-                "export it again, or use the edgese that wrote it"
-            )
-        missing = [key for key in (*_KEYS, "files") if key not in manifest]
-        if missing:
-            raise ExportError(f"{path / MANIFEST}: lacks {', '.join(missing)}; fetch or export the bundle again")
-        try:
-            graphs = tuple(Graph.from_entry(entry) for entry in manifest["graphs"])
-            files = {str(name): str(digest) for name, digest in manifest["files"].items()}
-            verdict = manifest["verification"]["passed"]
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ExportError(
-                f"{path / MANIFEST}: graphs, files or verification are not in the form of schema {SCHEMA_VERSION} "
-                f"({type(error).__name__}: {error}); fetch or export the bundle again"
-            ) from error
-        if not isinstance(verdict, bool):
-            raise ExportError(f"{path / MANIFEST}: verification.passed is {verdict!r}, wanted true or false")
+        manifest = read_manifest(path)
+        graphs = tuple(map(Graph.from_entry, manifest["graphs"]))
+        files: dict[str, str] = manifest["files"]
         _check_graphs(path, graphs, files)
-        for name, wanted in files.items():
-            _check_file(path, name, wanted)
+        for name, wanted in _sizes_checked(path, files).items():
+            _check_file(path / name, wanted)
+        _refuse_unlisted(path, files)
         return cls(path, manifest, graphs)
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files: everything that is read of a bundle is reached through this.
+
+        Raises:
+            ExportError: the manifest does not list it, so that nobody has checked it.
+        """
+        if name not in self.manifest["files"]:
+            raise ExportError(f"{self.path}: {name} is not among the files that its manifest lists; {_MEND}")
+        return self.path / name
+
+    def graph_file(self, graph: Graph) -> Path:
+        """Path of a graph whose files of weights are the bundle's own, checked ones.
+
+        Raises:
+            ExportError: it names weights that the manifest does not list, or cannot be read.
+        """
+        path = self.file(graph.file)
+        for weights in self.weight_files(graph):
+            self.file(weights)
+        return path
+
+    def weight_files(self, graph: Graph) -> tuple[str, ...]:
+        """Names in the bundle of the files that a graph keeps its weights in.
+
+        Raises:
+            ExportError: it cannot be read, or a file that it names is missing, a link or outside of the bundle.
+        """
+        path = self.file(graph.file)
+        try:
+            return tuple(file.relative_to(self.path).as_posix() for file in read_weight_files(path))
+        except ArtefactError as error:
+            raise ExportError(str(error)) from error
 
     @property
     def verified(self) -> bool:
         """True where every graph agreed with PyTorch within the recorded limits."""
         return self.manifest["verification"]["passed"] is True
+
+    @property
+    def file_name(self) -> str:
+        """The bundle's name as a file or folder may have it, whatever the manifest says: never a way out."""
+        return re.sub(r"[^\w.+-]+", "_", str(self.manifest["name"]), flags=re.ASCII).strip(".")[:_MOST_NAME] or "bundle"
 
     def graph(self, *, block: int, precision: str = "fp32", variant: str = "") -> Graph:
         """The graph that takes `block` frames a call.
@@ -139,42 +155,40 @@ class Bundle:
 
 @contextlib.contextmanager
 def stage_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """An empty directory `<path>.partial` to build a bundle in, renamed whole when the block ends.
+    """An empty directory to build a bundle in, which gets its name whole when the block ends.
 
     A bundle that was sealed as verified lands at `path`, one that was sealed as not verified at `<path>.unverified`,
-    also when the block raises after sealing. Anything else leaves nothing behind.
-    The block may as well rename the directory itself.
+    also when the block raises after sealing. Anything else leaves nothing behind. Nothing that is not a bundle, whole
+    and with nothing else in it, is ever replaced.
 
     Args:
         replace: a bundle that already lies at `path` may be replaced.
 
     Raises:
-        ExportError: `path` is taken, or the block ended without sealing.
+        ExportError: `path` or `<path>.unverified` is taken; the block ended without sealing; the disk is full.
     """
+    unverified = path.with_name(f"{path.name}.unverified")
     _check_free(path, replace)
-    staging = _beside(path, "partial")
+    _check_free(unverified, True, verified=False)
     try:
-        _remove(staging)  # left by a run that was killed
-        staging.mkdir(parents=True)
+        with StagedFolder(path.parent) as staged:
+            try:
+                yield staged.path
+                if not (staged.path / MANIFEST).is_file():
+                    raise ExportError(f"{path}: the bundle was not sealed; nothing was written")
+            finally:
+                passed = _sealed_as_verified(staged.path)
+                if passed is False:
+                    _check_free(unverified, True, verified=False)
+                    staged.publish(unverified, replace=True)
+            if passed:
+                _check_free(path, replace)
+                staged.publish(path, replace=replace)
     except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    try:
-        yield staging
-        if staging.is_dir() and not (staging / MANIFEST).is_file():
-            raise ExportError(f"{path}: the bundle was not sealed; nothing was written")
-    except BaseException:
-        if not _settle_unverified(staging, path):
-            _remove(staging)
-        raise
-    if staging.is_dir() and not _settle_unverified(staging, path):
-        if path.exists():
-            old = _beside(path, "old")
-            _remove(old)
-            path.rename(old)
-            staging.rename(path)
-            _remove(old)
-        else:
-            staging.rename(path)
+        raise ExportError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing was left there: free space or choose "
+            "another place"
+        ) from error
 
 
 def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
@@ -187,7 +201,7 @@ def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         ExportError: a key or a graph's file is missing, or a value that JSON cannot hold.
     """
-    missing = [key for key in _KEYS if key not in manifest]
+    missing = [key for key in KEYS if key not in manifest]
     if missing:
         raise ExportError(f"{staging}: the manifest lacks {', '.join(missing)}")
     if not isinstance(manifest["verification"].get("passed"), bool):
@@ -196,7 +210,7 @@ def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
     files = {
         file.relative_to(staging).as_posix(): sha256_of(file)
         for file in sorted(staging.rglob("*"))
-        if file.is_file() and file != staging / MANIFEST
+        if file.is_file() and file not in (staging / MANIFEST, staging / SIGNATURE)
     }
     _check_graphs(staging, tuple(Graph.from_entry(entry) for entry in graphs), files)
     sealed = {"schema_version": SCHEMA_VERSION, **manifest, "graphs": graphs, "files": files}
@@ -205,6 +219,7 @@ def seal_bundle(staging: Path, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(sealed, indent=2, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ExportError(f"{staging}: the manifest holds a value that JSON cannot ({error})") from error
+    checked_manifest(staging / MANIFEST, json.loads(text))
     manifest_path = staging / MANIFEST
     manifest_path.write_text(text + "\n", encoding="utf-8")
     for name in files:  # some were written by way of private temporary files
@@ -215,21 +230,6 @@ def _kind(block: int, precision: str, variant: str) -> str:
     return f"{block} ({precision} {variant})" if variant else f"{block} ({precision})"
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest_path = path / MANIFEST
-    if not path.is_dir():
-        raise ExportError(f"{path}: not a bundle: found no such directory, wanted one that holds {MANIFEST}")
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ExportError(f"{manifest_path}: cannot be read ({error.strerror}); is {path} a bundle?") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ExportError(f"{manifest_path}: not JSON ({error}); fetch or export the bundle again") from error
-    if not isinstance(manifest, dict):
-        raise ExportError(f"{manifest_path}: found a {type(manifest).__name__}, wanted an object")
-    return manifest
-
-
 def _check_graphs(path: Path, graphs: tuple[Graph, ...], files: Mapping[str, str]) -> None:
     if not graphs:
         raise ExportError(f"{path}: the bundle holds no graph, wanted at least one")
@@ -238,58 +238,58 @@ def _check_graphs(path: Path, graphs: tuple[Graph, ...], files: Mapping[str, str
             raise ExportError(f"{path}: graph {graph.file} is not among the bundle's files: {', '.join(files)}")
 
 
-def _check_file(path: Path, name: str, wanted: str) -> None:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise ExportError(f"{path}: the manifest names {name}, which lies outside the bundle; do not use this bundle")
-    file = path / relative
-    found = sha256_of(file, "fetch or export the bundle again")
+def _sizes_checked(path: Path, files: Mapping[str, str]) -> Mapping[str, str]:
+    """The same files, which are regular ones below `path` and in all not larger than a bundle may be."""
+    n_bytes = sum(inner_file(path, name, _MEND).stat().st_size for name in files)
+    if n_bytes > MOST_BYTES:
+        raise ExportError(f"{path}: found {n_bytes / 1e9:.0f} GB, wanted at most {MOST_BYTES / 1e9:.0f}; {_MEND}")
+    return files
+
+
+def _check_file(file: Path, wanted: str) -> None:
+    found = sha256_of(file, _MEND)
     if found != wanted:
-        raise ExportError(
-            f"{file}: changed since it was exported: found SHA-256 {found}, wanted {wanted}; "
-            "fetch or export the bundle again"
-        )
+        raise ExportError(f"{file}: changed since it was exported: found SHA-256 {found}, wanted {wanted}; {_MEND}")
 
 
-def sha256_of(path: Path, mend: str = "make it readable") -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        ExportError: it cannot be read; the message ends with the mend.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
-    return digest.hexdigest()
+def _refuse_unlisted(path: Path, files: Mapping[str, str]) -> None:
+    """Raise ExportError for a file that the manifest does not list; hidden ones are desktops' and tools' own."""
+    for folder, inner, names in os.walk(path):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            file = (Path(folder) / name).relative_to(path).as_posix()
+            if file not in files and file not in (MANIFEST, SIGNATURE) and not name.startswith("."):
+                raise ExportError(
+                    f"{path}: found {file}, which the manifest does not list; move it out of the bundle, "
+                    "or fetch the bundle again"
+                )
 
 
-def _check_free(path: Path, replace: bool) -> None:
-    if not path.exists():
+def _check_free(path: Path, replace: bool, *, verified: bool = True) -> None:
+    """Refuse a place that is taken, but for a bundle with nothing else in it that may be replaced."""
+    if not os.path.lexists(path):
         return
     if not replace:
         raise ExportError(f"{path}: exists already; choose another place, or replace it (--force)")
     if not (path / MANIFEST).is_file():
         raise ExportError(f"{path}: exists and is not a bundle; it is not replaced, choose another place")
+    try:
+        manifest = read_manifest(path)
+    except ExportError as error:
+        raise ExportError(f"{path}: exists and is not a bundle ({error}); it is not replaced, move it away") from error
+    known, passed = {MANIFEST, SIGNATURE, *manifest["files"]}, manifest["verification"]["passed"]
+    if not verified and passed:
+        raise ExportError(f"{path}: found a bundle that is verified, which is not replaced here; move it away")
+    others = sorted({file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - known)
+    if others:
+        raise ExportError(
+            f"{path}: holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}, no part of the bundle that "
+            "would be replaced: move it away, or choose another place"
+        )
 
 
-def _settle_unverified(staging: Path, path: Path) -> bool:
-    """Move a directory that was sealed as not verified to `<path>.unverified`; False where it was not such a one."""
-    if not (staging / MANIFEST).is_file() or _read_manifest(staging)["verification"]["passed"]:
-        return False
-    unverified = _beside(path, "unverified")
-    _remove(unverified)
-    staging.rename(unverified)
-    return True
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}.{suffix}")
-
-
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
+def _sealed_as_verified(staging: Path) -> bool | None:
+    """Verdict that a directory was sealed with; None where it was not sealed."""
+    if not (staging / MANIFEST).is_file():
+        return None
+    return bool(read_manifest(staging)["verification"]["passed"])

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from export import ExportError
+from export.staging import write_whole
 from runtimes.errors import RuntimeUnavailable
 from runtimes.gpu import read_device
 from runtimes.onnx_file import read_onnx_file
@@ -135,7 +136,7 @@ def _serialize(
             raise ExportError(f"{onnx_path}: {library_name(library)} cannot build it{_log_tail(log, log_start)}")
         if _keeps_timings(library, options):
             assert options.timing_cache is not None
-            write_whole(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+            write_engine_file(options.timing_cache, bytes(config.get_timing_cache().serialize()))
         return bytes(plan)
     finally:
         del parser
@@ -226,20 +227,14 @@ def _load_timings(config: Any, options: BuildOptions) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also if two processes write it at once.
+def write_engine_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also if two processes write it at once.
 
     Raises:
         ExportError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 

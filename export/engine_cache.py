@@ -22,8 +22,9 @@ from types import ModuleType
 from typing import Any
 
 from export import ExportError
-from export.bundle import sha256_of
-from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_whole
+from export.engine import BuildOptions, BuiltEngine, Progress, as_export_error, build_engine, write_engine_file
+from export.files import sha256_of
+from export.schema import SchemaError, parse_json
 from runtimes.engine_sidecar import SCHEMA_VERSION
 from runtimes.gpu import read_device
 from runtimes.onnx_file import OnnxHeader, read_onnx_file, read_onnx_header
@@ -152,8 +153,8 @@ class _Entry:
             self.sidecar.unlink(missing_ok=True)
         except OSError as error:
             raise ExportError(f"{self.sidecar}: cannot be replaced ({error.strerror})") from error
-        write_whole(self.path, built.serialized)
-        write_whole(self.sidecar, (json.dumps(record, indent=2) + "\n").encode())
+        write_engine_file(self.path, built.serialized)
+        write_engine_file(self.sidecar, (json.dumps(record, indent=2) + "\n").encode())
 
     @contextlib.contextmanager
     def locked(self, on_message: Callable[[str], None]) -> Iterator[None]:
@@ -176,11 +177,11 @@ class _Entry:
     def _read_sidecar(self) -> dict[str, Any]:
         mend = "delete it, or build the engine anew (--force)"
         try:
-            record = json.loads(self.sidecar.read_text(encoding="utf-8"))
+            record = parse_json(self.sidecar.read_bytes())
         except OSError as error:
             raise ExportError(f"{self.sidecar}: cannot be read ({error.strerror}); {mend}") from error
-        except ValueError as error:
-            raise ExportError(f"{self.sidecar}: damaged: not JSON ({error}); {mend}") from error
+        except SchemaError as error:
+            raise ExportError(f"{self.sidecar}: damaged: {error}; {mend}") from error
         try:
             fits = isinstance(record["key"], dict) and {"bytes", "sha256"} <= set(record["engine"])
             fits = fits and {"inputs", "outputs", "metadata"} <= set(record["graph"])

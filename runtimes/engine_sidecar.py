@@ -53,7 +53,7 @@ class EngineSidecar:
             raise ArtefactError(
                 f"{artefact}: its sidecar {path.name} cannot be read ({error.strerror}); build the engine anew"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError(
                 f"{artefact}: its sidecar {path.name} is damaged ({type(error).__name__}: {error}); "
                 "build the engine anew"

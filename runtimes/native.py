@@ -152,7 +152,8 @@ class NativeRuntime(Runtime):
     @property
     def stream_bytes(self) -> int:
         """Bytes that one stream takes in memory."""
-        return int(self._library.edgese_stream_bytes(_CStream(self).pointer))
+        stream = _CStream(self)  # held until the library has answered
+        return int(self._library.edgese_stream_bytes(stream.pointer))
 
     def stream(self, states: Mapping[str, str], **axes: int) -> Stream:
         """See `Runtime.stream`; a stream over all of the states keeps them in C."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from runtimes.errors import ArtefactError
 from runtimes.tensor_spec import TensorSpec
@@ -30,6 +31,15 @@ _FIXED_BYTES = {1: 8, 5: 4}  # by wire type
 _MOST_NESTED = 32  # graphs inside of graphs: protobuf's own readers stop at 100 messages, three to a graph
 
 _Value = int | memoryview
+
+# Where tensors stand, by the numbers of the fields that lead to them: onnx.proto.
+_TENSOR: dict[int, Any] = {}
+_SPARSE = {1: _TENSOR, 2: _TENSOR}
+_ATTRIBUTE: dict[int, Any] = {5: _TENSOR, 10: _TENSOR, 22: _SPARSE, 23: _SPARSE}
+_NODE = {5: _ATTRIBUTE}
+_GRAPH = {1: _NODE, 5: _TENSOR, 15: _SPARSE}
+_ATTRIBUTE |= {6: _GRAPH, 11: _GRAPH}
+_MODEL = {7: _GRAPH, 20: {1: _GRAPH, 2: _GRAPH}, 25: {7: _NODE, 11: _ATTRIBUTE}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +88,21 @@ def read_onnx_file(path: Path) -> OnnxFile:
         tensors = [tensor for graph in graphs for tensor in graph.messages(5)]
         opset = max((entry.number(2) for entry in model.messages(8) if entry.text(1) in ("", "ai.onnx")), default=0)
         operators = tuple(sorted({node.text(4) for node in nodes}))
-        locations = {
-            entry.text(2) for tensor in tensors for entry in tensor.messages(13) if entry.text(1) == "location"
-        }
         unsigned = tuple(_unsigned(nodes, tensors))
-    weight_files = tuple(_weight_file(path, location) for location in sorted(locations))
-    return OnnxFile(weight_files, opset, operators, unsigned)
+    return OnnxFile(read_weight_files(path), opset, operators, unsigned)
+
+
+def read_weight_files(path: Path) -> tuple[Path, ...]:
+    """Files of weights that an ONNX file names, wherever in it a tensor may stand, in alphabetical order.
+
+    Raises:
+        ArtefactError: it cannot be read, is no ONNX; such a file is missing, no regular one, or a link leads to it, or
+            it is said to lie outside the ONNX file's directory.
+    """
+    with _refusing(path):
+        model = _Message(memoryview(path.read_bytes()))
+        locations = sorted(set(_locations(model, _MODEL)))
+    return tuple(_weight_file(path, location) for location in locations)
 
 
 @contextlib.contextmanager
@@ -122,11 +141,26 @@ def _spec(info: _Message) -> TensorSpec:
     return TensorSpec(name, shape, _DTYPES[tensor.number(1)])
 
 
+def _locations(message: _Message, kind: dict[int, Any], depth: int = 0) -> Iterator[str]:
+    """Names of the files that hold the tensors of a message of this kind and of those inside of it."""
+    if depth > 3 * _MOST_NESTED:
+        raise ValueError(f"graphs lie inside of graphs, more than {_MOST_NESTED} deep")
+    if kind is _TENSOR:
+        yield from (entry.text(2) for entry in message.messages(13) if entry.text(1) == "location")
+        return
+    for number, inner_kind in kind.items():
+        # The bytes tell faster than a reading does whether a message names any file.
+        for inner in message.messages(number, holding=b"location"):
+            yield from _locations(inner, inner_kind, depth + 1)
+
+
 def _weight_file(path: Path, location: str) -> Path:
-    relative = PurePosixPath(location)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise ArtefactError(f"{path}: its weights are said to be in {location}, wanted a file beside it")
-    weight_file = path.parent / relative
+    """Path of a file of weights right beside the graph; not in a folder: runtimes give some such names a meaning."""
+    if location in ("", ".", "..") or not location.isprintable() or "/" in location or "\\" in location:
+        raise ArtefactError(f"{path}: its weights are said to be in {location!r}, wanted a file beside it")
+    weight_file = path.parent / location
+    if weight_file.is_symlink():
+        raise ArtefactError(f"{path}: its weights' file {location} is reached by a link, wanted a file beside it")
     if not weight_file.is_file():
         raise ArtefactError(f"{path}: its weights' file {location} is missing; put it beside the graph")
     return weight_file
@@ -168,8 +202,10 @@ class _Message:
     def has(self, number: int) -> bool:
         return number in self._fields
 
-    def messages(self, number: int) -> list[_Message]:
-        return [_Message(_as_bytes(value)) for value in self._fields.get(number, [])]
+    def messages(self, number: int, holding: bytes = b"") -> list[_Message]:
+        """Messages of a field; only those that hold these bytes somewhere."""
+        found = map(_as_bytes, self._fields.get(number, []))
+        return [_Message(value) for value in found if not holding or holding in bytes(value)]
 
     def texts(self, number: int) -> list[str]:
         return [str(_as_bytes(value), "utf-8") for value in self._fields.get(number, [])]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runtimes.base import ArtefactError, Runtime, RuntimeUnavailable
+from runtimes.onnx_file import read_weight_files
 
 Opener = Callable[..., Runtime]  # (artefact, *, threads)
 
@@ -100,6 +101,8 @@ def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mappi
         raise RuntimeUnavailable(f"threads: found {threads}, wanted at least 1")
     if not artefact.is_file():
         raise ArtefactError(f"{artefact}: not a file; give the path of an artefact for {name}")
+    if artefact.suffix == ".onnx":
+        read_weight_files(artefact)  # raises for one that would have the runtime read elsewhere, as old ones do
     runtime = opener(artefact, threads=threads)
     for key, wanted in (metadata or {}).items():
         found = runtime.metadata.get(key)

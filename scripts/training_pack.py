@@ -18,12 +18,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +35,7 @@ from edgese.audio.formats import READABLE
 from edgese.config import TrainConfig, read_train_config, to_dict
 from edgese.errors import EdgeseError, TrainingError
 from edgese.train.data import DEPTH, HELD_OUT, LEAVES
+from export.staging import StagedFolder, temporary_folder
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edgese", "export", "calib", "runtimes")
@@ -111,30 +111,26 @@ def pack(
     Raises:
         EdgeseError: settings, weights or recordings that cannot be packed; no wheels; `out` exists.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise PackError(f"{out}: exists already; remove it, or choose another --out")
-    partial = out.with_name(f"{out.name}.partial")
     try:
         plans = {"data": plan_training(data)} | ({"eval": plan_evaluation(evaluation)} if evaluation else {})
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with tempfile.TemporaryDirectory() as folder:
-            scratch, wheels = Path(folder), Path(folder) / "wheels"
-            settings = list(_settings(config, start_from, scratch))
-            lacking = download_wheels(wheels, python, read_train_config(config)) if python else []
-            _write_tar(partial / "source.tar", [*settings, *_source(), *_files(wheels, "wheels/")])
-        for name, plan in plans.items():
-            write_shards(partial, name, contents(plan), shard_bytes)
-        parts = [_part(path) for path in sorted(partial.glob("*.tar"))]
-        manifest = {"edgese": __version__, "python": python, "parts": [dataclasses.asdict(part) for part in parts]}
-        (partial / "MANIFEST.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        (partial / "slice.sh").write_text(SLICE)
-        (partial / "README.md").write_text(_readme(data, python, lacking))
-        partial.rename(out)
+        with StagedFolder(out.parent) as staged:
+            with temporary_folder() as scratch:
+                wheels = scratch / "wheels"
+                settings = list(_settings(config, start_from, scratch))
+                lacking = download_wheels(wheels, python, read_train_config(config)) if python else []
+                _write_tar(staged.path / "source.tar", [*settings, *_source(), *_files(wheels, "wheels/")])
+            for name, plan in plans.items():
+                write_shards(staged.path, name, contents(plan), shard_bytes)
+            parts = [_part(path) for path in sorted(staged.path.glob("*.tar"))]
+            manifest = {"edgese": __version__, "python": python, "parts": [dataclasses.asdict(part) for part in parts]}
+            (staged.path / "MANIFEST.json").write_text(json.dumps(manifest, indent=2) + "\n")
+            (staged.path / "slice.sh").write_text(SLICE)
+            (staged.path / "README.md").write_text(_readme(data, python, lacking))
+            staged.publish(out, replace=False)
     except OSError as error:
         raise PackError(f"{error.filename or out}: {error.strerror}; mend that, or choose another --out") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return parts, lacking
 
 

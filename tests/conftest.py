@@ -1,8 +1,8 @@
 """What many tests share: tiny seeded networks in both parametrisations, and sound that behaves like speech.
 
 Tests stand in two tiers. `make test` runs all, each file in one of several processes (pytest-xdist); `make test-fast`
-leaves out those marked `slow`: more than some three seconds of computing, by `pytest --durations`. A fixture that takes
-long is paid by the first test that asks for it: all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
+leaves out those marked `slow`: more than about a second of CPU time. A fixture that takes long is paid by the first
+test that asks for it: all that ask for it are slow (`SLOW_FIXTURES` in edgese/conftest.py).
 What keeps them quick:
 
 - commands run in forks of a Python that has its libraries imported (`helpers/warm_python.py`); each command starts cold
@@ -29,6 +29,10 @@ from edgese.audio import Wave
 from edgese.config import AudioConfig
 from edgese.networks import MbsConfig
 
+# Each core has a test process already: PyTorch's threads would wait for each other by turning in circles. Set before it
+# is imported, and for whatever the tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 try:
     import torch
 except ImportError:  # the base install has none, and its tests need none
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
 SpeechLike = Callable[..., Wave]
 
 # Two blocks, eight channels; the chunk divides none of the tested lengths.
-_TINY = MbsConfig(channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8)
+_TINY = MbsConfig(channels=8, layers=2, states=4, dt_rank=2, decay_heads=0, chunk=5, fusion="once", decoder_hidden=8)
 TINY_CONFIGS = {
     "decay-per-channel": _TINY,
     "decay-per-head": dataclasses.replace(_TINY, decay_heads=4, expand=2, fusion="each"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,8 +98,32 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
 def test_the_wheel_holds_the_weights(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {name.removeprefix(f"{SHIPPED}/") for name in archive.namelist() if name.startswith(f"{SHIPPED}/")}
-    assert {"manifest.json", "model.safetensors", "weights.fp32.bin", "reference.npz", "MODEL_CARD.md"} <= inside
+    assert {
+        "manifest.json",
+        "model.safetensors",
+        "weights.fp32.bin",
+        "reference.npz",
+        "MODEL_CARD.md",
+        "ATTRIBUTION.md",
+    } <= inside
     assert any(name.endswith(".onnx") for name in inside)
+
+
+def test_every_dependency_of_the_tests_has_a_tested_version() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    listed = project.partition("dependencies = [")[2].partition("[project.scripts]")[0]
+    wanted = {_plain(name) for name in re.findall(r'"([A-Za-z0-9_-]+)(?:[>=]=|\[)', listed)} - {"edgese"}
+    for path in ROOT.glob("constraints-*.txt"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        tested = {_plain(name): version for name, _, version in (line.partition("==") for line in lines)}
+        assert all(tested.values()), path
+        missing = wanted - set(tested)
+        assert missing <= {"tomli"}, path  # of Python 3.10 alone
+        assert f"torch=={tested['torch']}\n" in (ROOT / "constraints.txt").read_text()
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

@@ -251,6 +251,7 @@ def write_wheel(folder: Path, name: str, requires: str = "") -> None:
             wheel.writestr(f"{name}-1.0.dist-info/{file}", content)
 
 
+@pytest.mark.slow
 def test_wheels_travel_but_for_what_the_machine_has(
     script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -311,6 +312,7 @@ def run(*command: object, cwd: Path, python: Path = Path(sys.executable)) -> sub
     )
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_a_folder_is_never_replaced(data: Path, config: Path, tmp_path: Path) -> None:
     script = (sys.executable, "-m", "scripts.training_pack", "--no-wheels", "--config", config, "--out", tmp_path)
     done = run(*script, "--data", data, cwd=ROOT)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgese.errors import AudioError, pip_command
+from edgese.machine.streams import libraries_silenced
 
 try:
     import soundfile
@@ -17,7 +20,22 @@ SoundFileError = soundfile.SoundFileError
 
 
 class SoundFile(soundfile.SoundFile):  # type: ignore[misc,unused-ignore]  # untyped in older releases
-    """Sound file that is read and written without seeking: soundfile seeks after each call, which no codec needs."""
+    """Sound file that is read and written without seeking: soundfile seeks after each call, which no codec needs.
+
+    Nothing that libsndfile and its decoders print reaches the terminal.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        with libraries_silenced():
+            super().__init__(*arguments, **options)
+
+    def read(self, *arguments: Any, **options: Any) -> Any:
+        with libraries_silenced():
+            return super().read(*arguments, **options)
+
+    def seek(self, *arguments: Any, **options: Any) -> Any:
+        with libraries_silenced():
+            return super().seek(*arguments, **options)
 
     def seekable(self) -> bool:
         return False

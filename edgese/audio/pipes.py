@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgese.atomic_file import shown
 from edgese.errors import AudioError
+from edgese.machine.streams import stdout_fd
 
 
 def spool_stdin(path: Path, stop: threading.Event) -> None:
@@ -40,6 +41,6 @@ def send_to_stdout(path: Path) -> None:
         with path.open("rb") as source:
             while chunk := source.read(1 << 20):
                 while chunk:
-                    chunk = chunk[os.write(1, chunk) :]
+                    chunk = chunk[os.write(stdout_fd(), chunk) :]
     except OSError as error:
         raise AudioError(f"stdout: cannot be written ({error.strerror or error}); it is not whole") from error

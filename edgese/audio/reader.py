@@ -1,27 +1,32 @@
 """Reader of audio files, block by block: any rate, channel count and format, in memory that does not grow with length.
 
-`AudioReader` refuses whatever is not whole, finite, audible sound; `resampled` changes the rate of a stream of blocks
-without shifting it. Blocks are (n_frames, n_channels) float32 in [-1, 1]. Every refusal is one `AudioError` line: what,
-found, wanted, mend.
+`AudioReader` refuses whatever is not whole and finite; what is odd and can be read whole is read, and noted.
+`resampled` changes the rate of a stream of blocks without shifting it. Blocks are (n_frames, n_channels) float32 in
+[-1, 1]. Every refusal is one `AudioError` line: what, found, wanted, mend.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import functools
 import io
+import logging
 import os
 import stat
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgese.atomic_file import shown
 from edgese.audio import Samples
+from edgese.audio.byte_view import FileBytes
+from edgese.audio.containers import find_parts
+from edgese.audio.decoder import Decoder, open_part
 from edgese.audio.formats import AudioInfo
-from edgese.audio.libsndfile import SoundFile, SoundFileError, reason, soxr
+from edgese.audio.libsndfile import SoundFileError, reason, soxr
+from edgese.audio.parts import Part, Parts, Truncated
 from edgese.errors import AudioError
 
 if TYPE_CHECKING:
@@ -32,7 +37,13 @@ MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 64
 MIN_LENGTH_MS = 32  # one STFT window at 16 kHz
 _BLOCK_SAMPLES = 1 << 20  # of all channels together
-_MAX_CHUNKS = 1000
+
+# Largest usual magnitude, and the bits by which samples are divided: of 8, 16, 24 and 32-bit integers that were written
+# as floats, each with room for a sum of some; up to 4, floats are meant to exceed 1.
+_RANGES = ((4.0, 0), (2.0**9, 7), (2.0**17, 15), (2.0**25, 23), (2.0**33, 31))
+_EXPONENTS = 130  # of float32, above 0
+
+logger = logging.getLogger(__name__)
 
 
 class AudioReader:
@@ -43,24 +54,29 @@ class AudioReader:
         name: how messages call it, the path by default.
 
     Raises:
-        AudioError: missing, unreadable, no regular file, empty, not audio, truncated, without samples, too short,
-            of an absurd rate or channel count.
+        AudioError: missing, unreadable, no regular file, empty, not audio, truncated, without samples, of an absurd
+            rate or channel count.
     """
 
     info: AudioInfo
     n_read: int  # frames read so far
+    silent: bool  # nothing but zeros was read so far
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.name = name or shown(path)
-        self.n_read = 0
+        self.n_read, self.silent = 0, True
         self._handle = _open_regular(path, self.name)
-        self._file: Any = None
+        self._decoder: Decoder | None = None
+        self._scale_notes: list[str] = []
+        self._damage: list[str] = []
         try:
-            self._check_container()
-            self._file = self._open_sound()
-            self.info = _info(self._file)
+            self._source = FileBytes(self._handle.fileno(), self._handle.seek(0, os.SEEK_END))
+            self._parts = self._find_parts()
+            self._infos = [self._facts(part) for part in self._parts.parts]
+            lengths = [info.n_frames for info in self._infos]
+            n_frames = None if None in lengths else sum(n for n in lengths if n is not None)
+            self.info = dataclasses.replace(self._infos[0], n_frames=n_frames)
             self._check_info()
-            self._check_last_frame()
         except BaseException:
             self.close()
             raise
@@ -72,84 +88,141 @@ class AudioReader:
         self.close()
 
     def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(SoundFileError):  # it was only read
-                self._file.close()
+        self._close_decoder()
         self._handle.close()
 
+    @property
+    def notes(self) -> list[str]:
+        """What was odd in the file and how it was read, a line each; all is known when all was read."""
+        return [*self._parts.notes, *self._damage, *self._scale_notes]
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """Power of two by which blocks are smaller than the file's samples; 1 for all but some files of floats.
+
+        Programs that read integers and write floats forget to divide: a peak of 32767 means 1.
+        """
+        if self.info.subtype not in ("FLOAT", "DOUBLE"):
+            return 1.0  # others cannot exceed full scale
+        peak, usual = self._peaks()
+        bits = next((bits for most, bits in _RANGES if usual <= most), 0)
+        if bits:
+            self._scale_notes.append(
+                f"found a peak of {peak:.6g} in floats, whose full scale is 1: they were divided by {1 << bits}, the "
+                f"full scale of integers of {1 + bits} bits"
+            )
+        elif peak > _RANGES[0][0]:
+            self._scale_notes.append(
+                f"found a peak of {peak:.6g} in floats, whose full scale is 1: no scale of integers, so they were left "
+                "as they are: look for clicks, and for a level that is too high"
+            )
+        return 2.0**bits
+
     def blocks(self) -> Iterator[Samples]:
-        """All samples, about a second at a time, as fresh (n, n_channels) float32 arrays.
+        """All samples, about a second at a time, as fresh (n, n_channels) float32 arrays, divided by `scale`.
 
         Raises:
-            AudioError: NaN or Inf, a file that ends before its header says, no sound in the whole file.
+            AudioError: NaN or Inf, a file that ends before its header says.
         """
-        rate_hz = self.info.sample_rate_hz
-        audible = False
-        while len(block := self._read(self._block_frames)):
+        rate_hz, factor = self.info.sample_rate_hz, np.float32(1 / self.scale)
+        for block in self._decoded():
             if not np.isfinite(block).all():
                 frame = self.n_read + int(np.argmin(np.isfinite(block).all(axis=1)))
                 raise AudioError(
                     f"{self.name}: found NaN or Inf at {frame / rate_hz:.3f} s, wanted finite samples: export it again"
                 )
-            audible = audible or bool(block.any())
+            self.silent = self.silent and not block.any()
             self.n_read += len(block)
-            yield block
-        if self.info.exact and self.n_read != self.info.n_frames:
-            raise self._truncated(f"it ends at {self.n_read / rate_hz:.2f} s of {self.info.duration_s:.2f} s")
+            yield block if factor == 1 else block * factor
         self._check_length(self.n_read)
-        if not audible:
-            raise AudioError(
-                f"{self.name}: found silence, {self.n_read / rate_hz:.2f} s of nothing but zeros; wanted sound: "
-                "check the recording"
-            )
 
     def excerpt(self, seconds: float) -> Samples:
-        """The next samples with all channels mixed, (n,) float32, n at most this many seconds, checked for nothing."""
-        missing = round(seconds * self.info.sample_rate_hz)
+        """The first samples with all channels mixed, (n,) float32, n at most this many seconds, checked for nothing.
+
+        In place of `blocks`, not after it.
+        """
+        missing, factor = round(seconds * self.info.sample_rate_hz), np.float32(1 / self.scale)
         mixed = [np.zeros(0, np.float32)]
-        while missing and len(block := self._read(min(missing, self._block_frames))):
-            mixed.append(block.mean(axis=1))
-            missing -= len(block)
+        for block in self._decoded():
+            mixed.append(block[:missing].mean(axis=1) * factor)
+            missing -= len(mixed[-1])
+            if not missing:
+                break
         return np.concatenate(mixed)
 
     def count(self) -> int:
-        """Number of frames still to be read, found by reading them: for formats whose headers only estimate."""
-        n_frames = 0
-        while n := len(self._read(self._block_frames)):
-            n_frames += n
-        return n_frames
+        """Number of frames, found by reading them: for formats whose headers only estimate. In place of `blocks`."""
+        return sum(map(len, self._decoded()))
 
-    @property
-    def _block_frames(self) -> int:
-        return max(1, min(self.info.sample_rate_hz, _BLOCK_SAMPLES // self.info.n_channels))
+    def _peaks(self) -> tuple[float, float]:
+        """Largest magnitude, and a power of two that one sample of a thousand exceeds at most: clicks do not count."""
+        peak, counts = 0.0, np.zeros(_EXPONENTS, np.int64)
+        for block in self._decoded():
+            found = np.abs(block[np.isfinite(block) & (block != 0)])
+            peak = max(peak, float(found.max(initial=0.0)))
+            counts += np.bincount(np.clip(np.frexp(found)[1], 0, _EXPONENTS - 1), minlength=_EXPONENTS)
+        louder = counts[::-1].cumsum()[::-1] > counts.sum() / 1000  # of exponent e: more reach 2^(e - 1)
+        return peak, 2.0 ** int(np.flatnonzero(louder)[-1]) if louder.any() else 0.0
 
-    def _read(self, n_frames: int) -> Samples:
+    def _decoded(self) -> Iterator[Samples]:
+        """Samples of all parts as the decoder gives them, from the beginning."""
+        n_before, self._damage = 0, list[str]()
+        for part, info in zip(self._parts.parts, self._infos, strict=True):
+            n_part, rate_hz = 0, info.sample_rate_hz
+            decoder = self._open_decoder(part)
+            while len(block := self._read(decoder, n_before + n_part)):
+                n_part += len(block)
+                yield block
+            if info.exact and n_part != info.n_frames:
+                raise self._truncated(f"it ends at {n_part / rate_hz:.2f} s of {info.duration_s:.2f} s")
+            if n_left := decoder.n_left():
+                raise self._truncated(f"its header ends it at {n_part / rate_hz:.2f} s, {n_left} bytes before its end")
+            self._damage += decoder.notes
+            n_before += n_part
+
+    def _read(self, decoder: Decoder, n_before: int) -> Samples:
         try:
-            block: Samples = self._file.read(n_frames, dtype="float32", always_2d=True)
+            return decoder.read(max(1, min(decoder.info.sample_rate_hz, _BLOCK_SAMPLES // decoder.info.n_channels)))
         except SoundFileError as error:
-            at_s = self.n_read / self.info.sample_rate_hz
+            at_s = n_before / max(1, decoder.info.sample_rate_hz)
             raise self._truncated(f"it cannot be decoded beyond {at_s:.0f} s ({reason(error)})") from error
-        return block
 
-    def _open_sound(self) -> Any:
-        try:  # by descriptor: libsndfile takes a path's suffix for headerless formats and would play any bytes
-            return SoundFile(self._handle.fileno(), closefd=False)
+    def _find_parts(self) -> Parts:
+        if self._source.size == 0:
+            raise AudioError(f"{self.name}: found an empty file (0 bytes), wanted audio: record or copy it again")
+        try:
+            return find_parts(self._source, self.name)
+        except Truncated as found:
+            raise self._truncated(str(found)) from found
+
+    def _open_decoder(self, part: Part) -> Decoder:
+        """Decoder of a part, in place of the one before."""
+        self._close_decoder()
+        try:
+            self._decoder = open_part(self._source, part)
         except SoundFileError as error:
             raise AudioError(
                 f"{self.name}: found no audio that can be read ({reason(error)}), wanted WAV, FLAC, OGG, MP3 or the "
                 "like, whole: convert it, as in: ffmpeg -i INPUT OUTPUT.wav"
             ) from error
+        return self._decoder
 
-    def _check_container(self) -> None:
-        size = self._handle.seek(0, os.SEEK_END)
-        if size == 0:
-            raise AudioError(f"{self.name}: found an empty file (0 bytes), wanted audio: record or copy it again")
-        end = _announced_end(self._handle)
-        if end is not None and end > size:
-            raise self._truncated(f"its header announces {end} bytes, found {size}")
-        if not _ogg_is_whole(self._handle, size):
-            raise self._truncated("its last page is missing")
-        self._handle.seek(0)
+    def _close_decoder(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    def _facts(self, part: Part) -> AudioInfo:
+        """Facts of a part; a FLAC's end is looked at before hours of it are processed."""
+        info = self._open_decoder(part).info
+        if self._decoder is not None and not self._decoder.reaches_last_frame():
+            decoder = self._open_decoder(part)  # seeking fails in files that are whole: read through before you judge
+            n_frames = 0
+            while n := len(self._read(decoder, n_frames)):
+                n_frames += n
+            if n_frames != info.n_frames:
+                raise self._truncated(f"its header announces {info.duration_s:.2f} s, the end cannot be read")
+        return info
 
     def _check_info(self) -> None:
         info = self.info
@@ -162,31 +235,20 @@ class AudioReader:
             raise AudioError(
                 f"{self.name}: found {info.n_channels} channels, wanted at most {MAX_CHANNELS}: split the file"
             )
-        if info.exact:
-            self._check_length(info.n_frames or 0)
+        if info.n_frames is not None:
+            self._check_length(info.n_frames)
+        for at, other in enumerate(self._infos):
+            if (other.sample_rate_hz, other.n_channels) != (info.sample_rate_hz, info.n_channels):
+                place = self._parts.parts[at - 1].end
+                raise AudioError(
+                    f"{self.name}: found recordings joined, of {info.sample_rate_hz} Hz with {info.n_channels} "
+                    f"channel(s) and of {other.sample_rate_hz} Hz with {other.n_channels}, wanted them alike: cut the "
+                    f"file, as in: head -c {place} INPUT > FIRST; tail -c +{place + 1} INPUT > SECOND"
+                )
 
     def _check_length(self, n_frames: int) -> None:
         if n_frames == 0:
-            raise AudioError(f"{self.name}: found no samples, wanted at least {MIN_LENGTH_MS} ms: record it again")
-        if n_frames * 1000 < MIN_LENGTH_MS * self.info.sample_rate_hz:
-            raise AudioError(
-                f"{self.name}: found {n_frames} sample{'s' * (n_frames > 1)} "
-                f"({1000 * n_frames / self.info.sample_rate_hz:.2g} ms), wanted at least {MIN_LENGTH_MS} ms: "
-                "join it with its neighbours or pad it with silence"
-            )
-
-    def _check_last_frame(self) -> None:
-        """Refuse a FLAC file whose end is missing, before hours of it are processed."""
-        if self.info.container != "FLAC" or self.info.n_frames is None:
-            return
-        try:
-            self._file.seek(self.info.n_frames - 1)
-            whole = len(self._file.read(1)) == 1
-            self._file.seek(0)
-        except SoundFileError:
-            whole = False
-        if not whole:
-            raise self._truncated(f"its header announces {self.info.duration_s:.2f} s, the end cannot be read")
+            raise AudioError(f"{self.name}: found no samples, wanted some: record it again")
 
     def _truncated(self, found: str) -> AudioError:
         return AudioError(
@@ -211,14 +273,28 @@ def resampled(blocks: Iterable[Samples], from_hz: int, to_hz: int, n_channels: i
 
 
 def read_wave(path: Path, rate_hz: int) -> Samples:
-    """A whole recording as (n_samples,) float32 at `rate_hz`, channels mixed; for short files.
+    """A whole recording as (n_samples,) float32 at `rate_hz`, channels mixed; for short files, to learn or judge by.
 
     Raises:
-        AudioError: whatever `AudioReader` refuses.
+        AudioError: whatever `AudioReader` refuses; silence, or less than one window of sound.
     """
     with AudioReader(path) as reader:
         mono = (block.mean(axis=1, keepdims=True) for block in reader.blocks())
-        return np.concatenate(list(resampled(mono, reader.info.sample_rate_hz, rate_hz, 1)))[:, 0]
+        wave = np.concatenate(list(resampled(mono, reader.info.sample_rate_hz, rate_hz, 1)))[:, 0]
+        n_frames, from_hz = reader.n_read, reader.info.sample_rate_hz
+        if reader.silent:
+            raise AudioError(
+                f"{reader.name}: found silence, {n_frames / from_hz:.2f} s of nothing but zeros; wanted sound: "
+                "check the recording"
+            )
+        if n_frames * 1000 < MIN_LENGTH_MS * from_hz:
+            raise AudioError(
+                f"{reader.name}: found {n_frames} sample{'s' * (n_frames > 1)} ({1000 * n_frames / from_hz:.2g} ms), "
+                f"wanted at least {MIN_LENGTH_MS} ms: join it with its neighbours or pad it with silence"
+            )
+        for note in reader.notes:
+            logger.warning("%s: %s", reader.name, note)
+        return wave
 
 
 def _open_regular(path: Path, name: str) -> io.FileIO:
@@ -237,60 +313,3 @@ def _open_regular(path: Path, name: str) -> io.FileIO:
     if stat.S_ISDIR(mode):
         raise AudioError(f"{name}: found a folder, wanted an audio file")
     raise AudioError(f"{name}: found a pipe or device, wanted a file: pipe it in, as in: ... | edgese enhance -")
-
-
-def _info(file: Any) -> AudioInfo:
-    n_frames = int(file.frames)
-    known = 0 <= n_frames < 1 << 62  # a FLAC stream that does not say has the largest count there is
-    return AudioInfo(int(file.samplerate), int(file.channels), n_frames if known else None, file.format, file.subtype)
-
-
-def _announced_end(handle: io.FileIO) -> int | None:
-    """End of the samples of a WAV, RF64, W64, AIFF or AU file by its header, in bytes; None if it does not say.
-
-    libsndfile shortens such a file silently to what is there. Sizes: RIFF and AIFF specifications, EBU Tech 3306,
-    Sony's description of Wave64.
-    """
-    handle.seek(0)
-    head = handle.read(24)
-    if head[:4] == b".snd" and len(head) == 24:
-        start, size = struct.unpack(">II", head[4:12])
-        return None if size == 0xFFFFFFFF else start + size
-    if head[:4] == b"riff" and len(head) == 24:
-        (size,) = struct.unpack("<Q", head[16:])
-        return None if size >= 1 << 62 else int(size)
-    order = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}.get(head[:4])
-    if order is None or head[8:12] not in (b"WAVE", b"AIFF", b"AIFC"):
-        return None
-    at, long_size = 12, None
-    for _ in range(_MAX_CHUNKS):
-        handle.seek(at)
-        chunk = handle.read(24)
-        if len(chunk) < 8:
-            return None
-        name, size = struct.unpack(f"{order}4sI", chunk[:8])
-        if name == b"ds64" and len(chunk) == 24:
-            (long_size,) = struct.unpack("<Q", chunk[16:])
-        if name in (b"data", b"SSND"):
-            if size == 0xFFFFFFFF and long_size is not None:
-                return int(at + 8 + long_size)
-            # What programs write that stream into a pipe and cannot know: ffmpeg -1, sox and GStreamer just
-            # under 2 GiB, arecord 2 GiB.
-            streamed = 0x7FFF0000 <= size <= 0x80000000 or size >= 0xFFFF0000
-            return None if streamed else at + 8 + int(size)
-        at += 8 + size + size % 2
-    return None
-
-
-def _ogg_is_whole(handle: io.FileIO, size: int) -> bool:
-    """True if an Ogg file's last page is complete and marked as the last (RFC 3533, section 6); true for others."""
-    handle.seek(0)
-    if handle.read(4) != b"OggS":
-        return True
-    handle.seek(max(0, size - (1 << 17)))  # a page has at most 65,307 bytes
-    tail = handle.read(1 << 17)
-    page = tail[tail.rfind(b"OggS\0") :]
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        return False
-    lacing = page[27 : 27 + page[26]]
-    return bool(page[5] & 4) and len(page) >= 27 + len(lacing) + sum(lacing)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edgese.atomic_file import PartialFile, shown
 from edgese.audio import Samples
-from edgese.audio.formats import INTEGER_BITS, LOSSY, AudioInfo, require_writable
-from edgese.audio.libsndfile import SoundFile, SoundFileError, reason
+from edgese.audio.formats import INTEGER_BITS, LOSSY, AudioInfo, cannot_hold, require_writable
+from edgese.audio.libsndfile import SoundFile, SoundFileError
 from edgese.errors import AudioError, OutputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class AudioWriter:
         target: where the file shall appear.
         info: its format; `n_frames` is not used.
         name: how messages call it, the path by default.
+        mode: permissions that the file has at most; None: the usual ones.
 
     Raises:
         OutputError: the place cannot be written to.
@@ -41,13 +42,13 @@ class AudioWriter:
     n_written: int  # frames
     n_clipped: int  # samples, of all channels
 
-    def __init__(self, target: Path, info: AudioInfo, name: str | None = None) -> None:
+    def __init__(self, target: Path, info: AudioInfo, name: str | None = None, *, mode: int | None = None) -> None:
         self.name = name or shown(target)
         self.info = info
         self.n_written = 0
         self.n_clipped = 0
         require_writable(self.name, info)
-        self._partial = PartialFile(target, self.name)
+        self._partial = PartialFile(target, self.name, mode=mode)
         self._file: Any = None
         try:
             self._file = self._open_sound()
@@ -156,8 +157,4 @@ class AudioWriter:
             os.write(self._partial.fd, bytes(1 << 16))  # the first may fill up what is left and only be cut short
         except OSError as refusal:
             return self._partial.error(refusal)
-        info = self.info
-        return AudioError(
-            f"{self.name}: {info.container} {info.subtype} cannot hold {info.n_channels} channel(s) at "
-            f"{info.sample_rate_hz} Hz ({reason(error)}): choose another format, as in -o OUTPUT.wav"
-        )
+        return cannot_hold(self.name, self.info, error)

@@ -91,11 +91,11 @@ class Session:
         """Session of a checked bundle's graph `file`, open on one thread."""
         import numpy as np
 
+        from edgese.graphs.audio_facts import open_bundle
         from edgese.graphs.opening import open_graph
         from edgese.graphs.segments import Segments
-        from export.bundle import Bundle
 
-        bundle = Bundle.open(path)
+        bundle = open_bundle(path)
         (graph,) = (graph for graph in bundle.graphs if graph.file == file)
         audio, segments = bundle.manifest["audio"], Segments.of(bundle.manifest)
         opened = stack.enter_context(open_graph(bundle, graph, runtime, threads=1))

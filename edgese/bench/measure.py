@@ -19,7 +19,6 @@ import dataclasses
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from edgese.machine import host as machine
 from edgese.samples import NOISY
 from export import ExportError
 from export.bundle import Bundle, Graph
+from export.staging import temporary_folder
 from runtimes.base import RuntimeUnavailable
 from runtimes.gpu import read_device
 from runtimes.registry import ON_GPU, RUNTIMES, require_known
@@ -348,8 +348,8 @@ def _aside(cores: Sequence[int]) -> Iterator[None]:
 @contextlib.contextmanager
 def sound_file(rate_hz: int) -> Iterator[Path]:
     """Path of a temporary .npy file with the shipped noisy speech, for the measuring processes."""
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-        path = Path(folder) / "wave.npy"
+    with temporary_folder() as folder:
+        path = folder / "wave.npy"
         np.save(path, read_wave(NOISY, rate_hz))
         yield path
 

@@ -22,6 +22,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 REQUEST, DATA, BEAT, ANSWER, OUT, ERR = b"R", b"D", b"B", b"A", b"O", b"T"
+_KINDS = (REQUEST, DATA, BEAT, ANSWER, OUT, ERR)
 HELLO = "edgese-agent"
 
 QUIET_S = 60  # without a frame: the link is dead
@@ -42,6 +44,19 @@ _MERCY_S = 3  # that a command gets to end by itself
 _CHUNK = 1 << 16
 _HEAD = struct.Struct(">cI")
 _DEATH = 1  # PR_SET_PDEATHSIG, linux/prctl.h
+
+# Names that session.py gives: <bundle>.device-<digest>, and work-<token>.
+_FOLDER = re.compile(r".+\.device-[0-9a-f]{12}")
+_ARCHIVE = re.compile(rf"{_FOLDER.pattern}\.tar\.gz(\.part)?")
+_UNPACKING = re.compile(rf"{_FOLDER.pattern}\.unpacking")
+_WORK = re.compile(r"work-[0-9a-f]{8}")
+
+
+MOST_FRAME = 1 << 20  # bytes of content: what either side sends is smaller
+
+
+class FrameError(ValueError):
+    """Error where what came is no frame of this protocol."""
 
 
 def packed(kind: bytes, content: bytes = b"") -> bytes:
@@ -59,10 +74,16 @@ class Frames:
         self._waiting += content
 
     def take(self) -> tuple[bytes, bytes] | None:
-        """Kind and content of the next whole frame; None if it has not all come."""
+        """Kind and content of the next whole frame; None if it has not all come.
+
+        Raises:
+            FrameError: of no known kind, or larger than any; found before its content is waited for.
+        """
         if len(self._waiting) < _HEAD.size:
             return None
         kind, length = _HEAD.unpack_from(self._waiting)
+        if kind not in _KINDS or length > MOST_FRAME:
+            raise FrameError(f"found a frame of kind {kind!r} with {length} bytes, wanted one of edgese's agent")
         if len(self._waiting) < _HEAD.size + length:
             return None
         content = bytes(self._waiting[_HEAD.size : _HEAD.size + length])
@@ -105,7 +126,7 @@ class _Agent:
             "get": self._get,
             "leave": self._leave,
         }
-        with contextlib.suppress(_GoneError):
+        with contextlib.suppress(_GoneError, FrameError):
             while True:
                 request = self._request()
                 try:
@@ -215,8 +236,9 @@ class _Agent:
                     tar.extractall(staging, filter="data")
                 else:
                     tar.extractall(staging)
-            for older in home().glob(f"{request['kind']}-*"):
-                if older.is_dir() and older != staging:
+            for older in home().iterdir():
+                same_kind = _FOLDER.fullmatch(older.name) and older.name.rpartition("-")[0] == request["kind"]
+                if same_kind and older.is_dir():
                     shutil.rmtree(older)
             staging.rename(folder)
         finally:
@@ -347,10 +369,13 @@ def _failure(error: OSError) -> str:
 
 
 def _left_over(name: str, archive: str, work: str) -> bool:
-    """True if a file was left by another session, which must have been cut off: this one has the lock."""
-    if name.endswith((".part", ".tar.gz")):
+    """True if a file was left by another session, which must have been cut off: this one has the lock.
+
+    Only what has a session's names: others may keep their things in the same folder.
+    """
+    if _ARCHIVE.fullmatch(name):
         return name.removesuffix(".part") != archive
-    return name.endswith(".unpacking") or (name.startswith("work-") and name != work)
+    return bool(_UNPACKING.fullmatch(name)) or (bool(_WORK.fullmatch(name)) and name != work)
 
 
 def _size(path: Path) -> int:

@@ -4,8 +4,9 @@
     root = unpack_archive(packed.path, Path("there"))     # or: tar xf, on the board
     ./run self-test
 
-In it lie the chosen graphs with their weights, sealed anew; the golden vectors; the model card; and the code of
-`edgese.device` with all that it imports of ours, edgese renamed to edgese_device. Equal input gives equal bytes.
+In it lie the chosen graphs with their weights, sealed anew; the golden vectors; the model card and the attribution; the
+licence; and the code of `edgese.device` with all that it imports of ours, edgese renamed to edgese_device. Equal input
+gives equal bytes.
 """
 
 from __future__ import annotations
@@ -15,29 +16,29 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import re
-import secrets
 import shutil
 import tarfile
-import tempfile
 import textwrap
 import zlib
 from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgese import __version__
 from edgese.atomic_file import PartialFile, shown
 from edgese.device.content import BUNDLE, SUMS, Content, choose
-from edgese.errors import OutputError, VerificationError
+from edgese.errors import OutputError, VerificationError, clone
 from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from export import ExportError
-from export.bundle import MANIFEST, Bundle, Graph, seal_bundle
-from runtimes.onnx_file import read_onnx_file
+from export.bundle import ATTRIBUTION, MODEL_CARD, Bundle, Graph, seal_bundle
+from export.manifest import MANIFEST
+from export.staging import StagedFolder, temporary_folder, write_all
 
 SUFFIX = ".tar.gz"
-MODEL_CARD = "MODEL_CARD.md"
 
 _FOLDERS = ("edgese", "export", "calib", "runtimes")  # of the distribution, beside each other however it is installed
 _HERE = Path(__file__).resolve().parents[2]
@@ -46,6 +47,8 @@ _RENAMED = re.compile(r"^(\s*(?:from|import)\s+)edgese(?=[.\s])", re.MULTILINE)
 _DEVICE = "edgese_device"
 _MTIME = 1_577_836_800  # 2020-01-01; zero makes tar complain
 _BLOCK = 1 << 20
+MOST_MEMBERS = 10_000
+MOST_BYTES = 2_000_000_000  # of all members, unpacked
 
 _MAIN = '''"""`python3 -m edgese_device`: as ./run, from the bundle's root."""
 
@@ -74,7 +77,8 @@ pip, no torch, no internet. Unpacked with: tar xf {archive}; then, in this folde
 engines/ (--cache DIR), for this TensorRT and GPU; another one gets its own. If ./run is not allowed to run:
 python3 run self-test. Exit codes: 0 done and passed, 1 failed, 2 wrong usage.
 
-bundle/{card} says what the graphs are, bundle/manifest.json how they were verified and within which limits.
+LICENSE holds for code and weights. bundle/{card} says what the graphs are, bundle/manifest.json how they were
+verified and within which limits.
 sha256sum -c {sums} shows whether a file was changed; every command checks that first.
 Made by edgese {version}.
 """
@@ -122,28 +126,28 @@ def write_archive(
     """
     if not archive.name.endswith(SUFFIX):
         raise ExportError(f"{shown(archive)}: the file name must end in {SUFFIX}")
-    if archive.exists() and not replace:
+    if os.path.lexists(archive) and not replace:
         raise OutputError(f"{shown(archive)}: exists already; choose another name or let it be replaced (--force)")
     if not bundle.verified:
         raise VerificationError(f"{bundle.path}: this bundle did not pass its verification: export it again")
     graphs = choose(bundle, precisions, blocks)
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder, PartialFile(archive) as partial:
-        _copy_bundle(bundle, graphs, Path(folder) / "bundle")
-        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (Path(folder) / "bundle").iterdir()}
+    with temporary_folder() as folder, PartialFile(archive) as partial:
+        _copy_bundle(bundle, graphs, folder / "bundle")
+        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (folder / "bundle").iterdir()}
         files |= {name: content.encode() for name, content in _code().items()}
-        files["README.txt"] = _readme(bundle, graphs).encode()
+        files |= {"README.txt": _readme(bundle, graphs).encode(), "LICENSE": _licence().encode()}
         sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
         files[SUMS] = sums.encode()
         try:
             content = _archived(_root_name(bundle), files)
-            partial.path.write_bytes(content)
+            write_all(partial.fd, content)
         except OSError as error:
             raise partial.error(error) from error
-        packed = Content.open(unpack_archive(partial.path, Path(folder) / "again"))
+        packed = Content.open(unpack_archive(partial.path, folder / "again"))
         for graph in packed.bundle.graphs:
             packed.limits(graph.precision)
             packed.golden_vectors(graph.variant)
-        assert packed.audio, "the manifest has facts of the audio"
+        _ = packed.audio  # raises where the manifest does not say
         partial.publish(replace=replace)
     digest = hashlib.sha256(content).hexdigest()
     return Packed(archive, len(content), digest, tuple(graph.file for graph in graphs), len(files))
@@ -152,40 +156,60 @@ def write_archive(
 def unpack_archive(archive: Path, folder: Path) -> Path:
     """Unpack a device bundle into `folder`, which must be new; returns its root, all files as they were packed.
 
-    Only plain files and folders below one root are taken, whatever else an archive may hold; all of them or none.
+    Only plain files and folders below one root are taken, whatever else an archive may hold; all of them or none, and
+    no more than a device bundle can have.
 
     Raises:
         ExportError: not a device bundle, truncated, damaged, holding what leads outside; `folder` exists.
         VerificationError: its graphs did not pass their verification.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ExportError(f"{folder}: exists already; choose another place")
-    staging = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.partial")
     try:
-        staging.mkdir(parents=True)
-        with gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                roots = {_extract(tar, member, staging, archive) for member in tar}
-            while stream.read(_BLOCK):  # to its end, where its length and checksum are
-                pass
-        if len(roots) != 1:
-            raise ExportError(f"{archive}: found {len(roots)} folders at its root, wanted one; not a device bundle")
-        (root,) = roots
-        Content.open(staging / root)
-        staging.rename(folder)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
+        with StagedFolder(folder.parent) as staged:
+            with gzip.open(archive) as stream:
+                roots = _extract_all(stream, staged.path, archive)
+            if len(roots) != 1:
+                raise ExportError(f"{archive}: found {len(roots)} folders at its root, wanted one; not a device bundle")
+            (root,) = roots
+            Content.open(staged.path / root)
+            staged.publish(folder, replace=False)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise ExportError(f"{archive}: truncated, or no device bundle ({error}); make or copy it again") from error
     except OSError as error:
         raise ExportError(f"{archive}: cannot be unpacked to {folder} ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder / root
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> str:
+def _extract_all(stream: gzip.GzipFile, folder: Path, archive: Path) -> set[str]:
+    """Extract the members of a tar below `folder`; returns the names of the folders at its root.
+
+    Headers are read one by one, not by `tarfile.open`: that believes what extended headers and sparse files say of
+    their sizes, and this needs neither.
+    """
+    roots, n_members, n_bytes = set(), 0, 0
+    while any(head := stream.read(tarfile.BLOCKSIZE)):
+        member = tarfile.TarInfo.frombuf(head, "utf-8", "strict")
+        n_members, n_bytes = n_members + 1, n_bytes + member.size
+        if n_members > MOST_MEMBERS or n_bytes > MOST_BYTES:
+            raise ExportError(
+                f"{archive}: holds more than {MOST_MEMBERS} files or {MOST_BYTES / 1e9:.0f} GB; no device bundle does"
+            )
+        roots.add(_extract(stream, member, folder, archive))
+    if len(head) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends before its end is marked")
+    while stream.read(_BLOCK):  # to its end, where its length and checksum are
+        n_bytes += _BLOCK
+        if n_bytes > MOST_BYTES:
+            raise ExportError(f"{archive}: does not end where its files do; do not use it")
+    return roots
+
+
+def _extract(stream: gzip.GzipFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> str:
     """Extract one member below `folder`; returns the name of the root folder that it lies in."""
     name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()):
+    is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and "\0" not in member.name
+    if name.is_absolute() or ".." in name.parts or not name.parts or not is_plain or member.size < 0:
         raise ExportError(
             f"{archive}: holds {shown(member.name)}, which is no plain file below its root; do not use it"
         )
@@ -193,13 +217,15 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archiv
     if member.isdir():
         target.mkdir(parents=True, exist_ok=True)
         return name.parts[0]
-    source = tar.extractfile(member)
-    if source is None or len(name.parts) < 2:
+    if len(name.parts) < 2:
         raise ExportError(f"{archive}: holds {shown(member.name)} outside of a root; not a device bundle")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as stream:
-        shutil.copyfileobj(source, stream, _BLOCK)
-    if target.stat().st_size != member.size:
+    left = member.size
+    with target.open("xb") as file:
+        while left and (content := stream.read(min(left, _BLOCK))):
+            left -= file.write(content)
+    padding = -member.size % tarfile.BLOCKSIZE
+    if left or len(stream.read(padding)) < padding:
         raise ExportError(f"{archive}: truncated at {shown(member.name)}; make or copy it again")
     target.chmod(0o755 if member.mode & 0o100 else 0o644)
     return name.parts[0]
@@ -212,16 +238,15 @@ def _copy_bundle(bundle: Bundle, graphs: tuple[Graph, ...], folder: Path) -> Non
         raise ExportError(f"{bundle.path}: holds no golden vectors, a device could not test itself; export it again")
     names = [graph.file for graph in graphs] + [str(reference)]
     for graph in graphs:
-        path = bundle.path / graph.file
-        names += [file.relative_to(bundle.path).as_posix() for file in read_onnx_file(path).weight_files]
-    names += [MODEL_CARD] if MODEL_CARD in bundle.manifest["files"] else []
+        names += bundle.weight_files(graph)
+    names += [name for name in (MODEL_CARD, ATTRIBUTION) if name in bundle.manifest["files"]]
     folder.mkdir()
     for name in dict.fromkeys(names):
         if name not in bundle.manifest["files"] or "/" in name:
             raise ExportError(
                 f"{bundle.path}: {name} is not among its files, or not beside the graphs; export it again"
             )
-        shutil.copyfile(bundle.path / name, folder / name)
+        shutil.copyfile(bundle.file(name), folder / name)
     seal_bundle(folder, _manifest(bundle, graphs))
 
 
@@ -332,5 +357,18 @@ def _readme(bundle: Bundle, graphs: tuple[Graph, ...]) -> str:
     )
 
 
+def _licence() -> str:
+    """Text of our licence, which asks to travel with every copy: from the clone, or as pip installed it."""
+    folder = clone()
+    text = (folder / "LICENSE").read_text(encoding="utf-8") if folder else None
+    try:
+        text = text or distribution("edgese").read_text("licenses/LICENSE")
+    except PackageNotFoundError:
+        text = None
+    if text is None:
+        raise ExportError("found no LICENSE beside edgese, wanted it for the archive; install edgese anew")
+    return text
+
+
 def _root_name(bundle: Bundle) -> str:
-    return re.sub(r"[^\w.+-]+", "_", str(bundle.manifest["name"]), flags=re.ASCII).strip(".") + ".device"
+    return f"{bundle.file_name}.device"

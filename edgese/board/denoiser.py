@@ -8,7 +8,6 @@ in a temporary file.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,19 +20,22 @@ from edgese.audio.formats import AudioInfo
 from edgese.audio.reader import AudioReader, resampled
 from edgese.audio.writer import AudioWriter
 from edgese.board.commands import Chosen, require_self_test_passed
-from edgese.board.link import RemoteStopped
+from edgese.board.link import RemoteError, RemoteStopped
 from edgese.board.session import Session
-from edgese.device.wav import MIN_LENGTH_MS, WavReader
+from edgese.device.wav import WavInfo, WavReader
 from edgese.enhance.files import Stopped
+from edgese.enhance.lift import Lift
 from edgese.errors import AudioError
 from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.precision import Precision
 from export.bundle import Bundle
+from export.staging import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MOST_SAMPLES = 1_000_000_000  # of 4 bytes: sizes in a WAV have 32 bits
+_HEADER_BYTES = 4096  # that a WAV's header may have more than another's
 _SENT, _CLEAN = "noisy.wav", "clean.wav"  # names there
 
 
@@ -71,7 +73,7 @@ class RemoteDenoiser:
         self._session = session
         self._options = [*chosen.all, *(["--pcs"] if pcs else []), "--force"]
         self._open = contextlib.ExitStack()
-        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="edgese-")))
+        self._folder = self._open.enter_context(temporary_folder())
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +101,8 @@ class RemoteDenoiser:
             ran = self._session.run("enhance", there, self._session.path(_CLEAN), *self._options, *most)
             if ran.code:
                 raise AudioError(f"{name}: on {self._session.host}: {ran.reason.removeprefix(f'{there}: ')}")
-            self._session.fetch(_CLEAN, self._folder / _CLEAN)
+            self._session.fetch(_CLEAN, self._folder / _CLEAN, sent.stat().st_size + _HEADER_BYTES)
+            self._require_same_form(sent, name)
         except RemoteStopped as error:
             raise Stopped(f"{name}: stopped before it was done; nothing was left of its output") from error
 
@@ -114,7 +117,7 @@ class RemoteDenoiser:
         """
         waiting = np.zeros((0, n_channels), np.float32)
         with WavReader(self._folder / _CLEAN) as reader:
-            clean = reader.blocks(silent=True)
+            clean = reader.blocks()
             for block in blocks:
                 while len(waiting) < len(block):
                     waiting = np.concatenate([waiting, next(clean)])
@@ -122,20 +125,40 @@ class RemoteDenoiser:
                 waiting = waiting[len(block) :]
         yield np.zeros((self.config.n_fft, n_channels), np.float32)  # for the resampler, which asks beyond the end
 
+    def _require_same_form(self, sent: Path, name: str) -> None:
+        """Raise RemoteError unless what came back has the length, channels and rate of what was sent."""
+        with WavReader(sent) as reader:
+            wanted = reader.info
+        try:
+            with WavReader(self._folder / _CLEAN) as reader:
+                found = reader.info
+        except AudioError as error:
+            raise RemoteError(f"{self._session.host}: {name} came back as no WAV ({error}): run this again") from error
+        if found != wanted:
+            raise RemoteError(
+                f"{self._session.host}: {name} came back as {_in_words(found)}, wanted {_in_words(wanted)}: is it "
+                "edgese that runs there? remove what it keeps (--no-keep) and run this again"
+            )
+
     def _write(self, source: Path, name: str, target: Path, stop: threading.Event) -> int:
         """Write a recording at the network's rate as a WAV of floats; returns its number of channels."""
         rate_hz = self.config.sample_rate_hz
-        least = -(-MIN_LENGTH_MS * rate_hz // 1000)  # resampling may have taken one off
         with AudioReader(source, name) as reader:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
-                for block in resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels):
+                noisy = resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
+                for block in Lift(rate_hz, info.n_channels).raised(noisy):  # `denoise` takes it back
                     if stop.is_set():
                         raise Stopped(f"{name}: stopped before it was done; nothing was left of its output")
                     writer.write(block)
                     if writer.n_written * info.n_channels > _MOST_SAMPLES:
                         raise AudioError(f"{name}: too long for the WAV that goes to the board: split it")
-                writer.write(np.zeros((max(0, least - writer.n_written), info.n_channels), np.float32))
+                if not writer.n_written:  # resampling takes a sample or two of a recording that has no more
+                    writer.write(np.zeros((1, info.n_channels), np.float32))
                 writer.finish()
                 writer.publish(replace=True)
             return info.n_channels
+
+
+def _in_words(info: WavInfo) -> str:
+    return f"{info.n_frames} samples of {info.n_channels} channels, {info.sample_rate_hz} Hz, {info.subtype}"

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgese.atomic_file import shown
-from edgese.board.agent import ANSWER, BEAT, DATA, ERR, HELLO, OUT, QUIET_S, REQUEST, Frames, packed
+from edgese.board.agent import ANSWER, BEAT, DATA, ERR, HELLO, OUT, QUIET_S, REQUEST, FrameError, Frames, packed
+from edgese.board.answers import MOST_LINE, parse_answer
 from edgese.errors import EdgeseError
+from export.schema import SchemaError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -91,7 +93,7 @@ class Link:
         self._writing = threading.Lock()
         self._closed = threading.Event()
         self._requests = 0
-        command = shlex.split(os.environ.get("EDGESE_SSH", "")) or ["ssh"]
+        command = _ssh_command()
         try:
             self._ssh = subprocess.Popen(
                 [*command, *_OPTIONS, "--", host, f'python3 -c "{_BOOT}"'],
@@ -159,13 +161,33 @@ class Link:
         while True:
             kind, content = self.receive()
             if kind == ANSWER:
-                answer: dict[str, Any] = json.loads(content)
-                if answer.pop("id") == number:
-                    if "error" in answer:
-                        raise RemoteError(f"{self.host}: {answer['error']}")
+                answer = self.answer(content, do, number)
+                if answer is not None:
                     return answer
             elif kind in takers:
                 takers[kind](content)
+
+    def answer(self, content: bytes, do: str, number: int) -> dict[str, Any] | None:
+        """Content of an answer to the request of this kind and number; None where it answers an older one.
+
+        Raises:
+            RemoteError: the request was refused there, or this is no answer to it.
+        """
+        try:
+            answer = parse_answer(content, do, number)
+        except SchemaError as error:
+            raise self.unexpected(error) from error
+        if answer is not None and "error" in answer:
+            raise RemoteError(f"{self.host}: {answer['error']}")
+        return answer
+
+    def unexpected(self, error: Exception) -> RemoteError:
+        """Error where a board does not answer as edgese's agent does; the link is ended, nothing more is asked."""
+        self.close(0)
+        return RemoteError(
+            f"{self.host}: does not answer as edgese's agent does: {error}: does its login print into the link, "
+            "or is it another machine than you mean?"
+        )
 
     def ask(self, do: str, **details: Any) -> int:
         """Send a request; returns its number, which the answer bears."""
@@ -185,7 +207,7 @@ class Link:
 
     def receive(self, wait: bool = True) -> tuple[bytes, bytes]:
         """Kind and content of the next frame; without `wait`, (b"", b"") if there is none yet."""
-        while (frame := self._frames.take()) is None:
+        while (frame := self._next_frame()) is None:
             content = self._read(0.2 if wait else 0.0)
             if content == b"":
                 raise self._lost()
@@ -193,6 +215,12 @@ class Link:
                 return b"", b""
             self._frames.add(content or b"")
         return frame
+
+    def _next_frame(self) -> tuple[bytes, bytes] | None:
+        try:
+            return self._frames.take()
+        except FrameError as error:
+            raise self.unexpected(error) from error
 
     def _read(self, seconds: float) -> bytes | None:
         """Bytes that came within `seconds`; empty at the connection's end, None if none came.
@@ -212,13 +240,14 @@ class Link:
     def _greet(self) -> None:
         """Wait for the agent's first line, past what a login prints, and send it its text."""
         came, until = b"", time.monotonic() + HELLO_S
-        pattern = re.compile(rb"^%s (\d+) (\d+)\r?\n" % HELLO.encode(), re.MULTILINE)
+        pattern = re.compile(rb"^%s (\d{1,3}) (\d{1,3})\r?\n" % HELLO.encode(), re.MULTILINE)
         while (found := pattern.search(came)) is None:
             content = self._read(0.2)
             if content == b"":
                 raise self._refused()
             came += content or b""
             if time.monotonic() > until or len(came) > _NOISE_BYTES:
+                self.close(0)
                 raise LinkLost(f"{self.host}: nothing answers there after {HELLO_S} s of waiting: is it overloaded?")
         version = int(found[1]), int(found[2])
         if version < LEAST_PYTHON:
@@ -237,7 +266,7 @@ class Link:
 
     def _listen(self) -> None:
         assert self._ssh.stderr is not None
-        for line in self._ssh.stderr:
+        while line := self._ssh.stderr.readline(MOST_LINE):
             self._said = [*self._said[-30:], line.decode(errors="replace").strip()]
 
     def _beat(self) -> None:
@@ -258,6 +287,21 @@ class Link:
         code = self._ssh.wait()
         self._threads[0].join()
         return explain(self.host, code, self._said)
+
+
+def _ssh_command() -> list[str]:
+    """Command line that stands for ssh: the one that EDGESE_SSH names, or ssh itself.
+
+    Raises:
+        RemoteError: it is no command line.
+    """
+    named = os.environ.get("EDGESE_SSH", "")
+    try:
+        return shlex.split(named) or ["ssh"]
+    except ValueError as error:
+        raise RemoteError(
+            f"EDGESE_SSH: found {named!r}, which is no command line ({error}), wanted one such as 'ssh -p 2222'"
+        ) from error
 
 
 def explain(host: str, code: int, said: list[str]) -> RemoteError:

@@ -11,11 +11,10 @@ a time has a board.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
-import json
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -25,9 +24,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgese.atomic_file import shown
 from edgese.board.agent import ANSWER, DATA, OUT
+from edgese.board.answers import KEPT_LINES, MOST_ERR, MOST_LINE, MOST_OUT, parse_have, parse_result
 from edgese.board.archive import SUFFIX, archive_name, write_archive
-from edgese.board.link import CHUNK, Link, LinkLost, OnMessage, RemoteError
-from export.bundle import Bundle, sha256_of
+from edgese.board.link import CHUNK, Link, LinkLost, OnMessage, RemoteError, Take
+from export.bundle import Bundle
+from export.files import sha256_of
+from export.schema import SchemaError
+from export.staging import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -148,8 +151,8 @@ class Session:
         """
         self._steadily("looking at it", lambda link: None)  # said now, not after seconds of packing
         self._require_fit(runtimes)
-        with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-            packed = write_archive(bundle, Path(folder) / archive_name(bundle))
+        with temporary_folder() as folder:
+            packed = write_archive(bundle, folder / archive_name(bundle))
             self._kind = packed.path.name.removesuffix(SUFFIX)
             self._folder = f"{self._kind}-{packed.sha256[:12]}"
             self._archive, self._root = f"{self._folder}{SUFFIX}", self._kind
@@ -176,11 +179,12 @@ class Session:
         command = ["run", *map(str, arguments), "--cache", f"../../engines/{self._kind}"]
 
         def step(link: Link) -> Ran:
-            out, lines = bytearray(), _Lines(self._on_message)
+            out, lines = bytearray(), self._lines()
+            take = self._at_most(MOST_OUT, f"printed by {arguments[0]}", out.extend)
             names = self._names() | {"command": command, "cwd": f"{self._folder}/{self._root}"}
-            answer = link.request("run", on_out=out.extend, on_err=lines.add, **names)
+            answer = link.request("run", on_out=take, on_err=lines.add, **names)
             lines.end()
-            return Ran(int(answer["code"]), out.decode(errors="replace"), tuple(lines.said))
+            return Ran(answer["code"], out.decode(errors="replace"), tuple(lines.said))
 
         ran = self._steadily(f"running {arguments[0]}", step)
         if ran.code < 0:
@@ -196,14 +200,15 @@ class Session:
         """JSON that one of the bundle's commands prints on the board.
 
         Raises:
-            RemoteError: it printed none; its own line says why.
+            RemoteError: it printed none, and its own line says why; or not what this command prints.
         """
         ran = self.run(*arguments)
+        if not ran.out.strip():
+            raise RemoteError(f"{self.host}: {ran.reason}")
         try:
-            result: dict[str, Any] = json.loads(ran.out)
-        except ValueError as error:
-            raise RemoteError(f"{self.host}: {ran.reason}") from error
-        return result
+            return parse_result(ran.out, str(arguments[0]))
+        except SchemaError as error:
+            raise RemoteError(f"{self.host}: {arguments[0]} does not print there what it should: {error}") from error
 
     def runtimes(self, wanted: Sequence[str] = ()) -> dict[str, Any]:
         """Runtimes that open on the board, `found`, reasons why others do not, `left_out`, and the `machine`.
@@ -226,14 +231,19 @@ class Session:
         """Path of one of this session's files on the board, for commands."""
         return f"{self.facts['home']}/{self._work}/{name}"
 
-    def fetch(self, name: str, target: Path) -> None:
-        """Copy one of this session's files from the board; after the link was lost, from where it stopped."""
+    def fetch(self, name: str, target: Path, most_bytes: int) -> None:
+        """Copy one of this session's files from the board; after the link was lost, from where it stopped.
+
+        Raises:
+            RemoteError: more than `most_bytes` come, or not what the board says it has sent.
+        """
         target.write_bytes(b"")
 
         def step(link: Link) -> None:
             with target.open("ab") as stream:
                 offset = stream.tell()
-                answer = link.request("get", on_data=stream.write, name=f"{self._work}/{name}", offset=offset)
+                take = self._at_most(most_bytes - offset, f"of {name}", stream.write)
+                answer = link.request("get", on_data=take, name=f"{self._work}/{name}", offset=offset)
             found = sha256_of(target, "run this again")
             if found != answer["sha256"]:
                 raise RemoteError(f"{self.host}: {name}: came with SHA-256 {found}, wanted {answer['sha256']}")
@@ -245,9 +255,27 @@ class Session:
 
     def _look(self, link: Link) -> dict[str, Any]:
         self.facts = link.request(
-            "look", on_err=_Lines(self._on_message).add, **self._names(), modules=_MODULES, tidy=bool(self._root)
+            "look", on_err=self._lines().add, **self._names(), modules=_MODULES, tidy=bool(self._root)
         )
         return self.facts
+
+    def _lines(self) -> _Lines:
+        return _Lines(self._on_message, self._at_most(MOST_ERR, "on stderr"))
+
+    def _at_most(self, most: int, what: str, take: Take = len) -> Take:
+        """The same taker of bytes, up to a limit in all; beyond it, RemoteError."""
+        left = most
+
+        def limited(content: bytes) -> None:
+            nonlocal left
+            left -= len(content)
+            if left < 0:
+                if self._link is not None:
+                    self._link.close(0)  # it would not read a request to stop
+                raise RemoteError(f"{self.host}: found more than {most / 1e6:.1f} MB {what} there, wanted fewer")
+            take(content)
+
+        return limited
 
     def _require_fit(self, wanted: Collection[str]) -> None:
         there = {name for name, found in self.facts["modules"].items() if found}
@@ -277,7 +305,10 @@ class Session:
                     ahead = stream.tell() - have
                     kind, content = link.receive(wait=not begun or ahead > _AHEAD_BYTES or stream.tell() == n_bytes)
                     if kind == OUT:
-                        have = int(json.loads(content)["have"])
+                        try:
+                            have = parse_have(content, n_bytes)
+                        except SchemaError as error:
+                            raise link.unexpected(error) from error
                         self._on_bytes(what, have, n_bytes)
                         if not begun:
                             begun = True
@@ -287,11 +318,8 @@ class Session:
                                     f"{what}: {have / 1e6:.1f} of {n_bytes / 1e6:.1f} MB are there already"
                                 )
                     elif kind == ANSWER:
-                        answer = json.loads(content)
-                        if "error" in answer:
-                            raise RemoteError(f"{self.host}: {answer['error']}")
-                        assert answer["id"] == number
-                        return
+                        if link.answer(content, "put", number) is not None:
+                            return
                     elif begun and stream.tell() < n_bytes:
                         link.send(DATA, stream.read(CHUNK))
 
@@ -344,15 +372,19 @@ class Session:
 
 
 class _Lines:
-    """Bytes as they come, passed on line by line."""
+    """Bytes as they come, passed on line by line; a line that does not end is passed on in pieces."""
 
-    def __init__(self, on_message: OnMessage) -> None:
-        self.said: list[str] = []
+    def __init__(self, on_message: OnMessage, count: Take) -> None:
+        self.said: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self._on_message = on_message
+        self._count = count
         self._waiting = b""
 
     def add(self, content: bytes) -> None:
+        self._count(content)
         *whole, self._waiting = (self._waiting + content).split(b"\n")
+        if len(self._waiting) > MOST_LINE:
+            whole, self._waiting = [*whole, self._waiting], b""
         for line in whole:
             self.said.append(shown(line.decode(errors="replace")))
             with contextlib.suppress(BrokenPipeError):

@@ -6,10 +6,13 @@ needs it: `edgese --help` loads neither NumPy nor a runtime.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from edgese import __version__
 from edgese.cli.bench import bench_command
@@ -21,13 +24,45 @@ from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
 from edgese.cli.info import info_command
 from edgese.cli.models import models_command
+from edgese.cli.terminal import say
 from edgese.cli.train import train_command
 from edgese.cli.verify import verify_command
+from edgese.errors import printable
 
 # Options by names that they had once: still taken, no longer shown. Without the dashes.
 OLD_NAMES = {"out": "output", "size": "model"}
 
+
+class _Commands(TyperGroup):
+    """Group of commands whose usage errors, which repeat what was typed, steer no terminal."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _shown_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        with _shown_errors():
+            return super().invoke(*args, **kwargs)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+@contextlib.contextmanager
+def _shown_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        for name in ("message", "ui_filename"):
+            if hasattr(error, "exit_code") and isinstance(getattr(error, name, None), str):
+                setattr(error, name, printable(getattr(error, name)))
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Speech enhancement from training to real time on an edge device, verified at every step.",
     add_completion=False,
     no_args_is_help=True,
@@ -52,7 +87,7 @@ app.command("doctor")(doctor_command)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"edgese {__version__}")
+        say(f"edgese {__version__}")
         raise typer.Exit
 
 
@@ -71,7 +106,9 @@ def common(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print progress messages on stderr.")] = False,
 ) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     for plugin in plugins or []:
         from edgese.networks import plug_in
 

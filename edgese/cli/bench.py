@@ -18,7 +18,7 @@ from edgese.cli.board import (
     print_bench,
     print_state,
 )
-from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require
+from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require, say
 
 if TYPE_CHECKING:
     from edgese.bench.capacity import Capacity
@@ -70,14 +70,14 @@ def bench_command(
     has, tests itself, and measures latency, temperatures, throttling and energy. EDGESE_SSH names another ssh command.
     """
     from edgese.bench.advice import recommend, warnings
-    from edgese.bench.measure import DEVICES, Settings, bench, require_device
-    from edgese.graphs.bundles import shipped_bundle
+    from edgese.bench.measure import DEVICES, Settings, bench, choose, require_device
+    from edgese.graphs.audio_facts import open_bundle
+    from edgese.graphs.bundles import bundle_path
     from edgese.machine.host import describe
-    from export.bundle import Bundle
 
     if path is not None and model is not None:
         raise typer.BadParameter(f"--model {model}: found {path} beside it, wanted one bundle")
-    path = path or model or shipped_bundle()
+    path = bundle_path(path or model)
     if device not in DEVICES:
         raise typer.BadParameter(f"--device: found {device!r}, wanted one of {', '.join(DEVICES)}")
     if estimate is not None:
@@ -123,7 +123,7 @@ def bench_command(
         core=core,
         device=device,
     )
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     watched = None
     if device == "jetson":
         from edgese.machine.watch import watch
@@ -131,6 +131,11 @@ def bench_command(
         watched = watch(Path("/"), seconds)
     with progress_bar(quiet or as_json, _step_columns) as bar:
         task = bar.add_task("measuring")
+        if bar.disable and not (quiet or as_json):
+            cases = choose(bundle, settings)
+            least_s = len(cases) * settings.repeats * seconds  # each turn is paced in real time
+            turns = f"{settings.repeats} turn{'s' if settings.repeats > 1 else ''}"
+            say(f"measuring: {len(cases)} cases in {turns}, then their streams: {least_s:.0f} s at least", err=True)
         report = bench(
             bundle,
             settings,
@@ -140,18 +145,18 @@ def bench_command(
     board = {} if watched is None else watched.entry()
     if as_json:
         said = {"recommendation": [item.entry() for item in advice], "warnings": found}
-        typer.echo(json.dumps({"device": device} | report.entry() | said | board, indent=2))
+        say(json.dumps({"device": device} | report.entry() | said | board, indent=2))
     else:
         _print_report(report)
         if board:
             print_state(board)
         for item in advice:
-            typer.echo(item)
+            say(item)
     for warning in found:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     if plot is not None:
         for picture in write_plots(report, plot):
-            typer.echo(f"picture: {picture}", err=as_json)
+            say(f"picture: {picture}", err=as_json)
 
 
 def _bench_there(
@@ -170,15 +175,15 @@ def _bench_there(
     """Measure a bundle on a board and print what it found; exit code 1 if a graph could not be measured."""
     from edgese.board.commands import Chosen, bench_there
     from edgese.device.content import choose
-    from export.bundle import Bundle
+    from edgese.graphs.audio_facts import open_bundle
 
     chosen = Chosen(check_runtimes(runtimes), precisions, blocks)
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     choose(bundle, precisions, blocks)  # said now, not after copying
     with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
         found = bench_there(session, bundle, chosen, streams=streams, seconds=seconds)
     if as_json:
-        typer.echo(json.dumps({"device": "jetson", "host": host} | found, indent=2))
+        say(json.dumps({"device": "jetson", "host": host} | found, indent=2))
     else:
         print_bench(found, bundle.manifest["name"], host)
     if found["bench"]["failures"] or not found["bench"]["results"]:
@@ -200,15 +205,15 @@ def _estimate(
         raise typer.BadParameter(f"--estimate: found {name!r}, wanted one of {', '.join(BOARDS)}")
     require("onnx", extra="export")
     from edgese.bench.estimate import estimate_cases
-    from export.bundle import Bundle
+    from edgese.graphs.audio_facts import open_bundle
 
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     # Graphs are chosen as for measuring; the runtime only stands in for TensorRT, and none is opened.
     cases = choose(bundle, Settings(("onnxruntime",), tuple(precisions), tuple(blocks)))
     found = estimate_cases(cases, BOARDS[name], streams=streams)
     if as_json:
         about = {"bundle": {"name": bundle.manifest["name"], "path": str(bundle.path)}}
-        typer.echo(json.dumps(about | found.entry(), indent=2))
+        say(json.dumps(about | found.entry(), indent=2))
     else:
         _print_estimates(found, bundle.manifest["name"])
 
@@ -218,13 +223,13 @@ def _print_estimates(found: Estimates, name: str) -> None:
     from edgese.bench.estimate import GPU
 
     board, peak = found.board, found.board.peak
-    typer.echo(f"ESTIMATE, nothing was measured: {name} on {peak.name}, power mode {board.mode}")
+    say(f"ESTIMATE, nothing was measured: {name} on {peak.name}, power mode {board.mode}")
     clock = f"{board.multiprocessors} SMs at {board.clock_mhz:g} MHz"
     tflops = ", ".join(f"{precision} {value:.3g}" for precision, value in peak.tflops.items())
-    typer.echo(f"published: {peak.bandwidth_gbs:g} GB/s, {clock} ({board.source}); peak TFLOPS taken: {tflops}")
+    say(f"published: {peak.bandwidth_gbs:g} GB/s, {clock} ({board.source}); peak TFLOPS taken: {tflops}")
     if board.differs:
-        typer.echo(f"published elsewhere: {board.differs}")
-    typer.echo("")
+        say(f"published elsewhere: {board.differs}")
+    say("")
     rows = []
     for case, result in zip(found.cases, found.results, strict=True):
         times = [_number(value) for value in (*result.graph_ms, *result.launches_ms)]
@@ -240,12 +245,12 @@ def _print_estimates(found: Estimates, name: str) -> None:
         ["estimate", "block", *(part for column in columns for part in (column, ""))],
         rows,
     )
-    typer.echo("")
-    typer.echo("this estimate assumes:")
+    say("")
+    say("this estimate assumes:")
     for line in GPU.lines():
-        typer.echo(f"  {line}")
+        say(f"  {line}")
     for line in found.left_out:
-        typer.echo(f"left out: {line}")
+        say(f"left out: {line}")
 
 
 def _step_columns() -> list[Any]:
@@ -256,20 +261,20 @@ def _step_columns() -> list[Any]:
 
 def _print_report(report: Report) -> None:
     settings = report.settings
-    typer.echo(f"{report.bundle.manifest['name']} on core {report.core}: {report.machine}")
+    say(f"{report.bundle.manifest['name']} on core {report.core}: {report.machine}")
     if report.gpu is not None:
-        typer.echo(f"GPU: {report.gpu}; calls come from that core")
+        say(f"GPU: {report.gpu}; calls come from that core")
     for runtime, reason in report.left_out.items():
-        typer.echo(f"left out: {runtime}: {reason}")
+        say(f"left out: {runtime}: {reason}")
     streams = f"{settings.streams} stream{'s' if settings.streams != 1 else ''}"
     turns = f"{settings.repeats} turn{'s' if settings.repeats != 1 else ''} of {settings.seconds:g} s"
-    typer.echo("")
+    say("")
     print_table(
         f"a call of {streams} on one core, ms; {turns}; spread: of p50 and p99 between turns",
         [*_NAMES, "calls", "n", "p50", "p90", "p95", "p99", "p99.9", "max", "RTF", "missed", "spread"],
         [row for result in report.results for row in _call_rows(result)],
     )
-    typer.echo("")
+    say("")
     live = report.results[0].case.live  # all of a bundle are alike
     if live:
         print_table(
@@ -283,12 +288,12 @@ def _print_report(report: Report) -> None:
     else:
         from edgese.graphs.segments import network_name, segments_in_words
 
-        typer.echo(
+        say(
             f"not live: {network_name(report.bundle.manifest)} looks ahead; a call takes one of its "
             f"{segments_in_words(report.bundle)}, which advance {report.results[0].case.period_s:.2f} s: "
             "RTF is a call's share of it"
         )
-    typer.echo("")
+    say("")
     n_cores, slow = report.machine.cores, "p99 ms" if live else "slowest ms"
     until = "p99 of a call back to back exceeds the block" if live else "the slowest of a few calls exceeds the advance"
     print_table(
@@ -297,8 +302,8 @@ def _print_report(report: Report) -> None:
         [_throughput_row(result) for result in report.results],
     )
     if any(result.case.runtime == "pytorch" for result in report.results):
-        typer.echo("  pytorch's load makes the program from the bundle's weights first")
-    typer.echo("")
+        say("  pytorch's load makes the program from the bundle's weights first")
+    say("")
 
 
 def _names(result: Result) -> list[str]:

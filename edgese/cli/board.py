@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import print_table
+from edgese.cli.terminal import print_table, say
+from edgese.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -86,9 +87,9 @@ def board_session(
         if quiet:
             return
         if bar.disable:
-            typer.echo(line, err=True)
+            say(line, err=True)
         else:
-            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     timeout_s = 60 * (timeout_minutes or DEFAULT_MINUTES)
     with Session(host, timeout_s=timeout_s, keep=not no_keep, on_message=tell, on_bytes=count, stop=stop) as session:
@@ -100,7 +101,7 @@ def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
     print_machine(name, host, tested["machine"])
     print_left_out(tested)
     rows = [
-        [trial["graph"], trial["runtime"], _decibels(trial["snr_db"]), f"{trial['limit_db']:.0f}", _verdict(trial)]
+        [trial["graph"], trial["runtime"], _decibels(trial["snr_db"]), _decibels(trial["limit_db"], 0), _verdict(trial)]
         for trial in tested["trials"]
     ]
     print_table(
@@ -109,33 +110,31 @@ def print_self_test(tested: Mapping[str, Any], name: str, host: str) -> None:
     failed = sum(not trial["passed"] for trial in tested["trials"])
     n_trials = len(tested["trials"])
     if tested["passed"]:
-        typer.echo(f"passed: all {n_trials} trials on {host}")
+        say(f"passed: all {n_trials} trials on {host}")
     else:
-        typer.echo(
-            f"FAILED: {failed} of {n_trials} trials on {host}" if failed else f"FAILED: none was tried on {host}"
-        )
+        say(f"FAILED: {failed} of {n_trials} trials on {host}" if failed else f"FAILED: none was tried on {host}")
 
 
 def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
     """Print the board, the times of calls, the energy, and what slowed the board down."""
     bench = found["bench"]
     print_machine(name, host, bench["machine"])
-    typer.echo(_software(bench))
+    say(_software(bench))
     print_left_out(bench)
     n_trials = len(found["self_test"]["trials"])
-    typer.echo(f"self-test there: all {n_trials} graphs passed")
-    typer.echo("")
+    say(f"self-test there: all {n_trials} graphs passed")
+    say("")
     print_table(
         "a call, ms: back to back, and paced in real time",
         ["runtime", "", "block", "streams", "", "n", "p50", "p90", "p99", "max", "RTF", "missed"],
         [row for result in bench["results"] for row in _call_rows(result)],
     )
     for failure, reason in bench["failures"].items():
-        typer.echo(f"FAILED: {failure}: {reason}")
-    typer.echo("")
+        say(f"FAILED: {failure}: {reason}")
+    say("")
     rows = [_energy_row(result) for result in bench["results"] if result["energy"] is not None]
-    if rows:
-        idle = bench["idle"]
+    idle = bench["idle"]
+    if rows and idle is not None:
         print_table(
             f"energy of calls in real time, {idle['rails']}, {idle['mean_w']:.2f} W idle",
             ["runtime", "", "block", "J / s of sound above idle", "mean W"],
@@ -148,24 +147,24 @@ def print_state(readings: Mapping[str, Any]) -> None:
     """Print temperatures and what slowed a board down; readings that are missing go to stderr."""
     before, after = readings["before"], readings["after"]
     shown = [f"{zone} {_degrees(before, zone)} to {_degrees(after, zone)}" for zone in after["temperatures_c"]]
-    typer.echo(f"temperatures before and after, C: {', '.join(shown) or 'not known'}")
+    say(f"temperatures before and after, C: {', '.join(shown) or 'not known'}")
     for line in readings["throttled"] or ["nothing is known to have"]:
-        typer.echo(f"held back: {line}")
+        say(f"held back: {line}")
     for what, reason in readings["missing"].items():
-        typer.echo(f"not known: {what}: {reason}", err=True)
+        say(f"not known: {what}: {reason}", err=True)
 
 
 def print_machine(name: str, host: str, machine: Mapping[str, Any]) -> None:
     """Print the machine that the numbers belong to."""
     hardware = machine["board"] or machine["cpu"]
     versions = ", ".join(f"{library} {machine['versions'][library]}" for library in ("python", "numpy", "onnxruntime"))
-    typer.echo(f"{name} on {host}: {hardware}, {machine['cores']} cores; {machine['system']}; {versions}")
+    say(f"{name} on {host}: {hardware}, {machine['cores']} cores; {machine['system']}; {versions}")
 
 
 def print_left_out(found: Mapping[str, Any]) -> None:
     """Print the runtimes that did not open on the board, with reasons."""
     for runtime, reason in found["left_out"].items():
-        typer.echo(f"left out: {runtime}: {reason}")
+        say(f"left out: {runtime}: {reason}")
 
 
 def _software(readings: Mapping[str, Any]) -> str:
@@ -182,6 +181,8 @@ def _call_rows(result: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for way in ("back", "paced"):
         timing = result[way]
+        if timing is None:  # a segment is not live
+            continue
         values = [_number(timing[f"{key}_ms"]) for key in ("p50", "p90", "p99", "max")]
         begin = names if way == "back" else [""] * len(names)
         rows.append([*begin, way, str(timing["calls"]), *values, f"{timing['rtf']:.3f}", str(timing["missed"])])
@@ -199,8 +200,8 @@ def _degrees(state: Mapping[str, Any], zone: str) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _decibels(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.1f}"
+def _decibels(value: float | str, digits: int = 1) -> str:
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
 def _verdict(trial: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgese.cli.terminal import BundleArgument, Json
+from edgese.cli.terminal import BundleArgument, Json, say
 from edgese.graphs.precision import Precision
 
 
@@ -29,10 +29,10 @@ def bundle_command(
 ) -> None:
     """Write one archive for a board, which tests itself, builds TensorRT engines, measures and enhances there."""
     from edgese.board.archive import archive_name, write_archive
-    from edgese.graphs.bundles import shipped_bundle
-    from export.bundle import Bundle
+    from edgese.graphs.audio_facts import open_bundle
+    from edgese.graphs.bundles import bundle_path
 
-    opened = Bundle.open(bundle or shipped_bundle())
+    opened = open_bundle(bundle_path(bundle))
     packed = write_archive(
         opened,
         output or Path(archive_name(opened)),
@@ -41,8 +41,8 @@ def bundle_command(
         replace=force,
     )
     if as_json:
-        typer.echo(json.dumps(packed.entry(), indent=2))
+        say(json.dumps(packed.entry(), indent=2))
         return
-    typer.echo(f"{packed.path}: {len(packed.graphs)} graphs, {packed.n_bytes / 1e6:.1f} MB, SHA-256 {packed.sha256}")
+    say(f"{packed.path}: {len(packed.graphs)} graphs, {packed.n_bytes / 1e6:.1f} MB, SHA-256 {packed.sha256}")
     folder = archive_name(opened).removesuffix(".tar.gz")
-    typer.echo(f"on the board: tar xf {packed.path.name} && cd {folder} && ./run self-test")
+    say(f"on the board: tar xf {packed.path.name} && cd {folder} && ./run self-test")

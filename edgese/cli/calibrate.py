@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import CACHE, Cache, Json, Quiet, Weights, counter, print_table, progress_bar, require
+from edgese.cli.terminal import CACHE, Cache, Json, Quiet, Weights, counter, print_table, progress_bar, require, say
 
 if TYPE_CHECKING:
     from edgese.quantize.calibration import Span
@@ -66,14 +66,14 @@ def calibrate_command(
     if as_json:
         ranges = {span.product: span.entry() for span in spans}
         told = {"path": str(output), "digest": digest, "provenance": provenance, "ranges": ranges}
-        typer.echo(json.dumps(told, indent=2, allow_nan=False))
+        say(json.dumps(told, indent=2, allow_nan=False))
     else:
         _print_batches(output, digest, provenance)
         _print_ranges(spans)
     if plot is not None:
         what = f"{weights.name if weights else 'shipped weights'}, {provenance['hops']:,} hops of noisy speech"
         write_ranges_plot(spans, f"What enters the products that INT8 can take: {what}", plot)
-        typer.echo(f"picture: {plot}", err=as_json)
+        say(f"picture: {plot}", err=as_json)
 
 
 def _print_batches(path: Path, digest: str, provenance: Mapping[str, Any]) -> None:
@@ -89,8 +89,8 @@ def _print_batches(path: Path, digest: str, provenance: Mapping[str, Any]) -> No
     }
     title = f"{path}: drawn from the training split of {provenance['data']['folder']}"
     print_table(title, list(columns), [list(columns.values())])
-    typer.echo(f"  digest: {digest}")
-    typer.echo("")
+    say(f"  digest: {digest}")
+    say("")
 
 
 def _span_words(values: Sequence[float], digits: int) -> str:

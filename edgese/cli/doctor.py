@@ -7,7 +7,7 @@ import json
 
 import typer
 
-from edgese.cli.terminal import Json
+from edgese.cli.terminal import Json, say
 
 
 def doctor_command(as_json: Json = False) -> None:
@@ -17,13 +17,13 @@ def doctor_command(as_json: Json = False) -> None:
     findings = examine()
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        say(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         width = max(len(finding.part) for finding in findings)
         for finding in findings:
-            typer.echo(f"{finding.state:>6}  {finding.part:<{width}}  {finding.found}")
+            say(f"{finding.state:>6}  {finding.part:<{width}}  {finding.found}")
             if finding.mend:
-                typer.echo(f"{'':>6}  {'':<{width}}  -> {finding.mend}")
-        typer.echo(f"{len(wrong)} wrong" if wrong else "nothing is wrong")
+                say(f"{'':>6}  {'':<{width}}  -> {finding.mend}")
+        say(f"{len(wrong)} wrong" if wrong else "nothing is wrong")
     if wrong:
         raise typer.Exit(code=1)

@@ -7,12 +7,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgese.cli.board import Host, NoKeep, Timeout, board_session, check_options, check_runtimes
-from edgese.cli.terminal import BundleOption, Jobs, Json, Quiet, progress_bar
+from edgese.cli.terminal import BundleOption, Jobs, Json, Quiet, progress_bar, say
 from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def enhance_command(
     ] = Precision.FP32,
     pcs: Annotated[
         bool,
-        typer.Option("--pcs", help="Perceptual contrast stretching; the bundle must have it."),
+        typer.Option("--pcs", help="Perceptual contrast stretching; about 4 dB quieter. The bundle must have it."),
     ] = False,
     plot: Annotated[
         bool, typer.Option("--plot", help="Also write a picture, before and after; needs the extra plot.")
@@ -71,14 +72,14 @@ def enhance_command(
 ) -> None:
     """Enhance noisy recordings; the output has the input's sample rate, channels, length and alignment.
 
-    Files are 32 ms long or longer, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but
-    not m4a, webm or video. Tags and other metadata are not copied.
+    Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but not m4a,
+    webm or video. Tags and other metadata are not copied. Of joined, unfinished and damaged files: docs/recordings.md.
     """
     from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
-    from edgese.enhance.jobs import EnhanceOptions, plan_jobs
-    from edgese.errors import AudioError, ConfigError
-    from edgese.graphs.bundles import open_verified, shipped_bundle
+    from edgese.enhance.jobs import EnhanceOptions, passed_over, plan_jobs
+    from edgese.errors import AudioError, ConfigError, OutputError
+    from edgese.graphs.bundles import bundle_path, open_verified
     from edgese.machine.processes import stopping_on_signals
 
     check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
@@ -100,20 +101,26 @@ def enhance_command(
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    planned = plan_jobs(inputs, options)
+    try:
+        planned = plan_jobs(inputs, options)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    left_out = passed_over(inputs)
     if dry_run:
         entries: list[dict[str, Any]] = []
+        promised: dict[int, int] = {}
         for job in planned:
             try:
-                seen = preview(job)
+                seen = preview(job, promised)
                 entries.append(_preview_entry(seen))
                 if not as_json:
-                    typer.echo(_preview_line(seen))
-            except AudioError as error:
+                    say(_preview_line(seen))
+            except (AudioError, OutputError) as error:
                 entries.append({"source": job.source_name, "error": str(error)})
-                typer.echo(f"error: {error}", err=True)
+                say(f"error: {error}", err=True)
         if as_json:
-            typer.echo(json.dumps({"files": entries}, indent=2))
+            say(json.dumps({"files": entries} | _left_out_entry(left_out), indent=2))
+        _print_left_out(left_out)
         raise typer.Exit(code=1 if any("error" in entry for entry in entries) else 0)
 
     results_on_stderr = any(job.target is None for job in planned)
@@ -123,11 +130,11 @@ def enhance_command(
         meter = _EnhanceMeter(bar, len(planned))
         open_denoiser: Callable[[], Enhancer]
         if host is None:
-            open_denoiser = denoiser_factory(model or shipped_bundle(), options)
+            open_denoiser = denoiser_factory(bundle_path(model), options)
         else:
             from edgese.board.denoiser import RemoteDenoiser
 
-            bundle = open_verified(model or shipped_bundle())
+            bundle = open_verified(bundle_path(model))
             session = stack.enter_context(board_session(host, bar, timeout, no_keep, quiet, stop))
             graph: dict[str, Any] = {"runtime": runtime, "block": block, "precision": precision, "pcs": pcs}
             open_denoiser = partial(RemoteDenoiser, session, bundle, **graph)
@@ -141,10 +148,11 @@ def enhance_command(
         )
     if as_json:
         files = [_outcome_entry(outcome) for outcome in outcomes]
-        typer.echo(json.dumps({"files": files}, indent=2), err=results_on_stderr)
+        say(json.dumps({"files": files} | _left_out_entry(left_out), indent=2), err=results_on_stderr)
     else:
         for outcome in outcomes:
             _print_outcome(outcome, results_on_stderr)
+    _print_left_out(left_out)
     if any(outcome.error for outcome in outcomes):
         raise typer.Exit(code=1)
 
@@ -177,13 +185,28 @@ def _preview_line(preview: Preview) -> str:
     return f"would write {preview.job.target_name} from {preview.job.source_name}: {length}, {form}"
 
 
+def _left_out_entry(files: list[Path]) -> dict[str, list[str]]:
+    return {"passed_over": [str(file) for file in files]} if files else {}
+
+
+def _print_left_out(files: list[Path]) -> None:
+    from edgese.atomic_file import shown
+
+    if files:
+        say(
+            f"warning: passed over, in formats that are not read: {', '.join(map(shown, files))}; convert them, as in: "
+            "ffmpeg -i INPUT OUTPUT.wav",
+            err=True,
+        )
+
+
 def _print_outcome(outcome: Outcome, on_stderr: bool) -> None:
     if outcome.error:
-        typer.echo(f"error: {outcome.error}", err=True)
+        say(f"error: {outcome.error}", err=True)
     if outcome.summary:
-        typer.echo(_summary_line(outcome.summary), err=on_stderr)
+        say(_summary_line(outcome.summary), err=on_stderr)
         for warning in outcome.summary.warnings:
-            typer.echo(f"warning: {warning}", err=True)
+            say(f"warning: {outcome.job.source_name}: {warning}", err=True)
 
 
 def _summary_line(summary: Summary) -> str:

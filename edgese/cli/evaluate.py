@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgese.cli.terminal import Jobs, Json, Quiet, counter, print_table, progress_bar
+from edgese.cli.terminal import Jobs, Json, Quiet, counter, print_table, progress_bar, say
 from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with clean/ and noisy/, files of the same names.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder with clean/ and noisy/, files of the same names; without clean/: DNSMOS alone."
+        ),
+    ],
     model: Annotated[
         Path | None,
         typer.Option(
@@ -48,63 +55,82 @@ def evaluate_command(
     """Score a model and other systems on the same files, beside the noisy input; needs the extra metrics."""
     from edgese.errors import AudioError
     from edgese.evaluate import evaluate_all, report, write_csv
-    from edgese.graphs.bundles import shipped_bundle
+    from edgese.graphs.bundles import bundle_path
 
-    if csv and csv.exists() and not force:  # said now, not after minutes of work
+    if csv and os.path.lexists(csv) and not force:  # said now, not after minutes of work
         raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
-    named = [*([model] if model else []), *(systems or [])] or [shipped_bundle()]
+    named = [bundle_path(system) for system in [*([model] if model else []), *(systems or [])]] or [bundle_path(None)]
     with progress_bar(quiet or as_json) as bar:
         scored = counter(bar, "scoring", "files")
         results = evaluate_all(
             *(data, named), runtime=runtime, precision=precision, pcs=pcs, jobs=jobs, on_progress=scored
         )
     if as_json:
-        typer.echo(json.dumps(report(data, results), indent=2))
+        say(json.dumps(report(data, results), indent=2))
     else:
         _print_evaluations(data, results)
     if csv:
         write_csv(csv, results, replace=force)
     failed = dict.fromkeys((name, reason) for result in results for name, reason in result.failed.items())
     for name, reason in failed:
-        typer.echo(f"error: {name}: not scored: {reason}", err=True)
+        say(f"error: {name}: not scored: {reason}", err=True)
     if failed:
         raise typer.Exit(code=1)
 
 
 def _print_evaluations(data: Path, results: list[Evaluation]) -> None:
-    """One table; systems that were scored on the same files stand together under the noisy input of these files."""
+    """Table of the scores, and one of levels by band where there is a clean recording to compare with."""
     from edgese.evaluate import CONFIDENCE, RESAMPLES
     from edgese.metrics.scores import METRICS, packages
+
+    scored = next(result.metrics for result in results if result.pairs)
+    names = [name for name in scored if METRICS[name].higher_is_better is not None]
+    levels = [name for name in scored if METRICS[name].higher_is_better is None]
+    versions = packages()
+    lower = ", ".join(METRICS[name].title for name in names if METRICS[name].higher_is_better is False)
+    title = [
+        f"{data}: means over files, {CONFIDENCE:.0%} intervals by bootstrap ({RESAMPLES:,} resamples of the files)",
+        "gain: system - noisy, file by file; higher is better" + (f", but lower in {lower}" if lower else ""),
+    ]
+    if levels:
+        title.append(
+            f"PESQ: pesq {versions['pesq']}, MOS-LQO; WB: P.862.2, NB: P.862.1 at 16 kHz; CSIG, CBAK, COVL from "
+            f"PESQ-WB; STOI, ESTOI: pystoi {versions['pystoi']}"
+        )
+    title.append(f"SIG, BAK, OVRL: DNSMOS P.835, speechmos {versions['speechmos']}, without the clean recording")
+    _print_scores("\n".join(title), names, results, ("enhanced", "gain"))
+    if levels:
+        heading = "level of speech over that of the clean recording by octave band, dB; 0 is best"
+        _print_scores(f"\n{heading}", levels, results, ("enhanced",))
+
+
+def _print_scores(title: str, names: list[str], results: list[Evaluation], rows_of: Sequence[Which]) -> None:
+    """One table; systems that were scored on the same files stand together under the noisy input of these files."""
+    from edgese.metrics.scores import METRICS
 
     groups: dict[tuple[str, ...], list[Evaluation]] = {}
     for result in results:
         groups.setdefault(tuple(pair.name for pair in result.pairs), []).append(result)
     unique = len({Path(result.system).name for result in results}) == len(results)
     rows: list[list[str]] = []
-    for names, group in sorted(groups.items(), key=lambda item: -len(item[0])):
-        files = f"{len(names)}/{group[0].n_files}"
-        rows += _score_rows("noisy", files, group[0], "noisy")
+    for files, group in sorted(groups.items(), key=lambda item: -len(item[0])):
+        rows += _score_rows("noisy", f"{len(files)}/{group[0].n_files}", group[0], "noisy", names)
         for result in group:
-            rows += _score_rows(Path(result.system).name if unique else result.system, files, result, "enhanced")
-            rows += _score_rows("  gain", "", result, "gain")
-    versions = packages()
-    lower = ", ".join(metric.title for metric in METRICS.values() if not metric.higher_is_better)
-    title = [
-        f"{data}: means over files, {CONFIDENCE:.0%} intervals by bootstrap ({RESAMPLES:,} resamples of the files)",
-        "gain: system - noisy, file by file; higher is better, but lower in " + lower,
-        f"PESQ: pesq {versions['pesq']}, MOS-LQO; WB: P.862.2, NB: P.862.1 at 16 kHz; CSIG, CBAK, COVL from PESQ-WB; "
-        f"STOI, ESTOI: pystoi {versions['pystoi']}",
-    ]
-    print_table("\n".join(title), ["", "files", *(metric.title for metric in METRICS.values())], rows)
+            for which in rows_of:
+                label = "  gain" if which == "gain" else Path(result.system).name if unique else result.system
+                count = "" if which == "gain" else f"{len(files)}/{group[0].n_files}"
+                rows += _score_rows(label, count, result, which, names)
+    print_table(title, ["", "files", *(METRICS[name].title for name in names)], rows)
 
 
-def _score_rows(label: str, files: str, result: Evaluation, which: Which) -> list[list[str]]:
+def _score_rows(label: str, files: str, result: Evaluation, which: Which, names: list[str]) -> list[list[str]]:
     """Means, and below them their intervals where there are any."""
     from edgese.metrics.scores import METRICS
 
-    means, intervals, sign = result.mean(which), result.interval(which), "+" if which == "gain" else ""
-    form = {name: f"{{:{sign}.{metric.digits}f}}" for name, metric in METRICS.items()}
-    rows = [[label, files, *(form[name].format(means[name]) if means else "-" for name in METRICS)]]
+    signed = which == "gain" or any(METRICS[name].higher_is_better is None for name in names)
+    means, intervals, sign = result.mean(which), result.interval(which), "+" if signed else ""
+    form = {name: f"{{:{sign}.{METRICS[name].digits}f}}" for name in names}
+    rows = [[label, files, *(form[name].format(means[name]) if means else "-" for name in names)]]
     if intervals:
-        rows.append(["", "", *("..".join(map(form[name].format, intervals[name])) for name in METRICS)])
+        rows.append(["", "", *("..".join(map(form[name].format, intervals[name])) for name in names)])
     return rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgese.cli.terminal import Json, Quiet, Weights, print_table, progress_bar, require
+from edgese.cli.terminal import Json, Quiet, Weights, print_table, progress_bar, require, say
 from edgese.graphs.precision import Precision
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ def export_command(
         Path | None, typer.Option(metavar="FILE", help="Noisy speech to verify with. Default: the shipped sample.")
     ] = None,
     model_card: Annotated[Path | None, typer.Option(metavar="FILE", help="A model card for the bundle.")] = None,
+    attribution: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Whose recordings the weights were trained on, for the bundle."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing bundle.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -158,6 +162,7 @@ def export_command(
             segment_hops=segment_hops,
             sound=sound or NOISY,
             model_card=model_card,
+            attribution=attribution,
             pcs=pcs,
             native=native,
             plans=plans,
@@ -168,9 +173,7 @@ def export_command(
     made = for_tensorrt(exported.bundle, replace=force, on_message=_tell) if trt and exported.bundle else None
     if as_json:
         results = [result.entry() for result in exported.results]
-        typer.echo(
-            json.dumps({"path": str(exported.path), "results": results} | (made.entry() if made else {}), indent=2)
-        )
+        say(json.dumps({"path": str(exported.path), "results": results} | (made.entry() if made else {}), indent=2))
     else:
         print_table(
             f"against PyTorch, {exported.results[0].n_hops} hops streamed",
@@ -191,15 +194,15 @@ def export_command(
         _tell_of(bundle, precision, plan, to_stderr=as_json)
     if plot is not None:
         _write_plot(plans, bundle, plot, to_stderr=as_json)
-    typer.echo(f"bundle: {bundle.path} ({_megabytes(bundle)})", err=as_json)
+    say(f"bundle: {bundle.path} ({_megabytes(bundle)})", err=as_json)
     if isinstance(made, Kit):
         kit = f"kit: {made.packed.path} ({made.packed.n_bytes / 1e6:.1f} MB)"
-        typer.echo(f"{kit}: engines are built on the device, not here ({made.reason}): {made.next_step}", err=as_json)
+        say(f"{kit}: engines are built on the device, not here ({made.reason}): {made.next_step}", err=as_json)
     elif made is not None:
         for graph, path in made.paths.items():
-            typer.echo(f"engine: {graph}: {path} ({path.stat().st_size / 1e6:.1f} MB)", err=as_json)
+            say(f"engine: {graph}: {path} ({path.stat().st_size / 1e6:.1f} MB)", err=as_json)
     if model is not None:
-        typer.echo(
+        say(
             f"warning: {bundle.path}: UNTRAINED, {model} with random weights of seed 0: fit to measure its speed, "
             "its sound means nothing",
             err=True,
@@ -246,7 +249,7 @@ def _numbers(listed: str | None) -> list[int]:
 
 
 def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+    say(line, err=True)
 
 
 def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: bool) -> None:
@@ -256,12 +259,12 @@ def _tell_of(bundle: Bundle, precision: Precision, plan: Plan, *, to_stderr: boo
 
     search = Quantization.of(plan)
     if search is not None:
-        typer.echo(f"{precision.value}: {search}", err=to_stderr)
+        say(f"{precision.value}: {search}", err=to_stderr)
     measured = measure_speedup(bundle, precision.value)
     best = min(measured, key=lambda one: one.ratio)
     verdict = f"{precision.value} is not worth it here" if best.ratio > GAIN else f"{precision.value} is faster here"
     calls = "; ".join(map(str, measured))
-    typer.echo(f"{verdict}, in {best.runtime} on this CPU: {calls}", err=to_stderr)
+    say(f"{verdict}, in {best.runtime} on this CPU: {calls}", err=to_stderr)
 
 
 def _write_plot(plans: Mapping[Precision, Plan], bundle: Bundle, plot: Path, *, to_stderr: bool) -> None:
@@ -276,7 +279,7 @@ def _write_plot(plans: Mapping[Precision, Plan], bundle: Bundle, plot: Path, *, 
             heard = f"{precision.value}, {len(plan.facts['recordings'])} recordings"
             title = f"What INT8 costs in each product of {bundle.manifest['name']} ({heard})"
             write_sensitivity_plot(search, title, png)
-            typer.echo(f"picture: {png}", err=to_stderr)
+            say(f"picture: {png}", err=to_stderr)
 
 
 def _megabytes(bundle: Bundle) -> str:

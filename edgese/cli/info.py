@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import Json, print_table, require
+from edgese.cli.terminal import Json, print_table, require, say
 
 
 def info_command(
@@ -24,7 +24,7 @@ def info_command(
     """Print parameters, operations and latency of a network or a bundle, part by part."""
     facts = _bundle_facts(Path(what) if what else None) or _network_facts(str(what))
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        say(json.dumps(facts, indent=2))
         return
     counts, macs = facts["parameters"], facts["macs_per_frame"]
     frames_per_second = facts["audio"]["sample_rate_hz"] / facts["audio"]["hop"]
@@ -32,19 +32,17 @@ def info_command(
     rows.append(["total", f"{sum(counts.values()):,}", f"{sum(macs.values()):,}"])
     print_table(facts["name"], ["part", "parameters", "MACs a frame"], rows)
     giga = sum(macs.values()) * frames_per_second / 1e9
-    typer.echo(f"{giga:.2f} GMAC a second of sound; {_latency_words(facts)}")
+    say(f"{giga:.2f} GMAC a second of sound; {_latency_words(facts)}")
     if not facts.get("trained", True):
-        typer.echo("UNTRAINED: random weights, to measure speed with")
+        say("UNTRAINED: random weights, to measure speed with")
     if "graphs" in facts:
         blocks: dict[str, list[str]] = {}
         for graph in facts["graphs"]:
             kind = " with ".join(filter(None, (graph["precision"], graph.get("variant", "").upper())))
             blocks.setdefault(kind, []).append(str(graph["block"]))
         for kind, sizes in blocks.items():
-            typer.echo(
-                f"{kind}: {'graphs' if facts.get('causal', True) else 'a segment'} of {', '.join(sizes)} hops a call"
-            )
-        typer.echo("verified against PyTorch" if facts["verification"]["passed"] else "NOT verified")
+            say(f"{kind}: {'graphs' if facts.get('causal', True) else 'a segment'} of {', '.join(sizes)} hops a call")
+        say("verified against PyTorch" if facts["verification"]["passed"] else "NOT verified")
 
 
 def _latency_words(facts: dict[str, Any]) -> str:
@@ -58,12 +56,12 @@ def _latency_words(facts: dict[str, Any]) -> str:
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
-    from edgese.graphs.bundles import shipped_bundle
-    from export.bundle import Bundle
+    from edgese.graphs.audio_facts import open_bundle
+    from edgese.graphs.bundles import bundle_path
 
     if path is not None and not path.is_dir():
         return None
-    return dict(Bundle.open(path or shipped_bundle()).manifest)
+    return dict(open_bundle(bundle_path(path)).manifest)
 
 
 def _network_facts(what: str) -> dict[str, Any]:

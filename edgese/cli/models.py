@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import typer
-
-from edgese.cli.terminal import Json, print_table, require
+from edgese.cli.terminal import Json, print_table, require, say
 
 
 def models_command(as_json: Json = False) -> None:
@@ -18,9 +16,9 @@ def models_command(as_json: Json = False) -> None:
     models, failures = all_models()
     entries = {name: _entry(settings) for name, settings in models.items()}
     for failure in failures:
-        typer.echo(f"warning: {failure}", err=True)
+        say(f"warning: {failure}", err=True)
     if as_json:
-        typer.echo(json.dumps(entries, indent=2))
+        say(json.dumps(entries, indent=2))
         return
     rows = [
         [

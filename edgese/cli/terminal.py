@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from edgese.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-_BUNDLE = "A bundle made by `edgese export`. Default: the shipped one."
+_BUNDLE = "A bundle made by `edgese export`, or a shipped one by its name (small). Default: small."
 BundleArgument = Annotated[Path | None, typer.Argument(metavar="BUNDLE", help=_BUNDLE)]
 BundleOption = Annotated[Path | None, typer.Option("--model", "-m", metavar="BUNDLE", help=_BUNDLE)]
 Weights = Annotated[
@@ -30,14 +34,23 @@ Precisions = Annotated[
     list[str] | None,
     typer.Option("--precision", metavar="NAME", help="May be repeated. Default: all that the bundle has."),
 ]
+FIRST_LINE_S, NEXT_LINE_S = 10.0, 30.0  # of progress, where no bar can be drawn
 CACHE = Path("~/.cache/edgese")
+
+
+def say(text: object = "", err: bool = False) -> None:
+    """Print text, on stderr with `err`, whoever it comes from: what would steer the terminal is escaped."""
+    typer.echo(printable(str(text)), err=err)
 
 
 @contextlib.contextmanager
 def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr where that is a terminal."""
+    """A progress bar on stderr; where that is no terminal, a line now and then, with what is left of the time.
+
+    EDGESE_PROGRESS=0 leaves these lines out, which come by the clock: for tests of all that a command says.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Speed(ProgressColumn):
@@ -49,10 +62,16 @@ def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -
             unit = task.fields.get("unit", "")
             return Text(f"{task.speed:.0f}x real time" if unit == "s" else f"{task.speed:.1f} {unit}/s")
 
+    class Description(ProgressColumn):
+        """What is done, as it is: the name of a file is no markup, and steers no terminal."""
+
+        def render(self, task: Any) -> Text:
+            return Text(printable(task.description))
+
     console = Console(stderr=True)
     shown = columns() if columns else [Speed(), TimeRemainingColumn()]
     with Progress(
-        TextColumn("{task.description}"),
+        Description(),
         BarColumn(),
         *shown,
         TimeElapsedColumn(),
@@ -60,7 +79,40 @@ def progress_bar(hidden: bool, columns: Callable[[], list[Any]] | None = None) -
         disable=hidden or not console.is_terminal,
         transient=True,
     ) as bar:
-        yield bar
+        if hidden or console.is_terminal or os.environ.get("EDGESE_PROGRESS") == "0":
+            yield bar
+        else:
+            with _progress_lines(bar):
+                yield bar
+
+
+@contextlib.contextmanager
+def _progress_lines(bar: Progress) -> Iterator[None]:
+    """Lines about the task that runs, from a thread: soon after the beginning, then twice a minute."""
+    done = threading.Event()
+
+    def report() -> None:
+        wait_s = FIRST_LINE_S
+        while not done.wait(wait_s):
+            wait_s = NEXT_LINE_S
+            running = [task for task in bar.tasks if not task.finished]
+            if running:
+                task = running[-1]
+                parts = [printable(task.description)]
+                if task.total is not None:
+                    parts.append(f"{task.completed:.0f}/{task.total:.0f} {task.fields.get('unit', '')}".rstrip())
+                if task.time_remaining:
+                    left_s = task.time_remaining
+                    parts.append(f"about {left_s:.0f} s left" if left_s < 100 else f"about {left_s / 60:.0f} min left")
+                say(": ".join([parts[0], ", ".join(parts[1:])]).rstrip(": "), err=True)
+
+    reporter = threading.Thread(target=report, name="progress", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reporter.join()
 
 
 def counter(bar: Progress, description: str, unit: str) -> Callable[[int, int], None]:
@@ -78,13 +130,13 @@ def counter(bar: Progress, description: str, unit: str) -> Callable[[int, int], 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A plain table, aligned: readable in a terminal, a log and a pipe."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    typer.echo(title)
+    say(title)
     for row in [header, *rows]:
         cells = [
             cell.ljust(width) if not index else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        typer.echo("  " + "  ".join(cells).rstrip())
+        say("  " + "  ".join(cells).rstrip())
 
 
 def require(*modules: str, extra: str) -> None:
@@ -95,5 +147,5 @@ def require(*modules: str, extra: str) -> None:
 
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        typer.echo(f"error: {', '.join(missing)} missing: {install_command(extra)}", err=True)
+        say(f"error: {', '.join(missing)} missing: {install_command(extra)}", err=True)
         raise typer.Exit(code=1)

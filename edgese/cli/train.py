@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgese.cli.terminal import CACHE, Cache, Json, Quiet, counter, progress_bar, require
+from edgese.cli.terminal import CACHE, Cache, Json, Quiet, counter, progress_bar, require, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -39,6 +39,9 @@ def train_command(
         float | None, typer.Option(min=0, help="Stop after this time; the same command continues.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="Continue a run with other data than it has had.")
+    ] = False,
     cache: Cache = CACHE,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -47,6 +50,7 @@ def train_command(
     require("torch", "scipy", "safetensors", extra="train")
     from edgese.config import TrainConfig, read_train_config
     from edgese.errors import ConfigError
+    from edgese.machine.processes import INTERRUPTED, stopping_on_signals
     from edgese.networks import find_model
     from edgese.train.data import open_data
     from edgese.train.loop import train
@@ -74,30 +78,34 @@ def train_command(
             counter(bar, "decoding", "files"),
         )
         if not as_json and leads():
-            typer.echo(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
-        result = train(
-            settings,
-            sets,
-            output,
-            device=device,
-            on_progress=_train_meter(bar, settings),
-            stop_at_step=stop_at,
-            stop_after_s=math.inf if minutes is None else 60 * minutes,
-        )
+            say(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
+        with stopping_on_signals() as stop:
+            result = train(
+                settings,
+                sets,
+                output,
+                device=device,
+                on_progress=_train_meter(bar, settings),
+                stop_at_step=stop_at,
+                stop_after_s=math.inf if minutes is None else 60 * minutes,
+                stop=stop,
+                changed_data=changed_data,
+            )
+    stopped = stop.is_set() and not result.finished
     if not leads():
-        return
+        raise typer.Exit(INTERRUPTED if stopped else 0)
     _draw_curves(output)
     if as_json:
         best = result.best_validation_loss if math.isfinite(result.best_validation_loss) else None  # none was made yet
         entry = {"weights": str(result.weights), "best_validation_loss": best}
-        typer.echo(json.dumps(dataclasses.asdict(result) | entry))
+        say(json.dumps(dataclasses.asdict(result) | entry))
     elif result.finished:
-        typer.echo(
-            f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}"
-        )
-        typer.echo(f"next: edgese export {result.weights} -o BUNDLE")
+        say(f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}")
+        say(f"next: edgese export {result.weights} -o BUNDLE")
     else:
-        typer.echo(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
+        say(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _step_columns() -> list[Any]:
@@ -120,14 +128,24 @@ def _draw_curves(run: Path) -> None:
 
 def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]:
     task = bar.add_task("training", total=settings.steps, note="")
-    validated = ""
+    validated, begun = "", False
 
     def meter(step: Step) -> None:
-        nonlocal validated
+        nonlocal validated, begun
+        if bar.disable and not begun:
+            begun = True
+            speed, left_min = f"{step.audio_per_second:.1f}x real time", step.seconds_left / 60
+            say(
+                f"step {step.step}/{step.steps}: loss {step.loss:.4f}, {speed}, about {left_min:.0f} min left", err=True
+            )
+        if step.validation_s is not None:
+            if bar.disable:
+                say(f"step {step.step}/{step.steps}: validating, about {step.validation_s:.0f} s", err=True)
+            return
         if step.validation_loss is not None:
             validated = f", validation {step.validation_loss:.4f}"
             if bar.disable:  # no terminal: a line now and then instead of the bar
-                typer.echo(f"step {step.step}/{step.steps}: loss {step.loss:.4f}{validated}", err=True)
+                say(f"step {step.step}/{step.steps}: loss {step.loss:.4f}{validated}", err=True)
         left = f"{step.seconds_left // 60:.0f} min left"
         note = f"loss {step.loss:.4f}{validated}, {step.audio_per_second:.1f}x real time, {left}"
         bar.update(task, completed=step.step, note=note)

@@ -18,7 +18,7 @@ from edgese.cli.board import (
     check_runtimes,
     print_self_test,
 )
-from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require
+from edgese.cli.terminal import BundleArgument, Json, Precisions, Quiet, print_table, progress_bar, require, say
 
 if TYPE_CHECKING:
     from edgese.verify.findings import Proof, Verification
@@ -75,13 +75,13 @@ def verify_command(
     if report is not None:
         require("jinja2", "PIL", extra="report")
     from edgese.errors import VerificationError
-    from edgese.graphs.bundles import shipped_bundle
+    from edgese.graphs.audio_facts import open_bundle
+    from edgese.graphs.bundles import bundle_path
     from edgese.graphs.segments import Segments, network_name, segments_in_words
     from edgese.metrics.pairs import read_recordings
     from edgese.verify.prove import prove
-    from export.bundle import Bundle
 
-    opened = Bundle.open(bundle or shipped_bundle())
+    opened = open_bundle(bundle_path(bundle))
     if bisect and Segments.of(opened.manifest) is not None:
         raise VerificationError(
             f"--bisect: {network_name(opened.manifest)} looks ahead: the search compares streams hop by hop, and it "
@@ -103,15 +103,15 @@ def verify_command(
         )
         divergences = _divergences(verification, lambda what: bar.update(task, description=what)) if bisect else {}
     if as_json:
-        typer.echo(json.dumps(verification.entry() | {"divergences": divergences}, indent=2, allow_nan=False))
+        say(json.dumps(verification.entry() | {"divergences": divergences}, indent=2, allow_nan=False))
     else:
         _print_verification(verification)
         for label, text in divergences.items():
-            typer.echo(f"{label}: {text}")
+            say(f"{label}: {text}")
     if report is not None:
         from edgese.verify.report.page import write_report
 
-        typer.echo(f"report: {write_report(verification, report)}", err=as_json)
+        say(f"report: {write_report(verification, report)}", err=as_json)
     if not verification.passed:
         raise typer.Exit(code=1)
 
@@ -129,16 +129,16 @@ def _verify_there(
     """Run the self-test of a board and print it; exit code 1 if a graph does not pass."""
     from edgese.board.commands import Chosen, self_test_there
     from edgese.device.content import choose
-    from edgese.graphs.bundles import shipped_bundle
-    from export.bundle import Bundle
+    from edgese.graphs.audio_facts import open_bundle
+    from edgese.graphs.bundles import bundle_path
 
     chosen = Chosen(check_runtimes(runtimes), precisions)
-    opened = Bundle.open(path or shipped_bundle())
+    opened = open_bundle(bundle_path(path))
     choose(opened, precisions)  # said now, not after copying
     with progress_bar(quiet or as_json) as bar, board_session(host, bar, timeout, no_keep, quiet) as session:
         tested = self_test_there(session, opened, chosen)
     if as_json:
-        typer.echo(json.dumps({"host": host} | tested, indent=2))
+        say(json.dumps({"host": host} | tested, indent=2))
     else:
         print_self_test(tested, opened.manifest["name"], host)
     if not tested["passed"]:
@@ -168,17 +168,17 @@ def _print_verification(verification: Verification) -> None:
     n_hops = max((proof.streamed.n_hops for proof in verification.proofs if proof.streamed), default=0)
     _print_row_table(verification.bundle, verification.proofs, n_hops)
     for check in verification.checks:
-        typer.echo(f"  {check.name}: {check.found}: {_verdict(check.passed)}")
+        say(f"  {check.name}: {check.found}: {_verdict(check.passed)}")
     for failure in verification.failures:
-        typer.echo(f"FAILED: {failure}")
+        say(f"FAILED: {failure}")
     if verification.not_tried:
-        typer.echo(f"  not tried, the network is not causal: {', '.join(verification.not_tried)}")
+        say(f"  not tried, the network is not causal: {', '.join(verification.not_tried)}")
     n_checks = len(verification.checks) + sum(len(proof.checks) for proof in verification.proofs)
     if verification.passed:
         n_graphs = len(verification.proofs)
-        typer.echo(f"passed: all {n_checks} checks of {n_graphs} graph{'s' if n_graphs != 1 else ''}")
+        say(f"passed: all {n_checks} checks of {n_graphs} graph{'s' if n_graphs != 1 else ''}")
     else:
-        typer.echo(f"FAILED: {len(verification.failures)} of {n_checks} checks")
+        say(f"FAILED: {len(verification.failures)} of {n_checks} checks")
 
 
 def _print_row_table(bundle: Bundle, proofs: tuple[Proof, ...], n_hops: int) -> None:

@@ -19,7 +19,7 @@ from edgese.device.content import Content
 from edgese.device.enhancing import enhance_wav
 from edgese.device.latency import measure
 from edgese.device.selftest import self_test
-from edgese.errors import EdgeseError
+from edgese.errors import EdgeseError, printable
 from edgese.graphs.engines import TENSORRT, EngineFolder, is_for
 from edgese.graphs.segments import require_streaming_form
 from edgese.machine import host as machine
@@ -142,6 +142,8 @@ def _enhance(content: Content, engines: EngineFolder, options: argparse.Namespac
     )
     if done.n_clipped:
         _log(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
+    if done.silent:
+        _log("warning: the input is silent, nothing but zeros, and so is the output: check the recording")
     channels = f", {done.n_channels} channels" if done.n_channels > 1 else ""
     _say(
         f"{options.output}: {done.duration_s:.1f} s{channels}, {graph.file} in {usable[0]}, "
@@ -220,12 +222,12 @@ def _seconds(text: str) -> float:
 
 
 def _say(result: object) -> None:
-    sys.stdout.write(f"{result}\n")
+    sys.stdout.write(f"{printable(str(result))}\n")
     sys.stdout.flush()
 
 
 def _log(line: object) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable(str(line))}\n")
     sys.stderr.flush()
 
 

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.errors import VerificationError
-from edgese.graphs.audio_facts import AudioFacts, audio_facts
+from edgese.graphs.audio_facts import AudioFacts, audio_facts, open_bundle
 from edgese.graphs.segments import Segments, require_streaming_form
 from export import ExportError
-from export.bundle import Bundle, Graph, sha256_of
+from export.bundle import Bundle, Graph
+from export.files import inner_file, read_bytes, sha256_of
 
 SUMS = "SHA256SUMS"
 BUNDLE = "bundle"
 ENGINES = "engines"
 
+_MOST_SUMS = 4_000_000  # bytes of SHA256SUMS
 _MEND = "unpack the archive again, or make it anew (edgese bundle)"
 
 
@@ -46,11 +48,11 @@ class Content:
         """
         sums = _read_sums(root)
         for name, wanted in sums.items():
-            _check_file(root / name, wanted)
+            _check_file(inner_file(root, name, _MEND), wanted)
         unlisted = [path.name for path in (root / BUNDLE).glob("*") if f"{BUNDLE}/{path.name}" not in sums]
         if unlisted:
             raise ExportError(f"{root / BUNDLE}: {', '.join(sorted(unlisted))}: not in {SUMS}; {_MEND}")
-        bundle = Bundle.open(root / BUNDLE)
+        bundle = open_bundle(root / BUNDLE)
         if not bundle.verified:
             raise VerificationError(f"{bundle.path}: these graphs did not pass their verification: export them again")
         return cls(root, bundle, len(sums))
@@ -119,7 +121,7 @@ class Content:
         """
         reference = self.bundle.manifest["reference"]
         try:
-            path, digest = self.bundle.path / reference["file"], str(reference["digest"])
+            path, digest = self.bundle.file(reference["file"]), str(reference["digest"])
         except (KeyError, TypeError) as error:
             raise ExportError(f"{self.bundle.path}: the manifest names no golden vectors; {_MEND}") from error
         (batch,) = read_batches(path, digest).batches
@@ -154,17 +156,15 @@ def choose(bundle: Bundle, precisions: Collection[str] = (), blocks: Collection[
 
 def _read_sums(root: Path) -> dict[str, str]:
     path = root / SUMS
+    content = read_bytes(path, _MOST_SUMS, f"is {root} an unpacked device bundle?")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read ({error.strerror}); is {root} an unpacked device bundle?") from error
+        lines = content.decode().splitlines()
     except ValueError as error:
         raise ExportError(f"{path}: damaged ({error}); {_MEND}") from error
     sums: dict[str, str] = {}
     for line in lines:
         digest, _, name = line.partition("  ")
-        relative = PurePosixPath(name)
-        if len(digest) != 64 or not name or relative.is_absolute() or ".." in relative.parts:
+        if len(digest) != 64 or not name:
             raise ExportError(f"{path}: damaged: found the line {line!r}, wanted a SHA-256 and a file; {_MEND}")
         sums[name] = digest
     return sums

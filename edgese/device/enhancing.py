@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ class Enhanced:
     processing_s: float  # reading, network and writing together; opening the graph is not in it
     n_channels: int
     n_clipped: int
+    silent: bool  # nothing but zeros came in, and went out
 
     @property
     def rtf(self) -> float:
@@ -66,7 +69,7 @@ def enhance_wav(
                 f"{shown(source)}: found {info.n_channels} channels, the engines take {engines.streams}: "
                 f"build them for more (--most {info.n_channels})"
             )
-        if target.exists() and not replace:
+        if os.path.lexists(target) and not replace:
             raise OutputError(
                 f"{shown(target)}: exists already; choose another name or allow it to be replaced (--force)"
             )
@@ -75,7 +78,7 @@ def enhance_wav(
         ) as opened:
             began, left = time.perf_counter(), info.n_frames
             stream = opened.stream(graph.states, streams=info.n_channels)
-            with WavWriter(target, info) as writer:
+            with WavWriter(target, info, mode=stat.S_IMODE(source.stat().st_mode)) as writer:
                 for block in _enhanced(content, reader.blocks(), stream, graph, info.n_channels):
                     if not np.isfinite(block).all():
                         raise AudioError(f"{shown(source)}: the network gave NaN or Inf: lower the input's level")
@@ -84,7 +87,7 @@ def enhance_wav(
                 assert left == 0, "the output is shorter than the input"
                 writer.publish(replace=replace)
                 seconds = time.perf_counter() - began
-    return Enhanced(info.duration_s, seconds, info.n_channels, writer.n_clipped)
+    return Enhanced(info.duration_s, seconds, info.n_channels, writer.n_clipped, reader.silent)
 
 
 def _enhanced(

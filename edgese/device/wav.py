@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-MIN_LENGTH_MS = 32  # as `edgese enhance`: one STFT window
 MAX_CHANNELS = 64
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -55,12 +54,14 @@ class WavReader:
     """Reader of an open WAV file. A context manager.
 
     Raises:
-        AudioError: missing, unreadable, not a WAV of a known kind, truncated, without samples, too short, of an
-            absurd rate or channel count.
+        AudioError: missing, unreadable, not a WAV of a known kind, truncated, without samples, of an absurd rate or
+            channel count.
     """
 
+    silent: bool  # nothing but zeros was read so far
+
     def __init__(self, path: Path) -> None:
-        self.name = shown(path)
+        self.name, self.silent = shown(path), True
         try:
             self._stream: IO[bytes] = path.open("rb")
         except OSError as error:
@@ -79,16 +80,13 @@ class WavReader:
     ) -> None:
         self._stream.close()
 
-    def blocks(self, *, silent: bool = False) -> Iterator[Samples]:
+    def blocks(self) -> Iterator[Samples]:
         """All samples, a second at a time, (n, n_channels) float32.
 
-        Args:
-            silent: a file of nothing but zeros is taken, too.
-
         Raises:
-            AudioError: NaN or Inf, nothing but silence, a file that ends too early.
+            AudioError: NaN or Inf, a file that ends too early.
         """
-        info, n_read, audible = self.info, 0, silent
+        info, n_read = self.info, 0
         while n_read < info.n_frames:
             n_frames = min(info.sample_rate_hz, info.n_frames - n_read)
             content = self._stream.read(n_frames * info.n_channels * info.sample_bytes)
@@ -97,11 +95,9 @@ class WavReader:
             block = _decoded(content, info.subtype).reshape(-1, info.n_channels)
             if not np.isfinite(block).all():
                 raise AudioError(f"{self.name}: found NaN or Inf, wanted finite samples: export it again")
-            audible = audible or bool(block.any())
+            self.silent = self.silent and not block.any()
             n_read += n_frames
             yield block
-        if not audible:
-            raise AudioError(f"{self.name}: found silence, nothing but zeros; wanted sound: check the recording")
 
     def _read_header(self, path: Path) -> WavInfo:
         head = self._stream.read(12)
@@ -144,8 +140,8 @@ class WavReader:
         if not 1 <= n_channels <= MAX_CHANNELS or frame_bytes != n_channels * bits // 8 or not rate_hz:
             raise self._truncated(f"its header says {n_channels} channels, {frame_bytes} bytes a frame, {rate_hz} Hz")
         info = WavInfo(rate_hz, n_channels, n_bytes // frame_bytes, subtype)
-        if info.n_frames * 1000 < MIN_LENGTH_MS * rate_hz:
-            raise AudioError(f"{self.name}: found {info.n_frames} samples, wanted at least {MIN_LENGTH_MS} ms of sound")
+        if not info.n_frames:
+            raise AudioError(f"{self.name}: found no samples, wanted some: record it again")
         return info
 
     def _truncated(self, found: str) -> AudioError:
@@ -157,12 +153,15 @@ class WavWriter:
 
     Integers are rounded and clipped at full scale; `n_clipped` counts the samples.
 
+    Args:
+        mode: permissions that the file has at most; None: the usual ones.
+
     Raises:
         OutputError: the place cannot be written to.
         AudioError: a WAV cannot hold so much.
     """
 
-    def __init__(self, target: Path, info: WavInfo) -> None:
+    def __init__(self, target: Path, info: WavInfo, *, mode: int | None = None) -> None:
         self.info = info
         self.n_clipped = 0
         n_bytes = info.n_frames * info.n_channels * info.sample_bytes
@@ -170,7 +169,7 @@ class WavWriter:
             raise AudioError(
                 f"{shown(target)}: {n_bytes} bytes of samples are more than a WAV can hold: split the input"
             )
-        self._partial = PartialFile(target)
+        self._partial = PartialFile(target, mode=mode)
         self._stream = open(self._partial.fd, "wb", closefd=False)  # noqa: SIM115 - a descriptor has no path
         try:
             self._put(_header(info, n_bytes))

@@ -3,7 +3,8 @@
 The network runs at 16 kHz: what it gives back at higher rates holds nothing above 8 kHz, unless an attenuation limit
 lets a part of the input through. Each channel is enhanced by itself, as one stream of the graph. Output and input have
 the same length and are aligned to a fraction of a sample, at any rate. No PyTorch and no onnx are needed. A network
-that is not causal takes overlapped segments (edgese/graphs/segments.py); all else is the same.
+that is not causal takes overlapped segments (edgese/graphs/segments.py); all else is the same. Quiet recordings are
+lifted for the network and lowered again, offsets taken out (lift.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from edgese.audio import Samples
 from edgese.audio.reader import resampled
 from edgese.config import AudioConfig
+from edgese.enhance.lift import Lift
 from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.opening import open_graph
 from edgese.graphs.precision import Precision
@@ -125,7 +127,9 @@ def denoise(
     dry = _Queue()
     model_hz = denoiser.config.sample_rate_hz
     noisy = resampled(dry.keep(blocks), rate_hz, model_hz, n_channels)
-    for wet in resampled(denoiser.blocks(noisy, n_channels), model_hz, rate_hz, n_channels):
+    lift = Lift(model_hz, n_channels)
+    enhanced_blocks = lift.taken_back(denoiser.blocks(lift.raised(noisy), n_channels))
+    for wet in resampled(enhanced_blocks, model_hz, rate_hz, n_channels):
         enhanced = wet[: dry.n_frames]  # behind the end, the network only answers the silence that drove it out
         if len(enhanced):
             clean = dry.take(len(enhanced))

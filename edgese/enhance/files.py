@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import queue
-import tempfile
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgese.atomic_file import PartialFile
+from edgese.atomic_file import PartialFile, require_place, require_space
 from edgese.audio import Samples
-from edgese.audio.formats import AudioInfo, choose_format
+from edgese.audio.formats import AudioInfo, choose_format, require_writable, size_bytes
 from edgese.audio.pipes import send_to_stdout, spool_stdin
 from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
@@ -32,6 +32,8 @@ from edgese.enhance.jobs import EnhanceOptions, Job
 from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
 from edgese.machine.processes import n_cores
+from edgese.machine.streams import stdout_fd
+from export.staging import temporary_folder
 
 _SILENCE_DBFS = -200.0
 Progress = Callable[[Job, float, "float | None"], None]  # job, seconds done, seconds in all if known
@@ -87,16 +89,26 @@ class Preview:
     target: AudioInfo
 
 
-def preview(job: Job) -> Preview:
+def preview(job: Job, promised: dict[int, int] | None = None) -> Preview:
     """Preview of what `enhance_file` would read and write; stdin cannot be looked at without being read.
+
+    Args:
+        promised: bytes that the outputs before this one take, by file system; this one's are added.
 
     Raises:
         AudioError: what the header shows to be wrong.
+        OutputError: a name that no file can have, a folder that cannot be written to, or no space for it.
     """
     if job.source is None:
         raise AudioError("stdin: cannot be looked at without being read: name a file")
+    for target in (job.target, job.plot):
+        if target is not None:
+            require_place(target)
     with AudioReader(job.source) as reader:
-        return Preview(job, reader.info, _target_info(job, reader.info))
+        info = _target_info(job, reader.info)
+        if job.target is not None:
+            require_space(job.target, size_bytes(info), promised)
+        return Preview(job, reader.info, info)
 
 
 def enhance_file(
@@ -119,8 +131,10 @@ def enhance_file(
         _require_running(job, stop)
         reader = stack.enter_context(AudioReader(source, job.source_name))
         info = _target_info(job, reader.info)
-        writer = stack.enter_context(AudioWriter(target, info, job.target_name))
+        require_space(target, size_bytes(info))
+        writer = stack.enter_context(AudioWriter(target, info, job.target_name, mode=_mode(job.source)))
         denoiser.prepare(source, job.source_name, stop)
+        given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
         noisy = level_in.meter(reader.blocks())
         clean = denoise(noisy, info.sample_rate_hz, info.n_channels, denoiser, job.options.atten_limit_db)
@@ -131,7 +145,7 @@ def enhance_file(
                     f"{job.source_name}: the network gave NaN or Inf after {writer.n_written / info.sample_rate_hz:.2f}"
                     f" s; its input reaches {level_in.peak:.3g}, wanted about 1 at most: lower its level"
                 )
-            writer.write(block)
+            writer.write(block if given_back == 1 else block * given_back)
             if progress is not None:
                 progress(job, writer.n_written / info.sample_rate_hz, reader.info.duration_s)
         writer.finish()
@@ -156,7 +170,7 @@ def enhance_file(
             level_in_dbfs=level_in.dbfs,
             level_out_dbfs=level_out.dbfs,
             n_clipped=writer.n_clipped,
-            warnings=tuple(_warnings(reader, writer, denoiser)),
+            warnings=tuple(_warnings(reader, writer, denoiser, float(given_back))),
         )
 
 
@@ -252,20 +266,25 @@ def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tup
     if job.source is not None and job.target is not None:
         return job.source, job.target
     try:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgese-")))
+        folder = stack.enter_context(temporary_folder())
     except OSError as error:
         raise AudioError(f"{job.source_name}: no place for temporary files ({error}): set TMPDIR") from error
     source = job.source or folder / "stdin"
     if job.source is None:
         spool_stdin(source, stop)
-    if job.target is None and os.isatty(1):
+    if job.target is None and os.isatty(stdout_fd()):
         raise AudioError("stdout: found a terminal, wanted a file or pipe, as in: edgese enhance - < in.wav > out.wav")
     return source, job.target or folder / "stdout"
 
 
 def _target_info(job: Job, source: AudioInfo) -> AudioInfo:
     suffix = job.target.suffix.lower() if job.target is not None else ""
-    return choose_format(source, suffix, job.options.container, job.options.subtype)
+    try:
+        info = choose_format(source, suffix, job.options.container, job.options.subtype)
+    except AudioError as error:
+        raise AudioError(f"{job.target_name}: {error}") from error
+    require_writable(job.target_name, info)
+    return info
 
 
 @contextlib.contextmanager
@@ -273,7 +292,7 @@ def _plotted(job: Job, source: Path, enhanced: Path) -> Iterator[PartialFile]:
     from edgese.enhance.plot import write_comparison
 
     assert job.plot is not None
-    with PartialFile(job.plot) as partial:
+    with PartialFile(job.plot, mode=_mode(job.source)) as partial:
         try:
             write_comparison(source, enhanced, partial.path)
         except OSError as error:
@@ -281,12 +300,20 @@ def _plotted(job: Job, source: Path, enhanced: Path) -> Iterator[PartialFile]:
         yield partial
 
 
+def _mode(source: Path | None) -> int | None:
+    """Permissions of a recording, which its output has at most: what is private stays so."""
+    try:
+        return None if source is None else stat.S_IMODE(source.stat().st_mode)
+    except OSError:  # it has gone since it was opened
+        return 0o600
+
+
 def _require_running(job: Job, stop: threading.Event) -> None:
     if stop.is_set():
         raise Stopped(f"{job.source_name}: stopped before it was done; nothing was left of its output")
 
 
-def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer) -> Iterator[str]:
+def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer, given_back: float) -> Iterator[str]:
     if not denoiser.trained:
         yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
     if writer.n_clipped:
@@ -294,8 +321,10 @@ def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer) -> I
             f"{writer.n_clipped} samples were clipped at full scale: lower the input's level, or write floats, "
             "as in --subtype FLOAT"
         )
-    announced_s, found_s = reader.info.duration_s, reader.n_read / reader.info.sample_rate_hz
-    if announced_s is not None and found_s < 0.99 * announced_s:
-        yield f"the input ends at {found_s:.2f} s, its header suggests {announced_s:.2f} s: it may be truncated"
+    yield from reader.notes
+    if reader.scale != 1:
+        yield f"the output is {'multiplied again' if given_back != 1 else 'left so: its samples cannot exceed 1'}"
+    if reader.silent:
+        yield "the input is silent, nothing but zeros, and so is the output: check the recording"
     if writer.info.container == "MP3":
         yield "MP3 is written: players that ignore its gapless tag will shift and pad it"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from edgese.atomic_file import shown
-from edgese.audio.formats import CONTAINERS, FORMATS, READABLE, SUBTYPES
+from edgese.audio.formats import CONTAINERS, FORMATS, READABLE, SUBTYPES, UNREADABLE
 from edgese.errors import AudioError, ConfigError
 from edgese.graphs.precision import Precision
 
@@ -67,7 +68,11 @@ def plan_jobs(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
     folder under their own names. MP3 becomes WAV unless the output's name says .mp3: most players shift and pad MP3.
     An input that is missing gets its job like any other, and fails when it is done.
 
+    Where inputs would share an output, those whose suffix changes keep their whole names: `talk.mp3` becomes
+    `talk.mp3.wav` beside `talk.wav`.
+
     Raises:
+        ConfigError: an output that is named like a file, for several inputs.
         AudioError: an output that is also an input (through links, too), that two inputs share, that exists and may
             not be replaced, that is no file, or whose format is not known; a folder without audio files.
     """
@@ -77,12 +82,25 @@ def plan_jobs(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
         raise AudioError("input: found an empty name, wanted a file, a folder, or - for stdin")
     if list(inputs).count("-") > 1:
         raise AudioError("stdin: named more than once, can be read only once")
-    jobs = [
-        Job(source, target, _plot_path(target) if options.plot else None, options)
-        for source, target in _pairs(inputs, options)
-    ]
+    jobs: list[Job] = []
+    plots: set[Path] = set()
+    for source, target in _apart(list(_pairs(inputs, options))):
+        plot = _plot_path(target, plots) if options.plot else None
+        plots |= {plot} if plot is not None else set()
+        jobs.append(Job(source, target, plot, options))
     _check_targets(jobs, options.force)
     return jobs
+
+
+def passed_over(inputs: Sequence[str]) -> list[Path]:
+    """Files of the input folders that hold sound, by their names, in formats that are not read."""
+    return [
+        file
+        for text in inputs
+        if text != "-" and _is_folder(Path(text))
+        for file in _files(Path(text))
+        if file.suffix.lower() in UNREADABLE
+    ]
 
 
 def _pairs(inputs: Sequence[str], options: EnhanceOptions) -> Iterator[tuple[Path | None, Path | None]]:
@@ -109,6 +127,16 @@ def _pairs(inputs: Sequence[str], options: EnhanceOptions) -> Iterator[tuple[Pat
             yield source, source.with_name(f"{_stem(source)}.enhanced{_suffix(source, options)}")
 
 
+def _apart(pairs: Sequence[tuple[Path | None, Path | None]]) -> Iterator[tuple[Path | None, Path | None]]:
+    """The same pairs; of those that share an output, the ones whose suffix changes keep their input's whole name."""
+    sharing = Counter(target for _, target in pairs)
+    for source, target in pairs:
+        if source is not None and target is not None and sharing[target] > 1 and source.suffix != target.suffix:
+            yield source, target.with_name(source.name + target.name.removeprefix(_stem(source)))
+        else:
+            yield source, target
+
+
 def _output_folder(inputs: Sequence[str], options: EnhanceOptions) -> Path | None:
     """Folder that all outputs go to; None: they go beside the inputs, to the one file named, or to stdout."""
     output = options.output
@@ -124,6 +152,11 @@ def _output_folder(inputs: Sequence[str], options: EnhanceOptions) -> Path | Non
     path = Path(output)
     if several and _stat(path) is not None and not _is_folder(path):
         raise AudioError(f"{shown(path)}: found a file, wanted a folder, as there are several files to write")
+    if several and path.suffix.lower() in READABLE and not output.endswith(os.sep) and not _is_folder(path):
+        raise ConfigError(
+            f"-o {shown(path)}: found the name of a file, wanted a folder, as there are several files to write: "
+            f"recordings are not joined; if it shall be a folder, end it with {os.sep}"
+        )
     return path if several or output.endswith(os.sep) or _is_folder(path) else None
 
 
@@ -158,10 +191,11 @@ def _check_suffix(target: Path, options: EnhanceOptions) -> None:
         )
 
 
-def _plot_path(target: Path | None) -> Path:
+def _plot_path(target: Path | None, taken: Collection[Path]) -> Path:
     if target is None:
         raise AudioError("stdout: has no place for a plot beside it: name an output file with -o, or leave --plot out")
-    return target.with_suffix(".png")
+    plot = target.with_suffix(".png")
+    return plot if plot not in taken else target.with_name(f"{target.name}.png")
 
 
 def _check_targets(jobs: Sequence[Job], force: bool) -> None:
@@ -180,9 +214,8 @@ def _check_targets(jobs: Sequence[Job], force: bool) -> None:
                     f"{shown(target)}: both {other.source_name} and {job.source_name} would be written there: "
                     "enhance them one by one, or into two folders"
                 )
-            found = _stat(target)
-            if found is not None:
-                if not target.is_file():
+            if _is_taken(target):
+                if _stat(target) is not None and not target.is_file():
                     raise AudioError(f"{shown(target)}: found a folder, pipe or device, wanted the name of a file")
                 existing.append(target)
     if existing and not force:
@@ -198,19 +231,25 @@ def _identities(path: Path) -> set[object]:
 
 def _audio_files(folder: Path, output: Path) -> list[Path]:
     """Audio files below `folder` by suffix, sorted; neither hidden ones nor those below `output`."""
+    found = [file for file in _files(folder, output) if file.suffix.lower() in READABLE]
+    if not found:
+        others = sorted(file for file in _files(folder, output) if file.suffix.lower() in UNREADABLE)
+        seen = f" but {shown(others[0].name)}, which is not read" if others else ""
+        raise AudioError(f"{shown(folder)}: found no audio files{seen}, wanted some that end in {', '.join(READABLE)}")
+    return found
+
+
+def _files(folder: Path, output: Path | None = None) -> Iterator[Path]:
+    """Files below `folder`, sorted folder by folder; neither hidden ones nor those below `output`."""
 
     def refuse(error: OSError) -> None:
         raise AudioError(f"{shown(str(error.filename))}: cannot be listed ({error.strerror}): change its permissions")
 
-    found: list[Path] = []
-    own = os.path.realpath(output)
+    own = None if output is None else os.path.realpath(output)
     for place, folders, files in os.walk(folder, onerror=refuse):
         here = Path(place)
         folders[:] = sorted(name for name in folders if name[0] != "." and os.path.realpath(here / name) != own)
-        found += [here / name for name in sorted(files) if name[0] != "." and Path(name).suffix.lower() in READABLE]
-    if not found:
-        raise AudioError(f"{shown(folder)}: found no audio files, wanted some that end in {', '.join(READABLE)}")
-    return found
+        yield from (here / name for name in sorted(files) if name[0] != ".")
 
 
 def _beside(folder: Path) -> Path:
@@ -224,6 +263,14 @@ def _beside(folder: Path) -> Path:
 def _is_folder(path: Path) -> bool:
     found = _stat(path)
     return found is not None and path.is_dir()
+
+
+def _is_taken(path: Path) -> bool:
+    """True if the name is given, be it to a link that leads nowhere."""
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -6,23 +6,34 @@ from pathlib import Path
 
 from edgese.config import AudioConfig, from_dict
 from edgese.errors import VerificationError
+from edgese.graphs.audio_facts import audio_facts, open_bundle
 from edgese.graphs.precision import Precision
 from edgese.graphs.segments import require_streaming_form
 from export import ExportError
 from export.bundle import Bundle, Graph
 
+SHIPPED = ("small",)  # names of the bundles that come with this package; the first is the default
 
-def shipped_bundle() -> Path:
-    """Path of the bundle that comes with this package."""
-    return Path(__file__).parents[1] / "weights" / "mbs-net-small"
+
+def shipped_bundle(name: str = SHIPPED[0]) -> Path:
+    """Path of a bundle that comes with this package."""
+    return Path(__file__).parents[1] / "weights" / f"mbs-net-{name}"
+
+
+def bundle_path(named: Path | None) -> Path:
+    """Path of the bundle that a user names: its folder, or one of `SHIPPED`; None: the default."""
+    if named is None:
+        return shipped_bundle()
+    return shipped_bundle(str(named)) if str(named) in SHIPPED and not named.exists() else named
 
 
 def audio_config(bundle: Bundle) -> AudioConfig:
     """Audio settings of a bundle's network.
 
     Raises:
-        ExportError: the manifest does not say.
+        ExportError: the manifest does not say, or the bundle contradicts itself.
     """
+    audio_facts(bundle)
     try:
         audio = {key: bundle.manifest["audio"][key] for key in ("sample_rate_hz", "n_fft", "hop")}
     except (KeyError, TypeError) as error:
@@ -65,7 +76,7 @@ def open_verified(bundle_path: Path) -> Bundle:
         ExportError: no bundle there, or a damaged one.
         VerificationError: the bundle was never shown to agree with PyTorch.
     """
-    bundle = Bundle.open(bundle_path)
+    bundle = open_bundle(bundle_path)
     if not bundle.verified:
         raise VerificationError(
             f"{bundle_path}: this bundle did not pass its verification, its sound cannot be trusted: export it again"

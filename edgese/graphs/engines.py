@@ -13,8 +13,9 @@ from export import ExportError
 from export.bundle import Bundle, Graph
 from export.engine import BuildOptions
 from export.engine_cache import cached_engine
-from runtimes.base import Runtime
+from runtimes.base import ArtefactError, Runtime, TensorSpec
 from runtimes.registry import load_runtime, open_runtime
+from runtimes.tensor_spec import shape_text
 
 TENSORRT = "tensorrt"
 CPU_ONLY = "int8-cpu"  # asymmetric 8 bits: TensorRT takes symmetric ones only
@@ -42,7 +43,7 @@ class EngineFolder:
             raise ExportError(f"{graph.file}: rounds as CPUs do, TensorRT takes symmetric int8 only: choose int8")
         axes = {axis: (1, 1, self.streams) for spec in graph.inputs for axis in spec.shape if isinstance(axis, str)}
         return cached_engine(
-            bundle.path / graph.file,
+            bundle.graph_file(graph),
             self.folder,
             BuildOptions(axes, timing_cache=self.folder / "timing.cache"),
             on_message,
@@ -77,8 +78,21 @@ def open_exported(
         ArtefactError: the graph is not the one that the manifest names.
         ExportError: an engine cannot be built, or the folder holds a damaged one.
     """
-    path = bundle.path / graph.file
+    path = bundle.graph_file(graph)
     if runtime == TENSORRT:
         load_runtime(runtime)  # raises for what is missing before anything is built
         path = engines.engine(bundle, graph, on_message)
-    return open_runtime(runtime, path, threads=threads, metadata=metadata)
+    opened = open_runtime(runtime, path, threads=threads, metadata=metadata)
+    for listed, found in ((graph.inputs, opened.inputs), (graph.outputs, opened.outputs)):
+        if sorted(map(_form, listed)) != sorted(map(_form, found)):
+            opened.close()
+            raise ArtefactError(
+                f"{path}: takes or gives other tensors than the manifest lists: found {', '.join(map(str, found))}, "
+                f"wanted {', '.join(map(str, listed))}; export the bundle again"
+            )
+    return opened
+
+
+def _form(spec: TensorSpec) -> tuple[str, str, str]:
+    """What must be equal of two specs of the same tensor; runtimes may name a dynamic axis otherwise."""
+    return spec.name, spec.dtype, shape_text([axis if isinstance(axis, int) else "any" for axis in spec.shape])

@@ -76,7 +76,7 @@ def bundle_enhancer(bundle: Bundle, variant: str = "") -> WaveformEnhancer:
     Raises:
         CheckpointError: the bundle's weights are missing or broken.
     """
-    return with_variant(load_enhancer(bundle.path / WEIGHTS), variant)
+    return with_variant(load_enhancer(bundle.file(WEIGHTS)), variant)
 
 
 def with_variant(enhancer: WaveformEnhancer, variant: str) -> WaveformEnhancer:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgese.graphs.engines import EngineFolder, OnMessage, open_exported
 from export.bundle import WEIGHTS, Bundle, Graph
+from export.staging import temporary_folder
 from runtimes.base import Runtime
 from runtimes.registry import open_runtime
 
@@ -61,8 +61,8 @@ def open_graph(
         return
     from edgese.graphs.form import write_program
 
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-        program = Path(folder) / "graph.pt2"
+    with temporary_folder() as folder:
+        program = folder / "graph.pt2"
         write_program(bundle, graph, program, wanted)
         with open_runtime(runtime, program, threads=threads, metadata=wanted) as opened:
             yield opened
@@ -76,7 +76,7 @@ def engine_cache() -> Path:
 
 def engine_folder(bundle: Bundle) -> EngineFolder:
     """Folder of one bundle's engines in this user's cache."""
-    return EngineFolder(engine_cache() / bundle.manifest["name"], ENGINE_STREAMS)
+    return EngineFolder(engine_cache() / bundle.file_name, ENGINE_STREAMS)
 
 
 def wanted_metadata(bundle: Bundle, graph: Graph) -> dict[str, str]:

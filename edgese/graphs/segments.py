@@ -47,11 +47,12 @@ class Segments:
 
     def __post_init__(self) -> None:
         fits = 0 <= 2 * self.edge <= self.overlap and self.fade <= self.advance and self.advance > 0
+        fits = fits and 0 < self.hop <= self.size <= MAX_SEGMENT_HOPS * self.hop
         if not fits or self.size % self.hop or self.advance % self.hop:
             raise ExportError(
                 f"segments: found {self.size} samples that overlap by {self.overlap} with edges of {self.edge}, "
-                f"wanted whole hops of {self.hop} and an overlap that holds both edges and leaves a fade's length "
-                "between its neighbours; export the bundle again"
+                f"wanted at most {MAX_SEGMENT_HOPS} whole hops of {self.hop}, an overlap that holds both edges "
+                "and leaves a fade's length between its neighbours; export the bundle again"
             )
 
     @classmethod

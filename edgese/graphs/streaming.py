@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from edgese.audio import Samples, Wave
 from edgese.graphs.segments import Segments
+from export import ExportError
 from export.bundle import Graph
-from runtimes.base import Runtime, Stream
+from runtimes.base import Runtime, Stream, TensorSpec
 
 
 def samples(graph: Graph, n_hops: int) -> int:
-    """Samples of one hop, or of the whole blocks that hold `n_hops` hops."""
-    size = next(spec for spec in graph.inputs if spec.name == "wave").shape[1]
-    assert isinstance(size, int), "the wave's length is static"
+    """Samples of one hop, or of the whole blocks that hold `n_hops` hops.
+
+    Raises:
+        ExportError: the graph takes or gives no sound of whole hops.
+    """
+    size = _wave_size(graph.inputs, "wave")
+    if size is None or size % graph.block or size != _wave_size(graph.outputs, "enhanced"):
+        raise ExportError(
+            f"{graph.file}: found no `wave` and `enhanced` of {graph.block} whole hops among what it takes and gives; "
+            "export the bundle again"
+        )
     return size // graph.block if n_hops == 1 else -(-n_hops // graph.block) * size
+
+
+def _wave_size(specs: Sequence[TensorSpec], name: str) -> int | None:
+    """Samples of each stream in the sound of this name, (streams, n_samples); None where there is no such sound."""
+    sizes = [spec.shape[1] for spec in specs if spec.name == name and len(spec.shape) == 2]
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def run(stream: Stream, graph: Graph, wave: Wave, took: list[float] | None = None) -> Wave:

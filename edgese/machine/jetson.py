@@ -184,7 +184,7 @@ def _cuda(root: Path, missing: dict[str, str]) -> str | None:
         return None
     try:
         version = json.loads(text)["cuda"]["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         missing["cuda"] = f"{path}: found no version of CUDA ({type(error).__name__})"
         return None
     return str(version)

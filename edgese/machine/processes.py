@@ -13,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
 from typing import TypeVar
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it: 128 + SIGINT
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

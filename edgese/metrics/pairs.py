@@ -18,6 +18,7 @@ from edgese.samples import CLEAN, NOISY
 logger = logging.getLogger(__name__)
 
 N_FILES = 10
+_MOST_NAMED = 100  # files in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +60,13 @@ def pair_files(data: Path) -> dict[str, tuple[Path, Path]]:
     names = sorted(clean.keys() & noisy.keys())
     if not names:
         raise AudioError(f"{data}: found no pairs, wanted files of the same names in clean/ and noisy/")
-    alone = sorted(clean.keys() ^ noisy.keys())
+    alone = [str((clean.get(name) or noisy[name]).relative_to(data)) for name in sorted(clean.keys() ^ noisy.keys())]
     if alone:
-        logger.warning("%s: %d files are left out, the first %s: in clean/ or noisy/ only", data, len(alone), alone[0])
+        more = f" and {len(alone) - _MOST_NAMED} more" if len(alone) > _MOST_NAMED else ""
+        what = "1 file is" if len(alone) == 1 else f"{len(alone)} files are"
+        logger.warning(
+            "%s: %s left out, in clean/ or noisy/ only: %s%s", data, what, ", ".join(alone[:_MOST_NAMED]), more
+        )
     return {name: (clean[name], noisy[name]) for name in names}
 
 

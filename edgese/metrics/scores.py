@@ -2,7 +2,8 @@
 
 PESQ: ITU-T P.862.2 (wideband) and P.862.1 (narrowband), package `pesq`. STOI: Taal et al. 2011, extended: Jensen &
 Taal 2016, package `pystoi`. SI-SDR: Le Roux et al. 2019, eq. 6. CSIG, CBAK, COVL: Hu & Loizou 2008, see composite.py.
-Log-spectral distance: Gray & Markel 1976. All take float waves at 16 kHz, in time with each other and equally long.
+Log-spectral distance: Gray & Markel 1976. SIG, BAK, OVRL: dnsmos.py, the only ones that need no clean recording. Level
+by octave: band_levels.py. All take float waves at 16 kHz, in time with each other and equally long.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 
 from edgese.audio import Wave
 from edgese.errors import EdgeseError, VerificationError, install_command
+from edgese.metrics.band_levels import CENTRES_HZ, band_levels_db
 from edgese.metrics.composite import composite
 from edgese.metrics.difference import snr_db, tensor_error
+from edgese.metrics.dnsmos import dnsmos
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -34,7 +37,8 @@ class Metric:
     title: str
     definition: str
     digits: int = 2  # behind the point, in a table
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True  # None: the nearer to 0, the better
+    needs_clean: bool = True
 
 
 METRICS = {
@@ -49,9 +53,19 @@ METRICS = {
     "lsd_db": Metric(
         "LSD dB", "RMS log-spectral distance, 32 ms Hann frames, 50 dB deep, mean over frames", higher_is_better=False
     ),
+    "dnsmos_sig": Metric("SIG", "DNSMOS P.835, speech alone, Reddy et al. 2022", needs_clean=False),
+    "dnsmos_bak": Metric("BAK", "DNSMOS P.835, background alone", needs_clean=False),
+    "dnsmos_ovrl": Metric("OVRL", "DNSMOS P.835, overall", needs_clean=False),
+    **{
+        f"level_{centre}_hz_db": Metric(
+            f"{centre} Hz", "level of speech over the clean one, octave band", digits=1, higher_is_better=None
+        )
+        for centre in CENTRES_HZ
+    },
 }
 NAMES = tuple(METRICS)
 
+_LEVELS = tuple(name for name, metric in METRICS.items() if metric.higher_is_better is None)
 _MAX_PESQ_S = 60.0  # its C program has room for 50 utterances and writes past it: wrong scores, or a crash
 _LSD_FRAME = 512
 _LSD_HOP = 128
@@ -64,7 +78,7 @@ def packages() -> dict[str, str]:
     Raises:
         EdgeseError: one is missing.
     """
-    return {name: importlib.metadata.version(_package(name).__name__) for name in ("pesq", "pystoi")}
+    return {name: importlib.metadata.version(_package(name).__name__) for name in ("pesq", "pystoi", "speechmos")}
 
 
 def pesq_wb(clean: Wave, enhanced: Wave) -> float:
@@ -141,8 +155,9 @@ def all_scores(clean: Wave, enhanced: Wave) -> dict[str, float]:
     """
     if len(clean) != len(enhanced):
         raise EdgeseError(f"found {len(enhanced)} samples, wanted {len(clean)} as in the clean recording")
-    if not (np.isfinite(clean).all() and np.isfinite(enhanced).all()):
+    if not np.isfinite(clean).all():
         raise EdgeseError("found NaN or Inf in the sound, wanted numbers")
+    alone = scores_without_clean(enhanced)
     quality = pesq_wb(clean, enhanced)
     scores = {
         "pesq_wb": quality,
@@ -152,11 +167,28 @@ def all_scores(clean: Wave, enhanced: Wave) -> dict[str, float]:
         "si_sdr_db": si_sdr(clean, enhanced),
         **composite(clean, enhanced, quality)._asdict(),
         "lsd_db": log_spectral_distance(clean, enhanced),
+        **alone,
+        **dict(zip(_LEVELS, band_levels_db(clean, enhanced), strict=True)),
     }
     assert tuple(scores) == NAMES
+    return _finite(scores)
+
+
+def scores_without_clean(wave: Wave) -> dict[str, float]:
+    """Scores that need no clean recording, by their names in `NAMES`.
+
+    Raises:
+        EdgeseError: they cannot be computed.
+    """
+    if not np.isfinite(wave).all():
+        raise EdgeseError("found NaN or Inf in the sound, wanted numbers")
+    return _finite({f"dnsmos_{name}": rating for name, rating in dnsmos(wave)._asdict().items()})
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float]:
     for name, score in scores.items():
         if not math.isfinite(score):
-            raise EdgeseError(f"{METRICS[name].title} cannot score this pair (it gives {score})")
+            raise EdgeseError(f"{METRICS[name].title} cannot score this recording (it gives {score})")
     return scores
 
 

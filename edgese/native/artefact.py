@@ -32,7 +32,7 @@ def native_artefact(bundle: Bundle, graph: Graph, metadata: Mapping[str, str]) -
         ArtefactError: the bundle holds no weights, broken ones, or those of another network than MBS-Net.
     """
     stored = STORED[graph.precision]
-    file = bundle.manifest.get("native", {}).get(stored)
+    file = _own_file(bundle, stored)
     with contextlib.ExitStack() as stack:
         if file is not None:
             weights = bundle.path / file
@@ -74,6 +74,15 @@ def write_weights(target: Path, source: Path, name: str, digest: str, stored: st
 def weights_file(stored: str) -> str:
     """Name of the library's weights file in a bundle."""
     return f"model{'' if stored == 'fp32' else f'.{stored}'}{SUFFIX}"
+
+
+def _own_file(bundle: Bundle, stored: str) -> str | None:
+    """Name of the bundle's own weights file for the library; None where it has none."""
+    own = bundle.manifest.get("native", {})
+    file = own.get(stored) if isinstance(own, dict) else own
+    if file is not None and file not in list(bundle.manifest["files"]):
+        raise ArtefactError(f"{bundle.path}: native: found {own!r}, wanted names of its own files; export it again")
+    return file
 
 
 def _source(bundle: Bundle) -> Path:

@@ -16,8 +16,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import math
+import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +30,16 @@ from calib import CalibrationError
 from calib.batches import Batches, read_batches, write_batches
 from calib.ranges import METHODS, Histogram, Range, find_ranges, histograms
 from edgese import __version__
+from edgese.atomic_file import PartialFile
 from edgese.audio import Wave
 from edgese.config import DataConfig, TrainConfig
 from edgese.errors import ConfigError
 from edgese.graphs.plan import Plan
 from edgese.graphs.write import graph_of, quantizable, write_graph
 from edgese.metrics.difference import snr_db
-from edgese.model.checkpoint import save_weights
+from edgese.model.checkpoint import packed_weights
 from edgese.model.enhancer import WaveformEnhancer
+from export.staging import temporary_folder
 
 if TYPE_CHECKING:
     from edgese.train.data import Examples
@@ -170,7 +172,7 @@ def require_target(path: Path, *, replace: bool) -> None:
         raise CalibrationError(f"{path}: the file name must end in .npz")
     if path.is_dir():
         raise CalibrationError(f"{path}: is a folder, wanted a file; choose another -o")
-    if path.exists() and not replace:
+    if os.path.lexists(path) and not replace:
         raise CalibrationError(f"{path}: exists already; replace it with --force, or choose another -o")
     if not path.parent.is_dir():
         raise CalibrationError(f"{path}: found no folder {path.parent}; make it, or choose another -o")
@@ -182,10 +184,18 @@ def write_calibration(
     """Store what `draw_batches` gave; returns the digest of the batches.
 
     Raises:
-        CalibrationError: as `require_target`, or the file cannot be written.
+        CalibrationError: as `require_target`, or there is nothing to store.
+        OutputError: the file cannot be written; an older one is as it was.
     """
     require_target(path, replace=replace)
-    return write_batches(path, batches, provenance)
+    with PartialFile(path) as partial:
+        try:
+            with open(partial.fd, "wb", closefd=False) as stream:  # a descriptor has no path
+                digest = write_batches(path, batches, provenance, stream=stream)
+        except OSError as error:
+            raise partial.error(error) from error
+        partial.publish(replace=replace)
+    return digest
 
 
 def read_calibration(path: Path, enhancer: WaveformEnhancer) -> Batches:
@@ -218,10 +228,7 @@ def read_calibration(path: Path, enhancer: WaveformEnhancer) -> Batches:
 
 def weights_digest(enhancer: WaveformEnhancer) -> str:
     """SHA-256 of a network's weights file as a bundle has it, whatever file they came from."""
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-        path = Path(folder) / "model.safetensors"
-        save_weights(path, enhancer, enhancer.state_dict())
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(packed_weights(enhancer, enhancer.state_dict())).hexdigest()
 
 
 def compare_ranges(
@@ -239,8 +246,8 @@ def compare_ranges(
     report = on_progress or (lambda done, total: None)
     n_passes = len(METHODS) + 2
     block = batches[0]["wave"].shape[1] // enhancer.audio.hop
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
-        path = Path(folder) / "graph.onnx"
+    with temporary_folder() as folder:
+        path = folder / "graph.onnx"
         write_graph(enhancer, graph_of(enhancer, block), path, Plan())
         tensors = {product: found.activation for product, found in quantizable(path, enhancer).items()}
         if not tensors:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import products
 from edgese.quantize.scoring import Scored, ScoringTask, died, score_graph
 from edgese.verify.limits import LIMITS
+from export.staging import temporary_folder
 
 BUDGET = 0.02  # of PESQ-WB; the limit is 0.05: other recordings lose other amounts
 LIMIT = LIMITS[Precision.INT8].pesq_loss
@@ -116,9 +116,9 @@ def search_int8(
         raise ConfigError(f"calibrator: found {method}, wanted one of {', '.join((BEST, *METHODS))}")
     if not 0 < budget <= LIMIT:
         raise ConfigError(f"PESQ budget: found {budget}, wanted more than 0 and at most {LIMIT}")
-    with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
+    with temporary_folder() as folder:
         methods = METHODS if method == BEST else (method,)
-        search = _Search(Path(folder), enhancer, calibration, recordings, precision, methods, report)
+        search = _Search(folder, enhancer, calibration, recordings, precision, methods, report)
         alone = [cost for name in methods for cost in search.alone(name)]
         chosen = _least_noise(alone, search.tensors)
         ranges = {product: search.offered[name][product] for product, name in chosen.items()}

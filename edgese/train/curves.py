@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.errors import EdgeseError
-from edgese.pictures.figure import drawing, new_figure, ticker
+from edgese.pictures.figure import drawing, new_figure, ticker, write_png
 
 SMOOTHING = 1 / 40  # share of a run that the training losses are averaged over: single batches scatter widely
 
@@ -26,8 +26,8 @@ def write_learning_curves(log: Path, png: Path) -> None:
         log: the `log.csv` of `edgese train`; columns may be missing, and cells empty.
 
     Raises:
-        EdgeseError: the log cannot be read, or holds no steps or something else than numbers.
-        OSError: the picture cannot be written.
+        EdgeseError: the log cannot be read, or holds no steps or something else than numbers; the picture cannot be
+            written.
     """
     curves = _read_log(log)
     scores = [name for name in curves if name.startswith("validation_") and name != "validation_loss"]
@@ -60,7 +60,7 @@ def write_learning_curves(log: Path, png: Path) -> None:
             if len(names) > 1 or names[0].startswith("validation_"):
                 axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         axes[-1].set_xlabel("step")
-        figure.savefig(png, format="png", dpi=120)
+        write_png(figure, png)
 
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values; only where there is a value

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +35,9 @@ from edgese.train.decoded import DecodedRecordings, Progress
 from edgese.train.mixing import MixedExamples, PairedExamples, validation_config
 from edgese.train.rooms import Room, make_rooms, read_rooms
 
+logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 100  # recordings in a message
 TRAINING, VALIDATION = 0, 1  # splits, as examples are numbered by them
 DEPTH = 3
 MOST_ROOMS = 1000  # of a large collection, kept in memory; more teach nothing new
@@ -58,11 +64,15 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DataSets:
-    """Examples for training and for validation; their speakers and noise recordings are disjoint."""
+    """Examples for training and for validation; their speakers and noise recordings are disjoint.
+
+    Of one speaker alone, the recordings are.
+    """
 
     train: Examples
     validation: Examples
     description: dict[str, object]
+    digest: str = ""  # of the recordings and of whose they are: equal digests give equal examples; "" where unknown
 
 
 def open_data(
@@ -75,7 +85,7 @@ def open_data(
 
     Raises:
         TrainingError: the folder is missing, has neither layout, or holds too little.
-        AudioError: a recording that cannot be read, or holds no sound.
+        AudioError: none of the recordings can be used; a warning names those that cannot where others can.
     """
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; wanted clean and noisy recordings, or speech and noise")
@@ -109,38 +119,55 @@ class _Opening:
     def pairs(self, folders: Sequence[tuple[Path, Path]]) -> DataSets:
         noisy_of: dict[Path, Path] = {}
         speaker_of: dict[Path, str] = {}
+        unpaired: list[Path] = []
         for clean_folder, noisy_folder in folders:
             noisy_files = {_pair_name(file): file for file in _audio_files(noisy_folder)}
-            for file in _audio_files(clean_folder):
+            clean_files = {_pair_name(file): file for file in _audio_files(clean_folder)}
+            unpaired += [clean_files.get(name) or noisy_files[name] for name in clean_files.keys() ^ noisy_files.keys()]
+            for file in clean_files.values():
                 if _pair_name(file) in noisy_files:
                     noisy_of[file] = noisy_files[_pair_name(file)]
                     speaker_of[file] = _speaker(file, clean_folder)
         if not noisy_of:
             raise TrainingError(f"{folders[0][0]}: found no recording that {folders[0][1]} has too, wanted equal names")
-        parts = self._split("speakers", folders[0][0], list(speaker_of.values()))
+        _warn(
+            "are left out, which only one of the clean and noisy folders has", [str(file) for file in sorted(unpaired)]
+        )
         noisy, clean = self._load(list(noisy_of.values())), self._load(list(noisy_of))
+        whole, lost = _whole(noisy, clean)
+        noisy, clean = noisy.subset(whole), clean.subset(whole)
+        speakers = [speaker_of[file] for file in clean.files]
         _require_equal_lengths(noisy, clean)
+        parts, held_out = self._split_speakers(folders[0][0], speakers)
 
         def examples(split: int, config: DataConfig) -> PairedExamples:
             part = noisy.subset(parts[split]), clean.subset(parts[split])
             return PairedExamples(*part, config, self.sample_rate_hz, seed=self.seed, split=split)
 
-        counts: dict[str, object] = {"clean": len(clean), "speakers": len(set(speaker_of.values()))}
+        counts: dict[str, object] = {"clean": len(clean), "speakers": len(set(speakers)), **held_out, **lost}
+        left_out = {"unpaired": len(unpaired)} if unpaired else {}
         ignored = {"ignored": noise[0].name} if (noise := _named(self.found, NOISE)) else {}
         return DataSets(
             examples(TRAINING, self.config),
             examples(VALIDATION, validation_config(self.config)),
-            {"layout": "pairs", **counts, **ignored},
+            {"layout": "pairs", **counts, **left_out, **ignored},
+            _digest("pairs", noisy.digest, clean.digest, list(speaker_of.values())),
         )
 
     def mixing(self, speech_folders: Sequence[Path], noise_folders: Sequence[Path]) -> DataSets:
         spoken = [pair for folder in speech_folders for pair in _speech_files(folder)]
-        speakers = [speaker for _, speaker in spoken]
         noise_files = [file for folder in noise_folders for file in _audio_files(folder)]
-        speech_parts = self._split("speakers", speech_folders[0], speakers)
-        noise_parts = self._split("noises", noise_folders[0], [str(file) for file in noise_files])
+        for files, found in (([file for file, _ in spoken], speech_folders[0]), (noise_files, noise_folders[0])):
+            if not files:
+                raise TrainingError(f"{found}: found no audio files, wanted some")
         speech, noise = self._load([file for file, _ in spoken]), self._load(noise_files)
-        rooms = self._rooms()
+        rooms, rooms_digest, broken_rooms = self._rooms()
+        usable, lost_speech = _whole(speech)
+        usable_noise, lost_noise = _whole(noise)
+        speech, noise = speech.subset(usable), noise.subset(usable_noise)
+        speakers = [spoken[index][1] for index in usable]
+        speech_parts, held_out = self._split_speakers(speech_folders[0], speakers)
+        noise_parts = self._split("noises", noise_folders[0], [str(file) for file in noise.files])
 
         def examples(split: int, config: DataConfig) -> MixedExamples:
             return MixedExamples(
@@ -155,34 +182,57 @@ class _Opening:
             )
 
         counts = {"speech": len(speech), "speakers": len(set(speakers)), "noise": len(noise), "rooms": len(rooms)}
+        n_lost = sum(lost.get("passed over", 0) for lost in (lost_speech, lost_noise)) + len(broken_rooms)
         return DataSets(
             examples(TRAINING, self.config),
             examples(VALIDATION, validation_config(self.config)),
-            {"layout": "mixing", **counts},
+            {"layout": "mixing", **counts, **held_out, **({"passed over": n_lost} if n_lost else {})},
+            _digest("mixing", speech.digest, [speaker for _, speaker in spoken], noise.digest, rooms_digest),
         )
 
     def _load(self, files: Sequence[Path]) -> DecodedRecordings:
         return DecodedRecordings(files, self.sample_rate_hz, self.cache, self.progress)
 
-    def _rooms(self) -> list[Room]:
+    def _rooms(self) -> tuple[list[Room], str, list[str]]:
+        """Rooms, the digest of their recordings, and why others cannot be used."""
         rooms: list[Room] = []
+        digests: list[str] = []
+        broken: list[str] = []
         for folder in _named(self.found, ROOMS):
             files = _audio_files(folder)
             if len(files) > MOST_ROOMS:
                 chosen = np.random.default_rng([self.seed, 1]).choice(len(files), MOST_ROOMS, replace=False)
                 files = [files[index] for index in sorted(chosen)]
-            rooms += read_rooms(files, folder / "manifest.csv", self.sample_rate_hz)
+            read, unread = read_rooms(files, folder / "manifest.csv", self.sample_rate_hz)
+            rooms, broken = rooms + read, broken + unread
+            digests += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         if not rooms and self.config.made_rooms:
             rooms = make_rooms(self.config.made_rooms, self.sample_rate_hz, self.seed, self.cache)
-        return rooms
+        _warn("cannot be used and are passed over", broken)
+        return (
+            rooms,
+            _digest(len(rooms), digests),
+            broken,
+        )  # made ones follow from the settings, to a machine's last bit
+
+    def _split_speakers(
+        self, folder: Path, speakers: Sequence[str]
+    ) -> tuple[tuple[list[int], list[int]], dict[str, str]]:
+        """Numbers of the files for training and for validation, by speaker; by recording where there is but one.
+
+        The second value says so, for the description.
+        """
+        if len(set(speakers)) > 1:
+            return self._split("speakers", folder, speakers), {}
+        parts = self._split("recordings", folder, [str(index) for index in range(len(speakers))])
+        return parts, {"held out": "recordings of the one speaker"}
 
     def _split(self, what: str, folder: Path, groups: Sequence[str]) -> tuple[list[int], list[int]]:
         """Numbers of the files for training and for validation; all files of a group lie in one of the two."""
         counts = Counter(groups)
         n_held_out = max(1, round(self.config.validation_share * len(counts)))
         if len(counts) <= n_held_out:
-            mend = ": a folder for each, or a manifest.csv with file and speaker" if what == "speakers" else ""
-            raise TrainingError(f"{folder}: found {len(counts)} {what}, wanted at least {n_held_out + 1}{mend}")
+            raise TrainingError(f"{folder}: found {len(counts)} {what}, wanted at least {n_held_out + 1}")
         shuffled = np.random.default_rng([self.seed, 0]).permutation(sorted(counts)).tolist()
         # a few speakers hold most of some corpora: those stay in training
         shuffled.sort(key=lambda name: counts[name] > 4 * len(groups) / len(counts))
@@ -191,6 +241,28 @@ class _Opening:
         for index, group in enumerate(groups):
             parts[group in held_out].append(index)
         return parts
+
+
+def _whole(*sides: DecodedRecordings) -> tuple[list[int], dict[str, int]]:
+    """Numbers of the recordings that can be used on all sides, and how many are passed over, for the description."""
+    broken = {number for side in sides for number in side.broken}
+    _warn("cannot be used and are passed over", [reason for side in sides for reason in side.broken.values()])
+    whole = [number for number in range(len(sides[0])) if number not in broken]
+    if not whole:
+        raise TrainingError(f"{sides[0].files[0].parent}: found no recording that can be used")
+    return whole, {"passed over": len(broken)} if broken else {}
+
+
+def _warn(what: str, recordings: Sequence[str]) -> None:
+    """Name recordings, all at once: whoever mends one mends all."""
+    if recordings:
+        more = f"; and {len(recordings) - _MOST_NAMED} more" if len(recordings) > _MOST_NAMED else ""
+        named = "; ".join(recordings[:_MOST_NAMED])
+        logger.warning("%d recording%s %s: %s%s", len(recordings), "s" * (len(recordings) > 1), what, named, more)
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _folders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:

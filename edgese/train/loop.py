@@ -1,18 +1,20 @@
 """Training loop: seeded, resumable to the same result, stopped by NaN, logged as CSV and TensorBoard.
 
-A run is a folder: config.json, log.csv, last.pt (to go on from), best.pt (lowest validation loss), and the averaged
-weights of best.pt as weights.safetensors. Under `torchrun` the processes share each batch.
+A run is a folder: config.json, log.csv, last.pt (to go on from; last.prev.pt the one before, should that be damaged),
+best.pt (lowest validation loss), and the averaged weights of best.pt as weights.safetensors. One process at a time
+trains in it and holds its lock. Under `torchrun` the processes share each batch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import ctypes
 import dataclasses
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,32 +25,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from edgese.config import LossConfig, TrainConfig, to_dict
+from edgese.atomic_file import write_output
+from edgese.config import TrainConfig, to_dict
 from edgese.contract import require_contract
 from edgese.errors import CheckpointError, EdgeseError, TrainingError
 from edgese.metrics.scores import pesq_wb, si_sdr
-from edgese.model.checkpoint import load_checkpoint, load_enhancer, save_checkpoint, save_weights
+from edgese.model.checkpoint import load_enhancer, save_checkpoint, save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.registry import build
 from edgese.train.data import DataSets, Examples
 from edgese.train.losses import Objective
 from edgese.train.ranks import Ranks, joined
+from edgese.train.run_folder import LAST, RunLog, has_checkpoint, load_last, locked, save_last
+from export.staging import sweep
 
 logger = logging.getLogger(__name__)
 
-LAST = "last.pt"
 N_VALIDATION = 96  # examples, always the same
 WORST_PESQ = 1.04  # bottom of the wideband scale
-TERMS = tuple(field.name for field in dataclasses.fields(LossConfig))
-COLUMNS = (
-    *("step", "loss", *TERMS, "learning_rate", "gradient_norm", "audio_per_second"),
-    *("validation_loss", "validation_pesq_wb", "validation_si_sdr_db", "validation_si_sdr_gain_db"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Progress of a run after one step."""
+    """Progress of a run after one step, or before its validation."""
 
     step: int
     steps: int
@@ -56,6 +55,7 @@ class Progress:
     audio_per_second: float  # seconds of audio trained on per second of time
     seconds_left: float
     validation_loss: float | None
+    validation_s: float | None = None  # before a validation: what it is likely to take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,19 +85,41 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     stop_at_step: int | None = None,
     stop_after_s: float = math.inf,
+    stop: threading.Event | None = None,
+    changed_data: bool = False,
 ) -> Result:
     """Train in the folder `run` until config.steps, going on from run/last.pt where there is one.
 
     Args:
         device: cpu, cuda, ...; under torchrun, cuda is the GPU of each process.
-        stop_at_step, stop_after_s: end this slice early, with a checkpoint; the next call goes on to the same result.
+        stop_at_step, stop_after_s, stop: end this slice early, with a checkpoint; the next call goes on to the same
+            result.
+        changed_data: go on with other data than those that the run has had.
 
     Raises:
-        TrainingError: a loss or gradient is not finite (the last checkpoint stays as it was).
-        CheckpointError: run/last.pt was made with another config.
+        TrainingError: a loss or gradient is not finite (the last checkpoint stays as it was); another process trains
+            in this folder.
+        CheckpointError: run/last.pt was made with another config or other data.
+        OutputError: the disk is full (the last checkpoint stays as it was).
     """
+    until = _Until(stop_at_step, stop_after_s, stop)
     with joined(device) as ranks:
-        return _train(config, data, run, ranks, on_progress, stop_at_step, stop_after_s)
+        return _train(config, data, run, ranks, on_progress, until, changed_data)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Until:
+    """End of a slice."""
+
+    step: int | None
+    seconds: float
+    event: threading.Event | None
+
+    def reached(self, elapsed_s: float, ranks: Ranks) -> bool:
+        """True for all processes alike where one of them has come to the time or got the signal."""
+        if self.seconds == math.inf and self.event is None:
+            return False
+        return ranks.any(elapsed_s > self.seconds or (self.event is not None and self.event.is_set()))
 
 
 def _train(
@@ -106,8 +128,8 @@ def _train(
     run: Path,
     ranks: Ranks,
     on_progress: Callable[[Progress], None] | None,
-    stop_at_step: int | None,
-    stop_after_s: float,
+    until: _Until,
+    changed_data: bool,
 ) -> Result:
     device = ranks.device
     _require_device(device)
@@ -119,39 +141,59 @@ def _train(
         raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --output") from error
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    resumes = (run / LAST).exists()
+    with locked(run) if ranks.leads else contextlib.nullcontext():
+        return _train_locked(config, data, run, ranks, on_progress, until, changed_data)
+
+
+def _train_locked(
+    config: TrainConfig,
+    data: DataSets,
+    run: Path,
+    ranks: Ranks,
+    on_progress: Callable[[Progress], None] | None,
+    until: _Until,
+    changed_data: bool,
+) -> Result:
+    device = ranks.device
+    ranks.wait()  # the leader has the lock
+    sweep(run)
+    resumes = has_checkpoint(run)
     begins_with_weights = config.start_from and not resumes  # a checkpoint brings its own
     enhancer = (
         starting_enhancer(config, Path(config.start_from)) if begins_with_weights else build(config.model, config.audio)
     )
     require_contract(enhancer)  # now, not when it is exported after days of training
-    trainer = _Trainer(config, enhancer.to(device), run, ranks)
+    trainer = _Trainer(config, enhancer.to(device), run, ranks, data.digest)
     if resumes:
-        trainer.resume()
+        trainer.resume(changed_data=changed_data)
     elif ranks.leads:
-        (run / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+        write_output(run / "config.json", json.dumps(to_dict(config), indent=2).encode())
     ranks.wait()
-    last_step = max(trainer.step, min(config.steps, config.steps if stop_at_step is None else stop_at_step))
+    last_step = max(trainer.step, min(config.steps, config.steps if until.step is None else until.step))
     batches = _batches(data.train, config, trainer.step, last_step, ranks)
     validation = [data.validation(index) for index in range(N_VALIDATION)] if ranks.leads else []
-    started, first_step = time.monotonic(), trainer.step
-    with _Log(run, trainer.step) if ranks.leads else contextlib.nullcontext() as log:
+    started, first_step, validation_s = time.monotonic(), trainer.step, 0.0  # the last one's, 0 before it
+    with RunLog(run, trainer.step) if ranks.leads else contextlib.nullcontext() as log:
         for noisy, clean in batches:
             row = trainer.update(noisy.to(device), clean.to(device))
             elapsed_s = time.monotonic() - started
-            late = stop_after_s < math.inf and ranks.any(elapsed_s > stop_after_s)
-            last = trainer.step == last_step or late
+            last = until.reached(elapsed_s, ranks) or trainer.step == last_step
             if log:
                 per_step = elapsed_s / (trainer.step - first_step)
                 row["audio_per_second"] = config.batch * noisy.shape[1] / config.audio.sample_rate_hz / per_step
+                left, speed = (last_step - trainer.step) * per_step, row["audio_per_second"]
                 if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
+                    begun, likely_s = time.monotonic(), validation_s or N_VALIDATION / config.batch * per_step
+                    if on_progress:
+                        on_progress(Progress(trainer.step, config.steps, row["loss"], speed, left, None, likely_s))
                     row |= trainer.validate(validation)
+                    validation_s = time.monotonic() - begun
                 log.write(row)  # before the checkpoint: rows past it are dropped on resume, a missing one stays missing
                 if trainer.step % config.checkpoint_every == 0 or last:
+                    log.sync()
                     trainer.save()
                 if on_progress:
-                    left, validated = (last_step - trainer.step) * per_step, row.get("validation_loss")
-                    speed = row["audio_per_second"]
+                    validated = row.get("validation_loss")
                     on_progress(Progress(trainer.step, config.steps, row["loss"], speed, left, validated))
             if last:
                 break
@@ -193,9 +235,10 @@ def keep_freed_memory() -> None:
 class _Trainer:
     """State that changes from step to step (weights, averages, optimizer), with its updates and checkpoints."""
 
-    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path, ranks: Ranks) -> None:
+    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path, ranks: Ranks, data: str) -> None:
         self.config, self.enhancer, self.run, self.ranks, self.device = config, enhancer, run, ranks, ranks.device
         self.last_path, self.best_path = run / LAST, run / "best.pt"
+        self.data = data  # digest
         self.step, self.best = 0, math.inf
         self.objective = Objective(config.loss, config.audio, config.model.compression).to(self.device)
         if config.compile:
@@ -223,7 +266,8 @@ class _Trainer:
         if not all(map(math.isfinite, values.values())):
             raise TrainingError(
                 f"step {self.step + 1}: {values}: not finite. The last checkpoint is untouched: mend broken "
-                "recordings in the data and start again to go on from it, or lower learning_rate with a new --output"
+                "recordings in the data and start again with --changed-data to go on from it, or lower learning_rate "
+                "with a new --output"
             )
         self.optimizer.step()
         self.step += 1
@@ -264,10 +308,10 @@ class _Trainer:
         }
 
     def save(self) -> None:
-        save_checkpoint(self.last_path, self._content(with_optimizer=True))
+        save_last(self.run, self._content(with_optimizer=True))
 
-    def resume(self) -> None:
-        content = load_checkpoint(self.last_path)
+    def resume(self, *, changed_data: bool = False) -> None:
+        content = load_last(self.run)
         if not {"config", "step", "best", "ema", "model", "optimizer"} <= set(content):
             raise CheckpointError(f"{self.last_path}: no checkpoint to go on from: remove it, or take another --output")
         if content["config"] != to_dict(self.config):
@@ -277,6 +321,12 @@ class _Trainer:
                 f"{self.last_path}: made with another config ({', '.join(changed)} differ); "
                 "give the same settings to go on, or another --output to start afresh"
             )
+        known = content.get("data", "")  # a checkpoint of an earlier edgese does not say
+        if "" not in (known, self.data) and known != self.data and not changed_data:
+            raise CheckpointError(
+                f"{self.last_path}: made with other data (found {known[:12]}, wanted {self.data[:12]}); give the same "
+                "--data to go on, --changed-data to go on with these, or another --output to start afresh"
+            )
         self.step, self.best = content["step"], content["best"]
         self.enhancer.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -285,7 +335,7 @@ class _Trainer:
 
     def _content(self, *, with_optimizer: bool) -> dict[str, Any]:
         content: dict[str, Any] = {"config": to_dict(self.config), "step": self.step, "best": self.best}
-        content["ema"] = self.ema
+        content |= {"ema": self.ema, "data": self.data}
         if with_optimizer:
             content |= {"model": self.enhancer.state_dict(), "optimizer": self.optimizer.state_dict()}
         return content
@@ -346,49 +396,12 @@ def _batches(
         batch_size=config.batch // ranks.size,
         num_workers=config.workers,
         prefetch_factor=8 if config.workers else None,
+        worker_init_fn=_begin_worker,
     )
     yield from (tuple(batch) for batch in loader)
 
 
-class _Log:
-    """Log of a run as log.csv and TensorBoard events; rows past the step that a run goes on from are dropped."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        self.path = run / "log.csv"
-        kept: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as lines:
-                kept = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
-        partial = self.path.with_suffix(".csv.tmp")
-        with partial.open("w", newline="") as lines:
-            writer = csv.DictWriter(lines, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
-        partial.replace(self.path)  # a run that is killed here keeps its history
-        self._file = self.path.open("a", newline="", buffering=1)
-        self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._board = _summary_writer(run, step)
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
-
-    def write(self, row: dict[str, float]) -> None:
-        self._writer.writerow({key: value if key == "step" else f"{value:.6g}" for key, value in row.items()})
-        if self._board:
-            for key, value in row.items():
-                if key != "step":
-                    self._board.add_scalar(key, value, int(row["step"]))
-
-
-def _summary_writer(run: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the CSV stays
-        logger.info("tensorboard is missing: the log is %s alone", run / "log.csv")
-        return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+def _begin_worker(number: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to workers too, to the process that ends them; by SIGTERM if they hang."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,7 +7,8 @@ recordings longer than 16 s, the last incomplete interval. Levels are aligned pe
 to 3.25 kHz), the input filter acts there too. The rule that keeps a frame's gain close to the one before it is cut
 after four frames (0.2^4 < 0.2 %).
 
-The table beside this file holds the 49 bands of P.862 at 16 kHz, as the reference implementation gives them.
+The table beside this file holds the 49 bands of P.862 at 16 kHz, as the reference implementation gives them; its first
+lines name the edition.
 
 Letters: B examples, T frames of 512 samples every 256, F bins 0 to 255, K = 49 Bark bands.
 """
@@ -44,7 +45,8 @@ class PerceptualDisturbance(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         with (resources.files("edgese.train") / "p862_bands.csv").open(encoding="utf-8") as lines:
-            n_bins, centre, width, correction, threshold = np.loadtxt(lines, delimiter=",", skiprows=1).T
+            rows = [line for line in lines if line[0].isdigit()]  # after its source and the names of its columns
+        n_bins, centre, width, correction, threshold = np.loadtxt(rows, delimiter=",").T
         band = np.repeat(np.arange(len(n_bins)), n_bins.astype(int))  # of each bin
         to_bark = np.eye(len(n_bins))[band] * correction * _POWER_SCALE
         to_bark[0] = 0  # no band takes a constant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
-from edgese.errors import TrainingError, pip_command
+from edgese.errors import AudioError, TrainingError, pip_command
+from export.staging import write_whole
 
 LONGEST_MADE_T60_S = 0.6  # images grow with its cube
 
@@ -25,20 +26,25 @@ class Room:
     t60_s: float
 
 
-def read_rooms(files: Sequence[Path], manifest: Path, sample_rate_hz: int) -> list[Room]:
-    """Impulse responses of files; T60 from the manifest's columns file and t60_s where it has them, else measured.
+def read_rooms(files: Sequence[Path], manifest: Path, sample_rate_hz: int) -> tuple[list[Room], list[str]]:
+    """Impulse responses of files, and why others cannot be used.
+
+    T60 comes from the manifest's columns file and t60_s where it has them, else it is measured.
 
     Raises:
-        AudioError: a recording that cannot be read, or holds no sound.
         TrainingError: a manifest with other columns, or with a T60 that is no number.
     """
     known = _known_t60(manifest) if manifest.exists() else {}
-    rooms = []
+    rooms, broken = [], []
     for file in files:
-        wave = _from_direct_sound(read_wave(file, sample_rate_hz))
+        try:
+            wave = _from_direct_sound(read_wave(file, sample_rate_hz))
+        except AudioError as error:
+            broken.append(str(error))
+            continue
         t60_s = known.get(file)
         rooms.append(Room(wave, reverberation_time_s(wave, sample_rate_hz) if t60_s is None else t60_s))
-    return rooms
+    return rooms, broken
 
 
 def make_rooms(count: int, sample_rate_hz: int, seed: int, cache: Path) -> list[Room]:
@@ -50,13 +56,14 @@ def make_rooms(count: int, sample_rate_hz: int, seed: int, cache: Path) -> list[
     path = cache / f"rooms-{count}-{sample_rate_hz}-{seed}.npz"
     if not path.exists():
         made = [_make_room(np.random.default_rng([seed, number]), sample_rate_hz) for number in range(count)]
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")  # torchrun's processes may make them at once
+        packed = io.BytesIO()
+        np.savez(packed, *(room.response for room in made), t60_s=[room.t60_s for room in made])
         try:
-            np.savez(partial, *(room.response for room in made), t60_s=[room.t60_s for room in made])
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            write_whole(path, packed.getvalue())  # torchrun's processes may make them at once
+        except OSError as error:
+            raise TrainingError(
+                f"{cache}: cannot be the cache ({error.strerror}); free space or choose another --cache"
+            ) from error
     with np.load(path) as stored:
         return [Room(stored[f"arr_{number}"], float(t60_s)) for number, t60_s in enumerate(stored["t60_s"])]
 

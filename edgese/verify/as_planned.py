@@ -35,13 +35,13 @@ def rounded_as_planned(bundle: Bundle, graph: Graph, enhancer: WaveformEnhancer)
     wanted = "nothing but float32" if graph.precision == Precision.FP32 else "what the manifest says, and no more"
     try:
         plan = plan_of(bundle, graph.precision)
-        anatomy = read_anatomy(bundle.path / graph.file)
+        anatomy = read_anatomy(bundle.graph_file(graph))
         product = product_nodes(anatomy, enhancer)
         problems = _half_problems(bundle, graph, plan, product)
         if graph.precision == Precision.FP32:
             problems += _int8_problems(bundle, graph, plan, product, {})
         else:
-            float32 = read_anatomy(bundle.path / bundle.graph(block=graph.block, variant=graph.variant).file)
+            float32 = read_anatomy(bundle.graph_file(bundle.graph(block=graph.block, variant=graph.variant)))
             weights = _weights(float32, product_nodes(float32, enhancer))
             problems += _half_weight_problems(_weights(anatomy, product), weights, plan)
             problems += _int8_problems(bundle, graph, plan, product, weights)
@@ -52,7 +52,7 @@ def rounded_as_planned(bundle: Bundle, graph: Graph, enhancer: WaveformEnhancer)
 
 
 def _half_problems(bundle: Bundle, graph: Graph, plan: Plan, product: dict[str, str]) -> list[str]:
-    nodes = half_nodes(bundle.path / graph.file)
+    nodes = half_nodes(bundle.graph_file(graph))
     in_half = [node for node in nodes if node.name in product]
     found = {product[node.name] for node in in_half}
     read, given = ({tensor for node in in_half for tensor in getattr(node, kind)} for kind in ("inputs", "outputs"))
@@ -80,7 +80,7 @@ def _half_weight_problems(found: dict[str, np.ndarray], wanted: dict[str, np.nda
 def _int8_problems(
     bundle: Bundle, graph: Graph, plan: Plan, product: dict[str, str], weights: dict[str, np.ndarray]
 ) -> list[str]:
-    quantized = {product.get(found.node, found.node): found for found in read_quantized(bundle.path / graph.file)}
+    quantized = {product.get(found.node, found.node): found for found in read_quantized(bundle.graph_file(graph))}
     problems = [f"{name} in INT8" for name in sorted(quantized.keys() - plan.ranges.keys())]
     problems += [f"{name} not in INT8" for name in sorted(plan.ranges.keys() - quantized.keys())]
     for name in sorted(quantized.keys() & plan.ranges.keys()):

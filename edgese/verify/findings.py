@@ -53,6 +53,7 @@ class Streamed:
     wave_float64: WaveError
     pytorch_float64: WaveError  # PyTorch's own distance from float64
     tenths_db: tuple[float, ...]  # SNR against PyTorch in each tenth; all tenths are of the same sound
+    after_hours_db: float  # SNR that these let expect after ten hours (drift.py)
     difference_dbfs: NDArray[np.float64]  # level of the difference from PyTorch, second by second
     call_s: NDArray[np.float64]  # what each call took; not measured with care, that is what `bench` is for
 
@@ -130,7 +131,7 @@ def _proof_entry(proof: Proof) -> dict[str, Any]:
         "listeners": [dataclasses.asdict(listener) for listener in proof.listeners],
     }
     if streamed is not None:
-        fields = ("n_hops", "tenths_db")
+        fields = ("n_hops", "tenths_db", "after_hours_db")
         entry |= {name: getattr(streamed, name) for name in fields}
         entry |= {
             name: dataclasses.asdict(getattr(streamed, name)) for name in ("wave", "wave_float64", "pytorch_float64")

@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from edgese.verify.side_by_side import Arrays, Pair, Survey, calls, survey
 from export import ExportError
 from export.bundle import Bundle, Graph
 from export.inspection import Anatomy, Node, first_difference, node_difference
+from export.staging import temporary_folder
 from runtimes.base import RuntimeUnavailable
 
 SAME = 1e-3  # of its largest value: another state is never that near
@@ -87,9 +86,9 @@ def first_divergence(
             f"{label}: PyTorch runs no file of the bundle and shows no inner tensors; search in another runtime"
         )
     try:
-        with tempfile.TemporaryDirectory(prefix="edgese-") as folder:
+        with temporary_folder() as folder:
             report(f"{label}: exported anew")
-            pair = Pair.prepare(bundle, graph, runtime, wave, Path(folder))
+            pair = Pair.prepare(bundle, graph, runtime, wave, folder)
             return _interface(pair) or _search(pair, report)
     except (RuntimeUnavailable, ExportError, CheckpointError) as error:
         raise VerificationError(f"{label}: cannot be searched: {error}") from error

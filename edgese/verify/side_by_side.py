@@ -95,7 +95,7 @@ class Pair:
                 f"{label}: exported anew from the bundle's own weights it does not agree with PyTorch either "
                 f"({'; '.join(result.failures)}): the export or {USUAL} is at fault, not this file"
             )
-        suspect = bundle.path / graph.file
+        suspect = bundle.graph_file(graph)
         return cls(
             *(graph, runtime, suspect, fresh, read_anatomy(suspect), read_anatomy(fresh)),
             *(states, metadata, zeros, truth.wave, samples),

@@ -24,6 +24,10 @@ from calib.ranges import METHODS, PERCENTILE, Range, find_ranges, histograms, re
 Array = NDArray[Any]
 Batches = list[dict[str, Array]]
 
+EACH_METHOD = pytest.mark.parametrize(  # onnxruntime takes half a second for the entropy of a tensor
+    "method", [pytest.param(name, marks=pytest.mark.slow if name == "entropy" else ()) for name in METHODS]
+)
+
 WEIGHT = np.array([[0.5, -1, 0], [0, 2, 0.25], [1, 1, 1], [-3, 0, 0.125]], np.float32)
 
 
@@ -119,7 +123,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_ranges_are_those_of_the_calibrators_of_onnxruntime(
     small: Path, tmp_path: Path, method: str, symmetric: bool
 ) -> None:
@@ -159,6 +163,7 @@ def test_percentile_clips_one_value_in_a_hundred_thousand(small: Path) -> None:
     assert -sides.low != sides.high
 
 
+@pytest.mark.slow
 def test_entropy_clips_a_heavy_tail_and_no_even_spread(small: Path) -> None:
     heavy, even = heavy_tailed(), np.linspace(-2, 2, 40_000)
     entropy, minmax = (
@@ -170,7 +175,7 @@ def test_entropy_clips_a_heavy_tail_and_no_even_spread(small: Path) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_the_order_of_batches_does_not_matter(small: Path, method: str, symmetric: bool) -> None:
     """onnxruntime's histograms start with the first batch: a million bins for one that is a thousand times louder."""
     batches = of_x(heavy_tailed(4000) * np.float32(1e-6), heavy_tailed(4000), np.full(400, 0.5))
@@ -181,7 +186,7 @@ def test_the_order_of_batches_does_not_matter(small: Path, method: str, symmetri
     assert forth.high > 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_equal_inputs_give_equal_ranges(small: Path, method: str) -> None:
     batches = make_batches(50, 70)
     first, second = (find_ranges(small, batches, ["hidden"], method=method) for _ in range(2))
@@ -207,6 +212,7 @@ def test_weights_may_lie_beside_the_graph(tmp_path: Path, small: Path) -> None:
     assert read_model(outside, weights=False).graph.node[0].name == "product"
 
 
+@pytest.mark.slow
 def test_activations_of_one_batch_are_held_at_a_time(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Array]] = []
     most = 0
@@ -234,7 +240,7 @@ def test_activations_of_one_batch_are_held_at_a_time(small: Path, monkeypatch: p
     assert most <= 1  # the last one of the batch before
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_nothing_is_printed_logged_or_left_behind(
     small: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,7 +252,9 @@ def test_nothing_is_printed_logged_or_left_behind(
     assert logging.getLogger().handlers == handlers
 
 
-@pytest.mark.parametrize(("method", "n_runs"), [("minmax", 3), ("entropy", 6), ("percentile", 6)])
+@pytest.mark.parametrize(
+    ("method", "n_runs"), [("minmax", 3), pytest.param("entropy", 6, marks=pytest.mark.slow), ("percentile", 6)]
+)
 def test_progress_counts_the_runs_of_the_graph(
     small: Path, method: str, n_runs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 # They export a network, which takes PyTorch a minute unless the cache has it, train one by the command, or install.
 SLOW_FIXTURES = (
-    *({"bundle", "tiny_config"}, {"quantized"}, {"ahead"}, {"plain"}, {"good"}, {"desk"}, {"trained"}, {"bare_python"}),
+    {"bundle", "tiny_config"},
+    *({name} for name in ("quantized", "ahead", "plain", "good", "desk", "trained", "spans", "bare_python")),
 )
 
 

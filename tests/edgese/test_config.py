@@ -14,7 +14,7 @@ from edgese.errors import ConfigError
 from edgese.networks import MODELS, MbsConfig
 
 OTHER = TrainConfig(
-    model=dataclasses.replace(MODELS["base"], channels=24, fusion="each", compression=0.5),
+    model=dataclasses.replace(MODELS["base"], channels=24, fusion="once", compression=0.5),
     data=DataConfig(segment_s=3, snr_db=(-2.5, 7.0), offset=False),
     loss=LossConfig(magnitude=0.5, waveform=0.0),
     seed=7,
@@ -200,3 +200,32 @@ def test_default_bands_are_those_of_the_design() -> None:
     model = MbsConfig()
     assert model.band_widths == (2, *(3,) * 10, *(8,) * 12, *(18,) * 6, 21)
     assert (model.n_bands, model.n_bins, model.inner) == (30, 257, 128)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (AudioConfig, {"sample_rate_hz": 10**30}, "sample_rate_hz: found 10+, wanted 1000 to 768000"),
+        (AudioConfig, {"sample_rate_hz": 1e30}, r"sample_rate_hz: found 1e\+30, wanted int"),
+        (AudioConfig, {"n_fft": 2**40}, "n_fft: found 1099511627776, wanted 4 to 8192"),
+        (AudioConfig, [], r"settings: found \[\], wanted a table of settings"),
+        (MbsConfig, {"channels": 10**18}, "model.channels: found 10+, wanted 1 to 8192"),
+        (MbsConfig, {"layers": 257}, "model.layers: found 257, wanted 1 to 256"),
+        (MbsConfig, {"band_widths": [10**18]}, "model.band_widths: bins: found 10+, wanted 1 to 4097"),
+        (MbsConfig, {"band_widths": [1] * 5000}, "model.band_widths: bands: found 5000, wanted 1 to 4096"),
+        (MbsConfig, {"band_widths": []}, "model.band_widths: bands: found 0, wanted 1 to 4096"),
+        (DataConfig, {"segment_s": 1e18}, r"segment_s: found 1e\+18, wanted more than 0, at most 600"),
+        (DataConfig, {"snr_db": [0.0, float("inf")]}, r"snr_db\[1\]: found inf, wanted a finite number"),
+        (TrainConfig, {"learning_rate": 10**400}, "learning_rate: found inf, wanted a finite number"),
+        (TrainConfig, {"batch": 10**9}, "batch: found 1000000000, wanted 1 to 65536"),
+    ],
+)
+def test_numbers_that_nothing_could_be_built_with_are_refused(kind: type[Any], values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(kind, values)
+
+
+def test_settings_that_are_nested_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"deep\.toml: not a TOML file"):
+        read_train_config(tmp_path / "deep.toml")

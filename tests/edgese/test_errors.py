@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -13,7 +14,7 @@ import pytest
 
 import edgese
 from edgese import errors
-from edgese.errors import install_command, pip_command
+from edgese.errors import install_command, pip_command, printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,3 +92,26 @@ def test_what_pip_did_not_install_is_still_told(monkeypatch: pytest.MonkeyPatch)
 def test_names_that_a_shell_would_read_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/my venv/bin/python")
     assert pip_command("install", "a[b]") == "'/my venv/bin/python' -m pip install 'a[b]'"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),  # sets a terminal's title
+        ("\x1b]52;c;aGk=\x07", r"\x1b]52;c;aGk=\x07"),  # and its clipboard
+        ("\x9b31m\r\x08", r"\x9b31m\r\x08"),
+        ("exe\u202egnp", r"exe\u202egnp"),  # turns what follows round
+        ("\udcff", r"\udcff"),  # a byte of a name that is no UTF-8
+        ("two\nlines\tand Zoë [b]name[/b] 名前", "two\nlines\tand Zoë [b]name[/b] 名前"),
+    ],
+)
+def test_text_from_outside_steers_no_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_everything_that_commands_print_goes_through_it() -> None:
+    sources = {path.name: path.read_text() for path in (ROOT / "edgese" / "cli").glob("*.py")}
+    assert sources.pop("terminal.py").count("typer.echo(") == 1
+    other_ways = re.compile(r"typer\.s?echo|(?<!console\.)\bprint\(|sys\.std(out|err)")
+    found = [name for name, text in sources.items() if other_ways.search(text)]
+    assert found == []

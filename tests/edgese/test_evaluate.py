@@ -170,6 +170,7 @@ def test_a_system_that_lacks_files_is_compared_on_its_own(few: Evaluation, ident
     assert few.mean("noisy") != identity.mean("noisy")
 
 
+@pytest.mark.slow
 def test_pairs_of_other_formats_and_rates_are_brought_to_16_khz(
     waves: dict[str, tuple[Wave, Wave]], tmp_path: Path
 ) -> None:
@@ -284,7 +285,7 @@ def test_a_csv_that_exists_is_replaced_only_when_asked(results: list[Evaluation]
 
 
 def test_folders_without_pairs_are_refused(data: Path, tmp_path: Path, identity_bundle: Path) -> None:
-    with pytest.raises(AudioError, match="clean: no such folder"):
+    with pytest.raises(AudioError, match="found no recordings, wanted audio files, or folders clean/ and noisy/"):
         evaluate(tmp_path, identity_bundle)
     (tmp_path / "clean").mkdir()
     with pytest.raises(AudioError, match="noisy: no such folder"):
@@ -303,6 +304,22 @@ def test_two_files_of_one_name_are_refused(kind: str, tmp_path: Path, waves: dic
         evaluate(tmp_path, tmp_path / "system")
 
 
+@pytest.mark.parametrize("inside", ["noisy", "."])
+def test_recordings_without_a_clean_one_are_scored_by_what_needs_none(
+    inside: str, waves: dict[str, tuple[Wave, Wave]], tmp_path: Path
+) -> None:
+    write(tmp_path / "data" / inside / "p3.wav", waves["p3"][1])
+    write(tmp_path / "system" / "p3.wav", waves["p3"][0])
+    result = evaluate(tmp_path / "data", tmp_path / "system", jobs=1)
+    assert result.metrics == ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl")
+    assert result.mean("noisy")["dnsmos_bak"] < result.mean("enhanced")["dnsmos_bak"]
+    assert result.pairs[0].noisy == pytest.approx(metrics.scores_without_clean(waves["p3"][1]), abs=1e-6)
+    write_csv(tmp_path / "scores.csv", [result], replace=False)
+    assert list(read_csv(tmp_path / "scores.csv")[0]) == [
+        *("system", "file", *(f"{side}_{name}" for side in ("noisy", "enhanced") for name in result.metrics), "error")
+    ]
+
+
 def test_recordings_without_a_partner_are_told(
     tmp_path: Path, waves: dict[str, tuple[Wave, Wave]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -311,7 +328,7 @@ def test_recordings_without_a_partner_are_told(
         write(tmp_path / folder / f"only_{folder}.wav", waves["p0"][0])
     with caplog.at_level(logging.WARNING), pytest.raises(AudioError, match="missing: no such folder"):
         evaluate(tmp_path, tmp_path / "missing")
-    assert "2 files are left out, the first only_clean: in clean/ or noisy/ only" in caplog.text
+    assert "2 files are left out, in clean/ or noisy/ only: clean/only_clean.wav, noisy/only_noisy.wav" in caplog.text
 
 
 def test_a_system_named_twice_is_refused(data: Path, systems: list[Path]) -> None:
@@ -329,6 +346,7 @@ def test_a_system_without_a_file_of_the_pairs_is_refused(data: Path, tmp_path: P
         evaluate(data, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_recording_that_one_metric_cannot_score_has_failed(
     waves: dict[str, tuple[Wave, Wave]], tmp_path: Path
 ) -> None:
@@ -345,11 +363,12 @@ def test_a_recording_that_one_metric_cannot_score_has_failed(
     assert result.failed == {"click": f"{noisy_path}: {reason}"}
 
 
+@pytest.mark.slow
 def test_nothing_scored_is_a_failure(data: Path, tmp_path: Path) -> None:
     """A system whose every file is unusable has no mean."""
     (tmp_path / "p0.wav").write_bytes(b"RIFF")
     write(tmp_path / "p1.wav", np.zeros(N_SAMPLES, np.float32))
-    with pytest.raises(AudioError, match=r"none of 2 pairs could be scored: .*p0\.wav"):
+    with pytest.raises(AudioError, match=r"none of 2 recordings could be scored: .*p0\.wav"):
         evaluate(data, tmp_path, jobs=1)
 
 
@@ -404,14 +423,22 @@ def test_the_command_prints_one_table_of_all_systems(data: Path, systems: list[P
         ["error", "p2", "not scored"],
         ["error", "p3", "not scored"],
     ]
-    *_, packages, header = done.stdout.splitlines()[:4]
+    *_, packages, rated, header = done.stdout.splitlines()[:5]
     assert "PESQ: pesq 0.0.4, MOS-LQO; WB: P.862.2, NB: P.862.1 at 16 kHz" in packages
-    assert " ".join(header.split()) == "files PESQ-WB PESQ-NB STOI ESTOI SI-SDR dB CSIG CBAK COVL LSD dB"
-    rows = [line.split() for line in done.stdout.splitlines()[4:] if line[:10].strip()]  # intervals have no label
-    assert [" ".join(row[: len(row) - len(metrics.NAMES)]) for row in rows] == [
+    assert rated.startswith("SIG, BAK, OVRL: DNSMOS P.835, speechmos 0.0.1.1")
+    assert " ".join(header.split()) == "files PESQ-WB PESQ-NB STOI ESTOI SI-SDR dB CSIG CBAK COVL LSD dB SIG BAK OVRL"
+    scores, levels = done.stdout.split("\n\n")
+    rows = [line.split() for line in scores.splitlines()[5:] if line[:10].strip()]  # intervals have no label
+    assert [" ".join(row[:-12]) for row in rows] == [
         *("noisy 4/4", "identity 4/4", "gain"),
         *("noisy 2/4", "few 2/4", "gain"),
         *("noisy 2/4", "mixed 2/4", "gain"),
+    ]
+    heading, header, *lines = levels.splitlines()
+    assert heading == "level of speech over that of the clean recording by octave band, dB; 0 is best"
+    assert header.split()[:5] == ["files", "125", "Hz", "250", "Hz"]
+    assert [" ".join(line.split()[:-7]) for line in lines if line[:10].strip()] == [
+        *("noisy 4/4", "identity 4/4", "noisy 2/4", "few 2/4", "noisy 2/4", "mixed 2/4")
     ]
     assert len(read_csv(tmp_path / "scores.csv")) == 10
     again = run(*arguments, "--csv", "scores.csv", cwd=tmp_path)

@@ -319,14 +319,17 @@ def test_a_training_checkpoint_is_exported_with_its_averaged_weights(
     assert sha256(require_passed(export).path / "model.safetensors") == sha256(quick_export)
 
 
-def test_a_model_card_travels_with_the_bundle(quick_export: Path, tmp_path: Path) -> None:
-    card = tmp_path / "card.md"
+def test_a_model_card_and_the_attribution_travel_with_the_bundle(quick_export: Path, tmp_path: Path) -> None:
+    card, sources = tmp_path / "card.md", tmp_path / "sources.md"
     card.write_text("# Made of tones\n", encoding="utf-8")
-    export = export_bundle(quick_export, tmp_path / "bundle", name=NAME, blocks=[1], model_card=card)
-    inside = require_passed(export).path / "MODEL_CARD.md"
-    assert inside.read_bytes() == card.read_bytes()
-    assert export.bundle is not None
-    assert export.bundle.manifest["files"]["MODEL_CARD.md"] == sha256(card)
+    sources.write_text("# Tones by me\n", encoding="utf-8")
+    export = export_bundle(
+        quick_export, tmp_path / "bundle", name=NAME, blocks=[1], model_card=card, attribution=sources
+    )
+    bundle = require_passed(export)
+    for name, given in {"MODEL_CARD.md": card, "ATTRIBUTION.md": sources}.items():
+        assert (bundle.path / name).read_bytes() == given.read_bytes()
+        assert bundle.manifest["files"][name] == sha256(given)
 
 
 # What must fail

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -45,16 +44,15 @@ layers = 1
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, speech_like: SpeechLike) -> Iterator[Path]:
+def desk(tmp_path_factory: pytest.TempPathFactory, speech_like: SpeechLike) -> Path:
     """A folder outside the repository: the example's file, and weights that it was trained to in two steps."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "gru_mask.py").write_bytes(EXAMPLE.read_bytes())
     (folder / "run.toml").write_text(SETTINGS)
     write_mixing(folder / "data", speech_like)
-    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
-        data = ("--data", "data", "--cache", "cache", "--config", "run.toml")
-        edgese(*PLUGIN, "train", *data, "--output", "run", "--steps", 2, "--quiet", cwd=folder)
-        yield folder
+    data = ("--data", "data", "--cache", "cache", "--config", "run.toml")
+    edgese(*PLUGIN, "train", *data, "--output", "run", "--steps", 2, "--quiet", cwd=folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +165,7 @@ def install(folder: Path, source: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_asked_for_a_name_that_is_not_known(tmp_path: Path) -> None:
     site = install(tmp_path / "site", EXAMPLE.read_text(encoding="utf-8"))
     assert parsed(edgese("info", "gru-mask", "--json", cwd=tmp_path, path=[site]).stdout)["name"] == "gru-mask"
@@ -181,6 +180,7 @@ def test_a_broken_package_is_named_where_it_might_have_helped_and_disturbs_nothi
         find_model("smal")
 
 
+@pytest.mark.slow
 def test_models_are_a_table_and_a_broken_package_is_a_warning(tmp_path: Path) -> None:
     site = install(tmp_path / "site", BROKEN)
     done = edgese("models", cwd=tmp_path, path=[site])
@@ -228,11 +228,19 @@ def test_a_plugin_that_cannot_be_used_is_one_line(named: str, source: str | None
     assert re.search(message.replace("--plugin ", "--plugin (../)?"), line), line
 
 
+@pytest.mark.slow
 def test_code_that_is_not_where_it_was_registered_is_one_line(tmp_path: Path) -> None:
     source = EXAMPLE.read_text(encoding="utf-8").replace("{__name__}:GruMask", "{__name__}:GruMsk")
     (tmp_path / "gru_mask.py").write_text(source)
     done = edgese(*PLUGIN, "models", cwd=tmp_path, code=1)
     assert one_error(done).startswith("error: network gru-mask: gru_mask:GruMsk cannot be loaded")
+
+
+@pytest.mark.parametrize("text", ["nojson", "[]", "{}", '{"modules": 3, "folders": []}', "[" * 100_000])
+def test_an_environment_that_names_no_plugins_as_edgese_does(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLUGINS, text)
+    with pytest.raises(ConfigError, match=r"EDGESE_PLUGINS: found .*: unset EDGESE_PLUGINS"):
+        find_model("nothing of that name")
 
 
 # A network that cheats

@@ -204,16 +204,15 @@ def test_cache_that_cannot_be_written_still_gives_what_it_holds(filled: Cache, m
 
 
 def test_full_disk_leaves_no_partial_engine(filled: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, content: bytes) -> None:
-        path.touch()
+    def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ExportError, match="No space left on device"):
         filled.ask(plan=b"second", rebuild=True)
     monkeypatch.undo()
     assert filled.engine.read_bytes() == b"first"
-    assert list(filled.folder.glob("*.partial")) == []
+    assert [path.name for path in filled.folder.iterdir() if path.name.startswith(".")] == []
     assert not filled.sidecar.exists()  # so the next call builds
 
 

@@ -149,22 +149,26 @@ def test_the_graph_agrees_with_the_module_for_any_number_of_streams(toy_path: Pa
         np.testing.assert_allclose(found[name], tensor.numpy(), rtol=0, atol=2e-6)  # measured: 2.4e-7
 
 
+@pytest.mark.slow
 def test_equal_modules_give_equal_bytes(tmp_path: Path, toy_path: Path) -> None:
     write(tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == toy_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_examples_of_one_stream_leave_the_axis_dynamic(tmp_path: Path, toy_path: Path) -> None:
     write(tmp_path / "one.onnx", inputs={name: tensor[:1] for name, tensor in EXAMPLES.items()})
     assert (tmp_path / "one.onnx").read_bytes() == toy_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_graph_without_dynamic_axes_is_all_numbers(tmp_path: Path) -> None:
     graph = write(tmp_path / "static.onnx", dynamic_axes={}).graph
     assert shapes(graph.input)["x"] == [2, 3, 4]
     assert shapes(graph.output)["y"] == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
     module = make_toy()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -175,11 +179,13 @@ def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.slow
 def test_exporting_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "toy.onnx")
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_state_handed_through_and_an_input_not_read_stay_in_the_graph(tmp_path: Path) -> None:
     class Through(nn.Module):
         def forward(self, x: Tensor, kept: Tensor, unread: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,6 +203,7 @@ def test_a_state_handed_through_and_an_input_not_read_stay_in_the_graph(tmp_path
         np.testing.assert_array_equal(stream.states["kept"], np.full((1, 5), 3))
 
 
+@pytest.mark.slow
 def test_names_of_the_caller_win_over_names_inside_the_module(tmp_path: Path) -> None:
     class Clash(nn.Module):
         def __init__(self) -> None:
@@ -254,6 +261,7 @@ def test_a_module_in_training_mode_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "toy.onnx", make_toy().train())
 
 
+@pytest.mark.slow
 def test_a_module_that_keeps_state_in_a_buffer_is_refused(tmp_path: Path) -> None:
     class Counter(nn.Module):
         total: Tensor
@@ -270,6 +278,7 @@ def test_a_module_that_keeps_state_in_a_buffer_is_refused(tmp_path: Path) -> Non
         write(tmp_path / "counter.onnx", Counter().eval(), {"x": torch.zeros(2, 4)}, ["y"], {})
 
 
+@pytest.mark.slow
 def test_a_module_that_changes_its_input_is_refused(tmp_path: Path) -> None:
     class Doubler(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -279,6 +288,7 @@ def test_a_module_that_changes_its_input_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "doubler.onnx", Doubler().eval(), {"x": torch.zeros(2, 4)}, ["y"], {})
 
 
+@pytest.mark.slow
 def test_a_scan_over_any_number_of_frames_is_written_as_one_node(tmp_path: Path) -> None:
     class Scanned(nn.Module):
         def __init__(self) -> None:
@@ -307,6 +317,7 @@ def test_a_scan_over_any_number_of_frames_is_written_as_one_node(tmp_path: Path)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_an_operator_that_onnx_lacks_is_refused(tmp_path: Path) -> None:
     class Special(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -323,6 +334,7 @@ def test_a_name_that_does_not_end_in_onnx_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "toy.pt")
 
 
+@pytest.mark.slow
 def test_an_opset_that_is_not_reached_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"wanted opset 30|cannot translate"):
         write(tmp_path / "toy.onnx", opset=30)

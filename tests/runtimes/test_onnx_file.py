@@ -7,7 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from runtimes.base import ArtefactError, TensorSpec
-from runtimes.onnx_file import read_onnx_file, read_onnx_header
+from runtimes.onnx_file import read_onnx_file, read_onnx_header, read_weight_files
+from runtimes.registry import open_runtime
 
 DTYPES = ["float32", "uint8", "int8", "int32", "int64", "bool", "float16", "float64"]
 
@@ -104,3 +105,70 @@ def test_a_model_without_a_graph_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"none\.onnx: cannot be read"):
         read_onnx_header(tmp_path / "none.onnx")
+
+
+def kept_in(location: str) -> onnx.TensorProto:
+    tensor = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def hide(tensor: onnx.TensorProto, place: str) -> onnx.ModelProto:
+    """A model that holds a tensor in one of the places where ONNX lets tensors stand."""
+    node, model = helper.make_node("Constant", [], ["c"], value=tensor), onnx.ModelProto()
+    model.graph.node.append(helper.make_node("Neg", ["x"], ["y"]))
+    if place == "initializer":
+        model.graph.initializer.append(tensor)
+    elif place == "sparse initializer":
+        model.graph.sparse_initializer.add(values=tensor)
+    elif place == "attribute":
+        model.graph.node.append(node)
+    elif place == "branch":
+        inner = helper.make_graph([node], "inner", [], [])
+        model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner))
+    elif place == "function":
+        model.functions.add(name="f").node.append(node)
+    elif place == "list of tensors":
+        model.graph.node.append(helper.make_node("Any", [], ["c"], values=[tensor]))
+    return model
+
+
+PLACES = ("initializer", "sparse initializer", "attribute", "branch", "function", "list of tensors")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_weights_files_are_found_wherever_a_tensor_may_stand(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(hide(kept_in("w.bin"), place).SerializeToString())
+    with pytest.raises(ArtefactError, match=r"its weights' file w\.bin is missing"):
+        read_weight_files(path)
+    (tmp_path / "w.bin").write_bytes(bytes(4))
+    assert read_weight_files(path) == (tmp_path / "w.bin",)
+
+
+@pytest.mark.parametrize(
+    "location", ["../w.bin", "/etc/hostname", "", "..", "a/w.bin", "w\0.bin", "*/_ORT_MEM_ADDR_/*"]
+)
+def test_weights_outside_of_the_directory_are_refused(tmp_path: Path, location: str) -> None:
+    path = tmp_path / "inner" / "a.onnx"
+    path.parent.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(4))
+    path.write_bytes(hide(kept_in(location), "attribute").SerializeToString())
+    with pytest.raises(ArtefactError, match=r"its weights are said to be in '.*', wanted a file beside it"):
+        read_weight_files(path)
+
+
+def test_weights_that_a_link_leads_to_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "inner" / "a.onnx"
+    path.parent.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(4))
+    (path.parent / "w.bin").symlink_to(tmp_path / "w.bin")
+    path.write_bytes(hide(kept_in("w.bin"), "initializer").SerializeToString())
+    with pytest.raises(ArtefactError, match=r"is reached by a link, wanted a file beside it"):
+        open_runtime("onnxruntime", path)
+
+
+def test_tensors_behind_bytes_that_only_look_like_weights_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(hide(TensorProto(name="location", dims=[0], data_type=1), "initializer").SerializeToString())
+    assert read_weight_files(path) == ()

@@ -224,6 +224,7 @@ def test_weights_that_are_missing_beside_the_graph_are_refused(tmp_path: Path) -
         OpenVino(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [1, 3])
 def test_every_shipped_graph_gives_what_onnxruntime_gives(streams: int) -> None:
     """At 100 dB, states carried; measured: 111 dB. ONNX Runtime is itself held to PyTorch by the bundle's record.

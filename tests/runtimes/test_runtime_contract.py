@@ -1,9 +1,11 @@
 """The contract of every registered runtime, shown with one small module that has two states."""
 
 import dataclasses
+import functools
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,16 +70,25 @@ def specs(frames: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     )
 
 
-def write_leaky_onnx(path: Path, frames: int) -> None:
+@functools.cache
+def leaky_onnx(frames: int) -> bytes:
+    """The module's graph, exported once for all runtimes that take it."""
     inputs, outputs = specs(frames)
-    write_onnx(
-        make_leaky(),
-        {spec.name: torch.zeros(2, *spec.shape[1:]) for spec in inputs},  # type: ignore[arg-type]
-        [spec.name for spec in outputs],
-        path,
-        dynamic_axes={spec.name: {0: "streams"} for spec in inputs},
-        metadata=METADATA,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "leaky.onnx"
+        write_onnx(
+            make_leaky(),
+            {spec.name: torch.zeros(2, *spec.shape[1:]) for spec in inputs},  # type: ignore[arg-type]
+            [spec.name for spec in outputs],
+            path,
+            dynamic_axes={spec.name: {0: "streams"} for spec in inputs},
+            metadata=METADATA,
+        )
+        return path.read_bytes()
+
+
+def write_leaky_onnx(path: Path, frames: int) -> None:
+    path.write_bytes(leaky_onnx(frames))
 
 
 def write_leaky_program(path: Path, frames: int) -> None:

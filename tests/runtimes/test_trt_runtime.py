@@ -276,6 +276,7 @@ def test_a_closed_stream_gives_and_takes_no_states(engine: Path) -> None:
         assert "tensorrt: this runtime is closed" in refusal(RuntimeUnavailable, work)
 
 
+@pytest.mark.slow
 def test_streams_that_are_dropped_are_freed_by_the_next(engine: Path, cuda: CudaDouble) -> None:
     with TensorRt(engine) as runtime:
         held = []

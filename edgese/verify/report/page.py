@@ -8,6 +8,8 @@ time, how long calls took, every check, tensor and listener of each graph, and t
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from edgese.verify.findings import Verification
 
 TEMPLATE = "page.html.j2"
+SCRIPT = "script.js.j2"
 
 PROVENANCE = {
     "bundle": "Bundle",
@@ -81,7 +84,10 @@ def render(verification: Verification) -> str:
     environment.filters.update(fixed=fixed, signed=signed, scientific=scientific, from_one=from_one)
     proofs = verification.proofs
     checks = [*verification.checks, *(check for proof in proofs for check in proof.checks)]
+    script = environment.get_template(SCRIPT).render()
     return environment.get_template(TEMPLATE).render(
+        script=script,
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),  # no other script runs
         name=str(verification.bundle.manifest["name"]),
         verification=verification,
         scope=scope(verification),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
-import resource
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +16,11 @@ import soundfile
 from edgese.atomic_file import PartialFile
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo, choose_format
-from edgese.audio.reader import MAX_CHANNELS, AudioReader, resampled
+from edgese.audio.reader import MAX_CHANNELS, AudioReader, read_wave, resampled
 from edgese.audio.writer import AudioWriter
 from edgese.errors import AudioError, OutputError
+
+from ..helpers.disk import file_size_limit
 
 RATE = 16_000
 
@@ -78,20 +77,6 @@ def wav(tmp_path: Path) -> Path:
     path = tmp_path / "noise.wav"
     write_all(path, noise(2 * RATE), "WAV", "PCM_16")
     return path
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writing beyond a size fails as on a full disk, with an errno from the file system.
-
-    Ends before the test does: pytest's own output, if it goes to a long file, would fail as well.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Reading and writing
@@ -301,15 +286,15 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     assert "no samples" in refusal(tmp_path / "none.wav")
 
 
-@pytest.mark.parametrize("n_frames", [1, 2, 511])
-def test_a_file_shorter_than_a_window_is_refused(tmp_path: Path, n_frames: int) -> None:
+@pytest.mark.parametrize("n_frames", [1, 511, 512])
+def test_short_files_are_read_and_refused_only_to_learn_from(tmp_path: Path, n_frames: int) -> None:
     soundfile.write(tmp_path / "short.wav", noise(n_frames), RATE)
-    assert f"found {n_frames} sample" in refusal(tmp_path / "short.wav")
-
-
-def test_a_file_of_just_one_window_is_read(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "window.wav", noise(512), RATE)
-    assert len(read_all(tmp_path / "window.wav")) == 512
+    assert len(read_all(tmp_path / "short.wav")) == n_frames
+    if n_frames < 512:
+        with pytest.raises(AudioError, match=f"found {n_frames} sample.*wanted at least 32 ms"):
+            read_wave(tmp_path / "short.wav", RATE)
+    else:
+        assert len(read_wave(tmp_path / "short.wav", RATE)) == n_frames
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -320,9 +305,13 @@ def test_nan_and_inf_are_refused_with_their_time(tmp_path: Path, value: float) -
     assert "NaN or Inf at 1.250 s" in refusal(tmp_path / "broken.wav")
 
 
-def test_silence_is_refused(tmp_path: Path) -> None:
+def test_silence_is_read_and_refused_only_to_learn_from(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
-    assert "silence, 1.00 s" in refusal(tmp_path / "silent.wav")
+    with AudioReader(tmp_path / "silent.wav") as reader:
+        assert sum(map(len, reader.blocks())) == RATE
+        assert reader.silent
+    with pytest.raises(AudioError, match=r"silence, 1\.00 s"):
+        read_wave(tmp_path / "silent.wav", RATE)
 
 
 @pytest.mark.parametrize("rate_hz", [1, 3_999, 384_001, 2**31 - 1])
@@ -383,8 +372,10 @@ def test_an_existing_file_is_replaced_only_when_that_is_allowed(tmp_path: Path) 
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real" / "out")
+    with PartialFile(tmp_path / "link") as partial, pytest.raises(OutputError, match="exists already"):
+        partial.publish(replace=False)  # though it leads nowhere yet
     with PartialFile(tmp_path / "link") as partial:
-        partial.publish(replace=False)
+        partial.publish(replace=True)
     assert (tmp_path / "real" / "out").is_file()
     assert (tmp_path / "link").is_symlink()
 

@@ -512,6 +512,7 @@ def test_one_turn_and_a_bundle_that_failed_are_warned_of(tmp_path: Path) -> None
 # Pictures
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_runtimes")
 def test_pictures_show_every_block_with_its_deadline(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -628,6 +629,7 @@ def test_a_bug_in_a_process_keeps_its_traceback(case: Case, sound: Path) -> None
             probe.answer()
 
 
+@pytest.mark.slow
 def test_giving_up_ends_a_process_in_the_middle_of_its_calls(case: Case, sound: Path) -> None:
     probe = Probe(case, allowed_cores()[0], sound)
     probe.begin(do="paced", calls=1_000_000)

@@ -31,7 +31,7 @@ def test_a_run_prints_tables_and_what_to_use(identity_bundle: Path, tmp_path: Pa
     assert any(line.startswith("most streams: ") for line in lines)
     assert [Path(line.removeprefix("picture: ")).name for line in lines[-2:]] == ["latency.png", "streams.png"]
     assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == ["latency.png", "streams.png"]
-    assert {line.partition(":")[0] for line in done.stderr.decode().splitlines()} <= {"warning"}
+    assert {line.partition(":")[0] for line in done.stderr.decode().splitlines()} <= {"warning", "measuring"}
 
 
 @pytest.mark.slow
@@ -48,6 +48,7 @@ def test_json_is_one_object_with_everything(identity_bundle: Path, tmp_path: Pat
     assert [f"warning: {warning}" for warning in entry["warnings"]] == done.stderr.decode().splitlines()
 
 
+@pytest.mark.slow
 def test_a_runtime_that_was_asked_for_and_is_missing_is_an_error(identity_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -193,7 +193,7 @@ def test_no_graph_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> Bundle:
-    return Bundle.open(shipped_bundle())
+    return Bundle.open(shipped_bundle("small"))
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +211,7 @@ def test_the_shipped_hop_has_the_products_that_its_manifest_counts(shipped: Bund
     assert hop.macs == {"fp32": counted - model["layers"] * (elementwise - copies)}
 
 
+@pytest.mark.slow
 def test_each_product_of_the_shipped_network_is_counted_as_pytorch_counts_it(shipped: Bundle) -> None:
     pytest.importorskip("torch", reason="the [train] extra is not installed")
     from edgese.model.checkpoint import load_enhancer
@@ -334,6 +335,7 @@ def test_precisions_that_tensorrt_does_not_take_are_left_out_and_told(shipped: B
         estimate_cases([other], BOARDS["agx-thor"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_an_estimate_and_calls_it_so(tmp_path: Path) -> None:
     arguments = ("bench", "--device", "jetson", "--estimate", "orin-nano", "--precision", "fp16", "--block", "1")
     lines = edgese(*arguments, cwd=tmp_path).stdout.decode().splitlines()

@@ -20,6 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_archive_is_written_unpacked_by_tar_and_runs(folder: Path, tmp_path: Path) -> None:
     done = edgese("bundle", folder / "model", cwd=tmp_path, cold=True)
     assert done.stderr == b""

@@ -34,7 +34,7 @@ from ..helpers.command_line import ROOT, edgese, one_error, parsed
 from ..helpers.golden_bundle import write_golden_bundle
 from ..helpers.ssh_board import LACKING, SshBoard, Wire, interrupt, small_disk, ssh_board, wait_until
 
-pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
+pytestmark = [pytest.mark.required, pytest.mark.skipif(bool(LACKING), reason=LACKING)]
 
 AT_ONCE = (0.0, 0.0)  # pauses before new tries
 ORT = Chosen(["onnxruntime"], (), [16])
@@ -93,7 +93,7 @@ def names(folder: Path) -> set[str]:
 # What is asked of a board
 
 
-@pytest.mark.required
+@pytest.mark.slow
 def test_a_board_tests_every_graph_and_keeps_the_bundle_for_the_next_time(
     board: SshBoard, golden: Bundle, tmp_path: Path
 ) -> None:
@@ -116,6 +116,7 @@ def test_a_board_tests_every_graph_and_keeps_the_bundle_for_the_next_time(
     assert [path.name for path in board.kept.iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
 def test_what_was_changed_there_is_brought_anew(board: SshBoard, golden: Bundle) -> None:
     with Session("board") as session:
         session.place(golden)
@@ -125,6 +126,7 @@ def test_what_was_changed_there_is_brought_anew(board: SshBoard, golden: Bundle)
         assert self_test_there(session, golden, ORT)["passed"]
 
 
+@pytest.mark.slow
 def test_another_release_of_a_bundle_takes_the_place_of_the_one_there(
     board: SshBoard, golden: Bundle, heavy: Bundle
 ) -> None:
@@ -135,6 +137,7 @@ def test_another_release_of_a_bundle_takes_the_place_of_the_one_there(
     assert (folder / "identity.device/bundle/MODEL_CARD.md").exists()
 
 
+@pytest.mark.slow
 def test_a_jetson_is_measured_over_the_link(board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "tree", "thor")
     with Session("board", root=root) as session:
@@ -146,6 +149,7 @@ def test_a_jetson_is_measured_over_the_link(board: SshBoard, golden: Bundle, tmp
     assert result["energy"]["joules_per_audio_s"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_engines_are_built_once_and_kept_for_the_next_session(board: SshBoard, golden: Bundle, heavy: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     told: list[str] = []
@@ -172,6 +176,7 @@ def as_jetson(tmp_path: Path) -> str:
     return mount
 
 
+@pytest.mark.slow
 def test_edgese_bench_measures_the_board_that_the_environment_names(
     as_jetson: str, board: SshBoard, golden: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +194,7 @@ def test_edgese_bench_measures_the_board_that_the_environment_names(
     assert "not known: board, l4t: /etc/nv_tegra_release: not there" in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_on_the_board_itself_no_link_is_needed(as_jetson: str, golden: Bundle, tmp_path: Path) -> None:
     options = f"-m {golden.path} --block 16 --runtime onnxruntime --seconds 0.2 --repeat 1 --json"
     command = f"{as_jetson} && exec {sys.executable} -m edgese bench --device jetson {options}"
@@ -203,6 +209,7 @@ def test_on_the_board_itself_no_link_is_needed(as_jetson: str, golden: Bundle, t
     assert found["before"]["temperatures_c"] == found["after"]["temperatures_c"]
 
 
+@pytest.mark.slow
 def test_no_other_machine_passes_for_a_jetson(board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
     done = edgese("bench", "-m", golden.path, "--device", "jetson", "--host", "board", cwd=tmp_path, code=1)
     assert done.stdout == b""
@@ -211,6 +218,7 @@ def test_no_other_machine_passes_for_a_jetson(board: SshBoard, golden: Bundle, t
     assert last.endswith("numbers of another machine are not shown for it; edgese verify --host tests any board")
 
 
+@pytest.mark.slow
 def test_a_board_enhances_as_this_machine_does(board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
     wave = np.random.default_rng(1).uniform(-0.5, 0.5, (30_001, 2))
     (tmp_path / "in").mkdir()
@@ -328,6 +336,7 @@ def test_no_numpy(board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_no_tensorrt_and_no_onnxruntime(board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
     board.log_in(board.home, python=(sys.executable, "-S"))
     (board.folder / "site/numpy.py").touch()
@@ -346,6 +355,7 @@ def test_no_tensorrt_and_no_onnxruntime(board: SshBoard, golden: Bundle, tmp_pat
             (board.folder / f"site/{name}.py").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_a_tensorrt_that_does_not_load_is_left_out_and_told(board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
     board.log_in(board.home, site=NO_TENSORRT)
     done = edgese("verify", golden.path, "--host", "board", cwd=tmp_path)
@@ -354,6 +364,7 @@ def test_a_tensorrt_that_does_not_load_is_left_out_and_told(board: SshBoard, gol
     )
 
 
+@pytest.mark.slow
 def test_a_self_test_that_fails(board: SshBoard, tmp_path: Path) -> None:
     bundle = write_golden_bundle(tmp_path / "wrong", golden_gain=1.001)
     done = edgese("verify", bundle.path, "--host", "board", "--runtime", "onnxruntime", cwd=tmp_path, code=1)
@@ -374,12 +385,14 @@ def test_a_self_test_that_fails(board: SshBoard, tmp_path: Path) -> None:
         assert str(failed.value) == wanted
 
 
+@pytest.mark.slow
 def test_a_login_that_talks_does_no_harm(board: SshBoard, golden: Bundle) -> None:
     board.log_in(board.home, before="echo welcome; echo >&2 'last login: today'; printf 'no line end '; echo")
     with Session("board") as session:
         assert self_test_there(session, golden, ORT)["passed"]
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_there(board: SshBoard, golden: Bundle) -> None:
     site = "import os, sys\nif 'self-test' in sys.orig_argv: os.kill(os.getpid(), 9)"
     board.log_in(board.home, site=site)
@@ -404,6 +417,7 @@ def disk(tmp_path: Path, board: SshBoard, request: pytest.FixtureRequest) -> Ite
         board.log_in(tmp_path / "home")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", ["2m"], indirect=True)
 def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(
     disk: Path, board: SshBoard, heavy: Bundle, tmp_path: Path
@@ -414,6 +428,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(
     assert [path.name for path in (disk / ".cache/edgese").iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", ["16m"], indirect=True)
 def test_a_disk_that_becomes_full_in_mid_copy(disk: Path, board: SshBoard, heavy: Bundle) -> None:
     def fill(what: str, done: int, total: int) -> None:
@@ -436,6 +451,7 @@ def test_a_disk_that_becomes_full_in_mid_copy(disk: Path, board: SshBoard, heavy
 # Links
 
 
+@pytest.mark.slow
 def test_a_link_that_is_cut_in_mid_copy_goes_on_from_there(board: SshBoard, heavy: Bundle) -> None:
     told: list[str] = []
     with Wire(board.port, limit=2_000_000) as wire:
@@ -451,6 +467,7 @@ def test_a_link_that_is_cut_in_mid_copy_goes_on_from_there(board: SshBoard, heav
     assert names(board.kept) == set()
 
 
+@pytest.mark.slow
 def test_a_link_that_is_cut_for_good_is_one_error_and_the_next_command_goes_on(
     board: SshBoard, heavy: Bundle, tmp_path: Path
 ) -> None:
@@ -516,12 +533,13 @@ def test_a_recording_that_is_cut_on_its_way_back(
             return asked(self, do, **details)
 
         monkeypatch.setattr(Link, "request", cut_once)
-        session.fetch("x", tmp_path / "here")
+        session.fetch("x", tmp_path / "here", len(content))
         monkeypatch.undo()
         assert (tmp_path / "here").read_bytes() == content
     assert len(wire.sent) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_here_leaves_no_process_there(number: int, board: SshBoard, golden: Bundle, tmp_path: Path) -> None:
     board.log_in(board.home, site=STUCK)
@@ -580,11 +598,13 @@ def test_one_session_at_a_time_has_a_board(board: SshBoard, golden: Bundle) -> N
 
 def test_what_a_session_left_that_was_cut_off_is_removed_by_the_next(board: SshBoard, golden: Bundle) -> None:
     (board.kept / "work-00000000").mkdir(parents=True)
-    for name in ("work-00000000/noisy.wav", "other.device-000.tar.gz.part", "other.device-000.tar.gz"):
+    left = "other.device-0123456789ab.tar.gz"
+    theirs = {"photos.tar.gz", "film.part", "work-in-progress", "x.unpacking"}
+    for name in ("work-00000000/noisy.wav", left, f"{left}.part", *theirs):
         (board.kept / name).touch()
     with Session("board") as session:
         session.place(golden)
-    assert names(board.kept) == set()
+    assert names(board.kept) == theirs
 
 
 # The agent by itself
@@ -640,6 +660,14 @@ def test_frames_come_whole_however_they_are_cut() -> None:
         while (frame := frames.take()) is not None:
             found.append(frame)
     assert found == [(b"D", b"abc"), (b"B", b""), (b"T", bytes(300))]
+
+
+@pytest.mark.parametrize("head", [b"O\xff\xff\xff\xff", b"O\x00\x10\x00\x01", b"Z\x00\x00\x00\x01"])
+def test_a_frame_that_no_agent_sends_is_refused_before_its_content_comes(head: bytes) -> None:
+    frames = agent.Frames()
+    frames.add(head)
+    with pytest.raises(agent.FrameError, match=r"found a frame of kind b'.' with \d+ bytes"):
+        frames.take()
 
 
 def test_what_starts_the_agent_passes_through_any_shell() -> None:

@@ -59,6 +59,7 @@ def test_version_is_told(tmp_path: Path) -> None:
     assert (done.stdout.decode(), done.stderr) == (f"edgese {__version__}\n", b"")
 
 
+@pytest.mark.slow
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     done = edgese("--help", cwd=tmp_path)
     assert done.stderr == b""
@@ -103,6 +104,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], noisy: Path) -> None:
     assert names(noisy.parent) == ["noisy.wav"]
 
 
+@pytest.mark.slow
 def test_options_are_taken_by_their_former_names(tmp_path: Path) -> None:
     """`--out` and `--size` of train are `--output` and `--model`; `--blocks 1,4` of export is `--block 1 --block 4`."""
     pytest.importorskip("torch", reason="the [export] extra is not installed")
@@ -167,6 +169,19 @@ def test_a_folder_is_mirrored_and_a_bad_file_does_not_stop_the_others(
     assert [line.split(" -> ")[0] for line in summaries] == ["in/a.wav", "in/sub/b.flac", "in/sub/deep/c.ogg"]
 
 
+def test_files_that_are_passed_over_are_named_and_joined_outputs_are_wrong_usage(
+    noisy: Path, identity_bundle: Path
+) -> None:
+    folder = noisy.parent
+    (folder / "talk.m4a").touch()
+    done = edgese("enhance", folder, "--dry-run", "--json", "-m", identity_bundle, cwd=folder)
+    assert parsed(done.stdout)["passed_over"] == [str(folder / "talk.m4a")]
+    assert b"passed over, in formats that are not read: " in done.stderr
+    done = edgese("enhance", noisy, noisy, "-o", "merged.wav", cwd=folder, code=2)
+    assert b"Traceback" not in done.stderr
+    assert not (folder / "merged.wav").exists()
+
+
 def test_a_dry_run_tells_and_writes_nothing(noisy: Path, identity_bundle: Path) -> None:
     done = edgese("enhance", "noisy.wav", "-o", "deep/out.flac", "-m", identity_bundle, "--dry-run", cwd=noisy.parent)
     assert done.stderr == b""
@@ -211,6 +226,7 @@ def test_an_existing_file_is_replaced_only_by_force(noisy: Path, halving_bundle:
     assert soundfile.info(target).frames == 8_000
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_beside_the_output(noisy: Path, identity_bundle: Path) -> None:
     pytest.importorskip("matplotlib", reason="the [plot] extra is not installed")
     done = edgese("enhance", "noisy.wav", "-o", "out.wav", "--plot", "-m", identity_bundle, cwd=noisy.parent)
@@ -247,7 +263,7 @@ def bad_bundles(tmp_path: Path, folder: Path) -> None:
         (["enhance", "none", "-m", "GOOD"], "none: found no audio files"),
         (["enhance", "-", "-m", "GOOD"], "stdin: found an empty file"),
         (["info", "changed"], "fp32-block16.onnx: changed since it was exported"),
-        (["evaluate", "--data", "missing", "-s", "GOOD"], "missing/clean: no such folder"),
+        (["evaluate", "--data", "missing", "-s", "GOOD"], "missing: no such folder"),
         (["export", "missing.safetensors", "-o", "out"], "missing.safetensors: no such weights file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -257,6 +273,15 @@ def test_an_error_is_one_line(arguments: list[str], message: str, noisy: Path, i
     arguments = [str(identity_bundle) if argument == "GOOD" else argument for argument in arguments]
     assert message in one_error(edgese(*arguments, cwd=noisy.parent, code=1))
     assert names(noisy.parent) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [("enhance", "\x1b]0;a"), ("enhance", "--\x1b]0;a"), ("\x1b]0;a",), ("-v", "info", "\x1b]0;a")]
+)
+def test_what_was_typed_steers_no_terminal(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = edgese(*arguments, cwd=tmp_path, code=1 if "enhance" in arguments and arguments[1][0] != "-" else 2)
+    assert b"\\x1b]0;a" in done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
 
 
 def test_a_bug_keeps_its_traceback(noisy: Path, identity_bundle: Path) -> None:
@@ -308,16 +333,19 @@ def test_scores_in_json(folder: Path, pairs: Path, identity_bundle: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_scores_as_a_table_and_what_was_not_scored_fails_the_command(
     folder: Path, pairs: Path, identity_bundle: Path
 ) -> None:
     pytest.importorskip("pesq", reason="the [metrics] extra is not installed")
     (pairs / "noisy" / "p1.wav").write_bytes(b"RIFF")
     done = edgese("evaluate", "--data", "pairs", "-s", identity_bundle, "-j", 1, cwd=folder, code=1)
-    *_, header, noisy, enhanced, gain = (line.split() for line in done.stdout.decode().splitlines())
+    scores, levels = done.stdout.decode().split("\n\n")
+    *_, header, noisy, enhanced, gain = (line.split() for line in scores.splitlines())
     assert header[:4] == ["files", "PESQ-WB", "PESQ-NB", "STOI"]
     assert (noisy[:2], enhanced[:2], gain[0]) == (["noisy", "1/2"], ["identity", "1/2"], "gain")
     assert noisy[2:] == enhanced[2:]
+    assert [line.split()[0] for line in levels.splitlines()[2:]] == ["noisy", "identity"]
     (error,) = done.stderr.decode().splitlines()
     assert error.startswith("error: p1: not scored: ")
 
@@ -460,12 +488,12 @@ def test_trained_weights_are_exported_and_enhance(
     trained: Trained, noisy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = trained.run / "weights.safetensors"
-    command = ("export", weights, "-o", "tiny.bundle", "--block", "2", "--block", "2", "--trt", "--json")
+    command = ("export", weights, "-o", "tiny.bundle", "--block", "1", "--block", "1", "--trt", "--json")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     done = edgese(*command, cwd=noisy.parent, cold=True)
     answer = parsed(done.stdout)
     assert answer["path"] == "tiny.bundle"
-    assert [(result["block"], result["passed"]) for result in answer["results"]] == [(2, True)]
+    assert [(result["block"], result["passed"]) for result in answer["results"]] == [(1, True)]
     said, kit = done.stderr.decode().splitlines()
     assert said.startswith("bundle: tiny.bundle (")
     assert kit.startswith("kit: tiny.bundle.device.tar.gz (")
@@ -489,7 +517,7 @@ def test_an_export_that_fails_its_verification_is_not_published_and_exits_with_1
         "import dataclasses, sys, edgese.__main__\n"
         "from edgese.verify.limits import LIMITS\n"
         "LIMITS['fp32'] = dataclasses.replace(LIMITS['fp32'], snr_db=1000)\n"
-        f"sys.argv = ['edgese', 'export', {str(weights)!r}, '-o', 'out', '--block', '4']\n"
+        f"sys.argv = ['edgese', 'export', {str(weights)!r}, '-o', 'out', '--block', '1']\n"
         "edgese.__main__.main()"
     )
     done = run_python(["-c", program], folder)
@@ -497,7 +525,7 @@ def test_an_export_that_fails_its_verification_is_not_published_and_exits_with_1
     (error,) = done.stderr.decode().splitlines()
     assert error.startswith(
         "error: out.unverified: does not agree with PyTorch; not published, kept under this name. "
-        "block4.fp32.onnx: output:"
+        "block1.fp32.onnx: output:"
     )
     assert "FAILED" in done.stdout.decode()
     assert [path.name for path in folder.iterdir()] == ["out.unverified"]

@@ -112,6 +112,7 @@ def test_int8_and_its_calibration_are_refused(tmp_path: Path) -> None:
         draw_batches(look_ahead(), tmp_path, Drawing(), tmp_path)
 
 
+@pytest.mark.slow
 def test_fp16_and_pcs_work_as_for_streams(tmp_path: Path, heard: list[Recording], short: None) -> None:
     enhancer = look_ahead()
     plans = make_plans(enhancer, [Precision.FP16])
@@ -217,6 +218,7 @@ def test_a_manifest_that_says_causal_of_a_network_that_is_not_fails(
     assert {"causal or not", "causality"} <= failed(prove(lying, recordings=heard, minutes=0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_network_that_says_it_were_causal_and_looks_ahead_fails(
     tmp_path: Path, heard: list[Recording], monkeypatch: pytest.MonkeyPatch
@@ -394,7 +396,7 @@ def test_an_untrained_network_is_always_the_same_and_leaves_other_draws_alone() 
 
 @pytest.mark.slow
 def test_an_untrained_network_is_exported_and_says_so(tmp_path: Path) -> None:
-    done = edgese("export", "--model", "small", "--block", "4", "--quiet", cwd=tmp_path)
+    done = edgese("export", "--model", "small", "--block", "1", "--quiet", cwd=tmp_path)
     assert "UNTRAINED" in done.stderr.decode()
     bundle = Bundle.open(tmp_path / "small-untrained.bundle")
     assert bundle.manifest["trained"] is False

@@ -258,6 +258,7 @@ def test_gradients_are_those_of_before(tiny_enhancer: WaveformEnhancer, wave: Wa
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_graph_in_float32_is_the_same_bytes_after_half_precision(tmp_path: Path) -> None:
     """A fusion of bands has both kinds of products."""
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ def run_python(
     """
     command = [str(argument) for argument in arguments]
     places = os.pathsep.join(map(str, (*path, ROOT)))
-    environment = os.environ | {"PYTHONPATH": places, "COLUMNS": "200", "NO_COLOR": "1"}
+    environment = os.environ | {"PYTHONPATH": places, "COLUMNS": "200", "NO_COLOR": "1", "EDGESE_PROGRESS": "0"}
     if not cold and _warm_python().takes(command, environment):
         return _warm_python().run(command, cwd, environment, stdin, TIMEOUT_S)
     return subprocess.run(

@@ -21,11 +21,10 @@ def write_golden_bundle(
     path: Path, *, gain: float = 1.0, golden_gain: float = 1.0, blocks: Sequence[int] = (1, 16), **manifest: Any
 ) -> Bundle:
     """Graphs that delay by 384 samples and multiply by `gain`, and golden vectors that want `golden_gain`."""
-    write_identity_bundle(path, gain=gain, blocks=blocks)
+    whole = dict(Bundle.open(write_identity_bundle(path, gain=gain, blocks=blocks)).manifest)
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, (1, N_SAMPLES)).astype(np.float32)
     delayed = np.pad(wave, ((0, 0), (LAG, 0)))[:, :N_SAMPLES]
     digest = write_batches(path / "reference.npz", [{"wave": wave, "enhanced": delayed * np.float32(golden_gain)}], {})
-    whole = dict(Bundle.open(path).manifest)
     whole["verification"] = {"passed": True, "limits": LIMITS, "results": []}
     whole["reference"] = {"file": "reference.npz", "digest": digest}
     seal_bundle(path, whole | manifest)

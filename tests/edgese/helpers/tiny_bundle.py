@@ -22,7 +22,7 @@ NAME = "tiny"
 HOP = 128
 
 # Hops a call, by the number of decay heads: sizes that are offered by default, and an odd one.
-BLOCKS = {0: (1, 4, 16), 4: (1, 3)}
+BLOCKS = {0: (1, 4, 8), 4: (1, 3)}
 
 TINY = MbsConfig(  # the second of conftest's
     channels=8, layers=2, states=4, dt_rank=2, chunk=5, decoder_hidden=8, decay_heads=4, expand=2, fusion="each"

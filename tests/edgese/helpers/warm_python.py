@@ -31,6 +31,7 @@ LIBRARIES = (
     *("onnxruntime", "onnx", "onnxscript", "safetensors.torch", "torch", "torch._dynamo"),
     *("torch.onnx", "torch.export", "torch.utils.flop_counter", "pesq", "pystoi", "jinja2"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
+    *("typer._adapters", "typer.rich_utils", "rich.markdown"),  # typer's own, at the first option and the first help
 )
 COLD = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "PYTORCH", "MPL", "LANG", "LC_", "MALLOC_")
 _THREADLESS = {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}  # else NumPy and ONNX Runtime start threads

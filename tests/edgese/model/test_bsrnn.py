@@ -201,6 +201,7 @@ def test_norms_are_those_of_the_equations() -> None:
         torch.testing.assert_close(band(x)[:, :, k], alone.transpose(1, 2))
 
 
+@pytest.mark.slow
 def test_the_norm_of_a_whole_segment_loses_nothing_in_onnx_runtime(tmp_path: Path) -> None:
     """A million values, away from zero. One mean over all of them at once gave 91 dB here, axis by axis 148."""
     generator = torch.Generator().manual_seed(0)
@@ -387,7 +388,7 @@ def test_cost_counts_each_lstm_by_its_equations(either: WaveformEnhancer) -> Non
 
 @pytest.mark.parametrize("name", ["channels", "layers", "hidden", "decoder_hidden"])
 def test_sizes_that_cannot_be_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.{name}: found 0, wanted at least 1"):
+    with pytest.raises(ConfigError, match=rf"model\.{name}: found 0, wanted 1 to \d+"):
         dataclasses.replace(TINY, **{name: 0})
 
 
@@ -457,6 +458,7 @@ def test_a_segment_graph_agrees_and_has_a_node_for_each_lstm(
         assert snr_db(wanted[stream].numpy(), found[stream]) >= GRAPH_DB
 
 
+@pytest.mark.slow
 def test_the_exported_form_is_a_program_of_pytorch_too(causal: WaveformEnhancer, wave: Tensor) -> None:
     with exported_form(causal):
         step = StreamStep(causal).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 
+from edgese import atomic_file
 from edgese.config import AudioConfig, to_dict
-from edgese.errors import CheckpointError, EdgeseError
+from edgese.errors import CheckpointError, EdgeseError, OutputError
 from edgese.model.checkpoint import load_checkpoint, load_enhancer, save_checkpoint, save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.registry import build
 from edgese.networks import MbsConfig
+
+from ..helpers.disk import file_size_limit
 
 
 def settings_of(enhancer: WaveformEnhancer) -> dict[str, Any]:
@@ -105,12 +109,12 @@ def test_interrupted_checkpoint_leaves_the_old_one(tmp_path: Path, monkeypatch: 
     save_checkpoint(path, {"step": 1})
     before = path.read_bytes()
 
-    def torn(content: object, target: Path) -> None:
-        Path(target).write_bytes(b"half of a checkp")
+    def torn(fd: int, content: bytes) -> None:
+        os.write(fd, content[:16])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", torn)
+        patch.setattr(atomic_file, "write_all", torn)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(path, {"step": 2})
     assert path.read_bytes() == before
@@ -120,15 +124,17 @@ def test_interrupted_checkpoint_leaves_the_old_one(tmp_path: Path, monkeypatch: 
     assert [found.name for found in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_first_checkpoint_interrupted_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(content: object, target: Path) -> None:
-        Path(target).write_bytes(b"half of a checkp")
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("name", ["last.pt", "weights.safetensors"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(name: str, tiny_enhancer: WaveformEnhancer, tmp_path: Path) -> None:
+    def save(path: Path) -> None:
+        if name == "last.pt":
+            save_checkpoint(path, {"ema": tiny_enhancer.state_dict()})
+        else:
+            save_weights(path, tiny_enhancer, tiny_enhancer.state_dict())
 
-    monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path / "last.pt", {"step": 1})
-    assert not (tmp_path / "last.pt").exists()
+    with file_size_limit(5000), pytest.raises(OutputError, match=rf"{name}: cannot be written \(File too large\)"):
+        save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_weights_leave_the_old_ones(
@@ -138,11 +144,11 @@ def test_interrupted_weights_leave_the_old_ones(
     save_weights(path, tiny_enhancer, tiny_enhancer.state_dict())
     before = path.read_bytes()
 
-    def torn(tensors: object, target: Path, metadata: object = None) -> None:
-        Path(target).write_bytes(b"half of the weig")
+    def torn(fd: int, content: bytes) -> None:
+        os.write(fd, content[:16])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(safetensors.torch, "save_file", torn)
+    monkeypatch.setattr(atomic_file, "write_all", torn)
     with pytest.raises(KeyboardInterrupt):
         save_weights(path, tiny_enhancer, {name: w + 1 for name, w in tiny_enhancer.state_dict().items()})
     assert path.read_bytes() == before
@@ -235,6 +241,15 @@ def test_weights_of_another_network_are_refused_by_name(tiny_enhancer: WaveformE
     assert "its weights do not fit its own config" in message
     few = dict(list(tiny_enhancer.state_dict().items())[1:])
     assert "its weights do not fit" in refusal_of(save_pt(tmp_path / "w.pt", tiny_enhancer, ema=few))
+
+
+def test_settings_of_a_network_far_larger_than_its_weights_are_refused_before_it_is_built(
+    tiny_enhancer: WaveformEnhancer, tmp_path: Path
+) -> None:
+    settings = settings_of(tiny_enhancer)
+    huge = dataclasses.replace(tiny_enhancer.network.config, channels=8192, layers=64)  # 17 GB
+    metadata = {"edgese": json.dumps(settings | {"model": to_dict(huge)})}
+    assert "far larger than its weights" in refusal_of(save_safetensors(tmp_path / "w", tiny_enhancer, metadata))
 
 
 def test_load_checkpoint_raises_its_own_error(tmp_path: Path) -> None:

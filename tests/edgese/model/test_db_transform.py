@@ -46,6 +46,7 @@ CAUSAL = DbTransformConfig(
     causal=True, channels=16, layers=2, heads=2, scales=(1, 3, 5), gate_hidden=4, feedforward=8, decoder_hidden=8
 )
 CENTRED = dataclasses.replace(CAUSAL, causal=False)
+ONE_LAYER = dataclasses.replace(CAUSAL, layers=1)  # for graphs: PyTorch translates another layer in as long again
 FEW_BANDS = dataclasses.replace(CAUSAL, band_widths=(2, 3, 1, 4))
 
 
@@ -264,7 +265,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
         DbTransformConfig(scales=(3, 4))
     with pytest.raises(ConfigError, match=r"model\.scales: found \(\)"):
         DbTransformConfig(scales=())
-    with pytest.raises(ConfigError, match=r"model\.layers: found 0, wanted at least 1"):
+    with pytest.raises(ConfigError, match=r"model\.layers: found 0, wanted 1 to 256"):
         DbTransformConfig(layers=0)
 
 
@@ -360,8 +361,10 @@ def test_the_centred_network_fails_the_same_check(centred: WaveformEnhancer, wav
     assert {128, 1000, 2048, N_SAMPLES - 1} <= set(changed_too_early(whole_run(centred), wave))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 4])
-def test_graph_agrees_over_300_carried_hops(block: int, causal: WaveformEnhancer, speech_like, tmp_path: Path) -> None:
+def test_graph_agrees_over_300_carried_hops(block: int, speech_like, tmp_path: Path) -> None:
+    causal = lively(ONE_LAYER)
     graph = graph_of(causal, block)
     write_graph(causal, graph, tmp_path / graph.file, Plan())
     result = verify_graph(tmp_path, graph, pytorch_truth(causal, speech_like(300 * HOP, seed=4), block))
@@ -373,7 +376,9 @@ def test_graph_agrees_over_300_carried_hops(block: int, causal: WaveformEnhancer
 # As a segment
 
 
-def test_segment_graph_agrees(centred: WaveformEnhancer, speech_like, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_segment_graph_agrees(speech_like, tmp_path: Path) -> None:
+    centred = lively(dataclasses.replace(ONE_LAYER, causal=False))
     wave = torch.from_numpy(np.stack([speech_like(64 * HOP, seed=seed) for seed in (5, 6)]))
     step = SegmentStep(centred).eval()
     with torch.no_grad():

@@ -183,6 +183,7 @@ def test_only_what_becomes_onnx_is_captured_as_our_own_operator() -> None:
     assert not any("aten.lstm" in name for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bidirectional", "steps", "nodes"),
     [(False, 1, 0), (False, 8, 1), (False, 40, 1), (True, 1, 1), (True, 30, 1), (True, 40, 1)],

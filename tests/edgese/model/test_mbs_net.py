@@ -537,6 +537,7 @@ def test_full_scale_extremes_stay_finite(kind: str, tiny_enhancer: WaveformEnhan
     assert torch.isfinite(tiny_enhancer.enhance(waves[kind][None])).all()
 
 
+@pytest.mark.slow
 def test_long_stream_does_not_drift(tiny_enhancer: WaveformEnhancer, speech_like) -> None:
     """Twenty seconds in, the stream still equals the whole; a state that grows would show by then."""
     wave = torch.from_numpy(speech_like(2500 * HOP))[None]

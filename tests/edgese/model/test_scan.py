@@ -185,6 +185,7 @@ def test_blocks_scanned_in_one_call_equal_blocks_scanned_alone(form: str) -> Non
             assert relative_error(ours, theirs) <= TOLERANCE["values", torch.float64]
 
 
+@pytest.mark.slow
 @parametrisations
 def test_the_exported_loop_equals_the_reference_and_is_one_operator(kind: str) -> None:
     class Module(torch.nn.Module):

@@ -20,7 +20,7 @@ from calib.batches import digest_of, write_batches
 from calib.ranges import METHODS
 from edgese.audio import Wave
 from edgese.config import DataConfig
-from edgese.errors import ConfigError, EdgeseError, TrainingError
+from edgese.errors import ConfigError, EdgeseError, OutputError, TrainingError
 from edgese.model.checkpoint import load_enhancer, save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.product import products
@@ -40,6 +40,7 @@ from edgese.quantize.calibration import (
 from edgese.train.data import DataSets
 
 from ..helpers.command_line import run_python
+from ..helpers.disk import file_size_limit
 from ..helpers.tiny_bundle import TINY
 
 HOP, RATE_HZ = 128, 16_000
@@ -312,6 +313,14 @@ def test_an_existing_file_stays_unless_it_may_be_replaced(stored: Path) -> None:
     assert stored.read_bytes() == before
     write_calibration(stored, [{"wave": np.ones(1)}], {}, replace=True)
     assert stored.read_bytes() != before
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(stored: Path) -> None:
+    before = stored.read_bytes()
+    with file_size_limit(1000), pytest.raises(OutputError, match=r"calibration\.npz: cannot be written \(File too"):
+        write_calibration(stored, [{"wave": np.ones(10_000)}], {}, replace=True)
+    assert list(stored.parent.glob(".*")) == []
+    assert stored.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ def test_folder_of_neither_layout_is_refused_with_what_was_found_and_wanted(tmp_
 @pytest.mark.parametrize(
     ("names", "found"),
     [
-        (("speech", "noise"), "found 0 speakers, wanted at least 2"),
+        (("speech", "noise"), "found no audio files"),
         (("clean", "noisy"), "clean: found no recording that .*noisy has too"),
         (("noise",), r"found noise but no speech in \['noise'\]"),
     ],
@@ -334,14 +334,20 @@ def test_pairs_of_unequal_length_are_refused_by_name(pairs: Path, open_folder: O
     assert one_line(refusal).startswith(f"{longer}: found 12000 samples, wanted 11000 as in ")
 
 
-def test_one_speaker_alone_is_refused(mixing: Path, open_folder: Open) -> None:
+def test_of_one_speaker_alone_recordings_are_held_out(mixing: Path, open_folder: Open) -> None:
     for speaker in range(1, 5):
         for file in (mixing / "speech" / f"s{speaker}").iterdir():
             file.unlink()
-    with pytest.raises(TrainingError) as refusal:
+    sets = open_folder(mixing)
+    assert sets.description["held out"] == "recordings of the one speaker"
+    parts = [set(examples.speech.files) for examples in (sets.train, sets.validation)]
+    assert all(parts)
+    assert not parts[0] & parts[1]
+    files = sorted((mixing / "speech" / "s0").iterdir())
+    for file in files[1:]:
+        file.unlink()
+    with pytest.raises(TrainingError, match="found 1 recordings, wanted at least 2"):
         open_folder(mixing)
-    assert "found 1 speakers" in one_line(refusal)
-    assert "wanted at least 2" in one_line(refusal)
 
 
 def test_one_noise_alone_is_refused(mixing: Path, open_folder: Open) -> None:
@@ -361,19 +367,42 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_recording_that_cannot_be_used_is_named_and_leaves_no_cache(
-    kind: str, mixing: Path, open_folder: Open, tmp_path: Path
-) -> None:
-    broken, content = mixing / "noise" / "n2.wav", BROKEN[kind]
+def spoil(file: Path, kind: str) -> None:
+    content = BROKEN[kind]
     if isinstance(content, bytes):
-        broken.write_bytes(content)
+        file.write_bytes(content)
     else:
-        soundfile.write(broken, content, RATE_HZ, subtype="FLOAT")
-    with pytest.raises(EdgeseError) as refusal:
-        open_folder(mixing)
-    assert one_line(refusal).startswith(f"{broken}: ")
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+        soundfile.write(file, content, RATE_HZ, subtype="FLOAT")
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_recordings_that_cannot_be_used_are_passed_over_and_named(
+    kind: str, mixing: Path, open_folder: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [mixing / "noise" / "n2.wav", next((mixing / "speech" / "s1").iterdir())]
+    for file in broken:
+        spoil(file, kind)
+    for _ in range(2):  # decoded now, then from the cache
+        caplog.clear()
+        sets = open_folder(mixing)
+        assert sets.description["passed over"] == 2
+        assert all(f"{file}: " in caplog.text for file in broken)
+        used = {file for part in (sets.train, sets.validation) for file in (*part.speech.files, *part.noise.files)}
+        assert not used & set(broken)
+        sets.train(0)
+
+
+def test_a_pair_with_a_broken_side_is_passed_over_and_what_has_no_partner_named(
+    pairs: Path, open_folder: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent, alone = pairs / "noisy_trainset_28spk_wav" / "p2_001.wav", pairs / "clean_trainset_28spk_wav" / "p9_001.wav"
+    n_before = open_folder(pairs).description["clean"]
+    spoil(silent, "silent")
+    alone.write_bytes((pairs / "clean_trainset_28spk_wav" / "p2_001.wav").read_bytes())
+    description = open_folder(pairs).description
+    assert (description["clean"], description["passed over"], description["unpaired"]) == (n_before - 1, 1, 1)
+    assert f"{silent}: found silence" in caplog.text
+    assert f"only one of the clean and noisy folders has: {alone}" in caplog.text
 
 
 @pytest.mark.parametrize("header", ["path,speaker", "file,name"])

@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 
 from edgese.audio import Wave
 from edgese.config import DataConfig, LossConfig, TrainConfig, from_dict, to_dict
-from edgese.errors import CheckpointError, TrainingError
+from edgese.errors import CheckpointError, OutputError, TrainingError
 from edgese.model.checkpoint import load_checkpoint, load_enhancer, save_checkpoint
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.registry import build
@@ -28,7 +29,11 @@ from edgese.networks import MODELS, MbsConfig
 from edgese.train import loop as training
 from edgese.train.data import DataSets, open_data
 from edgese.train.loop import Progress, Result, learning_rate, train
+from edgese.train.run_folder import COLUMNS, LAST, LOCK, RunLog, locked
 
+from ..helpers.disk import file_size_limit
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 N_SAMPLES = 2000  # an eighth of a second, not a whole number of hops
 
 
@@ -65,9 +70,9 @@ DATA = DataSets(Tones(), Tones(), {})
 
 
 def small_run(model: MbsConfig) -> TrainConfig:
-    """Seven steps, checkpoints after 2, 4, 6 and 7, validated after 3, 6 and 7; three bands instead of thirty."""
+    """Seven steps, checkpoints after 2, 4, 6 and 7, validated after 3, 6 and 7; one block, three bands for thirty."""
     return TrainConfig(
-        model=dataclasses.replace(model, band_widths=(17, 80, 160)),
+        model=dataclasses.replace(model, layers=1, band_widths=(17, 80, 160)),
         data=DataConfig(segment_s=0.125),
         loss=LossConfig(perceptual=0),  # wants longer examples
         steps=7,
@@ -143,6 +148,7 @@ def assert_same_result(found: Path, wanted: Path) -> None:
 # Learning
 
 
+@pytest.mark.slow
 def test_loss_falls_when_one_example_is_learnt(each_config: TrainConfig, tmp_path: Path) -> None:
     losses: list[float] = []
     config = dataclasses.replace(each_config, steps=40, validate_every=40, checkpoint_every=40, learning_rate=5e-3)
@@ -392,7 +398,9 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     assert_same_result(tmp_path, uninterrupted(config))
 
 
-@pytest.mark.parametrize(("moment", "call"), [("save_checkpoint", 1), ("save_checkpoint", 2), ("save_weights", 1)])
+@pytest.mark.parametrize(
+    ("moment", "call"), [("save_last", 1), ("save_last", 2), ("save_checkpoint", 1), ("save_weights", 1)]
+)
 def test_run_killed_while_it_saves_resumes_to_the_same_result(
     moment: str,
     call: int,
@@ -418,11 +426,85 @@ def test_run_killed_while_it_saves_resumes_to_the_same_result(
     assert_same_result(tmp_path, uninterrupted(config))
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    config: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(config, DATA, tmp_path, stop_at_step=5)
+    os.truncate(tmp_path / LAST, 1000)
+    train(config, DATA, tmp_path)
+    assert "going on from last.prev.pt, step 4" in caplog.text
+    assert_same_result(tmp_path, uninterrupted(config))
+
+
+def test_a_signal_ends_a_slice_with_a_checkpoint(
+    config: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    result = train(config, DATA, tmp_path, on_progress=lambda progress: stop.set(), stop=stop)
+    assert (result.step, result.finished) == (2, False)  # the step that was under way
+    train(config, DATA, tmp_path)
+    assert_same_result(tmp_path, uninterrupted(config))
+
+
+def test_one_process_at_a_time_trains_in_a_folder(config: TrainConfig, tmp_path: Path) -> None:
+    program = f"""
+import time
+from pathlib import Path
+from edgese.train.run_folder import locked
+with locked(Path({str(tmp_path)!r})):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+    other = subprocess.Popen([sys.executable, "-c", program], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    with other.stdout:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(TrainingError, match=rf"another edgese train is at work there \(process {other.pid}\)"):
+            train(config, DATA, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+        other.kill()
+        other.wait()
+    with locked(tmp_path):  # it ended with its process
+        pass
+
+
+def test_other_data_are_noticed(config: TrainConfig, tmp_path: Path) -> None:
+    ours, others = (dataclasses.replace(DATA, digest=digest) for digest in ("aa", "bb"))
+    train(config, ours, tmp_path, stop_at_step=1)
+    with pytest.raises(CheckpointError, match=r"made with other data .* --changed-data to go on with these"):
+        train(config, others, tmp_path, stop_at_step=2)
+    assert train(config, ours, tmp_path, stop_at_step=2).step == 2
+    assert train(config, others, tmp_path, stop_at_step=3, changed_data=True).step == 3
+    assert train(config, others, tmp_path, stop_at_step=4).step == 4
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
+    config: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    train(config, DATA, tmp_path, stop_at_step=2)
+    with file_size_limit(5000), pytest.raises(OutputError, match="cannot be written"):
+        train(config, DATA, tmp_path)
+    train(config, DATA, tmp_path)
+    assert_same_result(tmp_path, uninterrupted(config))
+
+
+@pytest.mark.parametrize("rest", ["3,0.1", "3,0.1\n", "3" + 15 * ",", "\0\0\0\0", "x" + 15 * "," + "\n", "\n"])
+def test_a_torn_last_row_of_the_log_is_dropped(rest: str, config: TrainConfig, tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        log.write({"step": 1, "loss": 0.5})
+        log.write({"step": 2, "loss": 0.25})
+    with (tmp_path / "log.csv").open("a") as lines:
+        lines.write(rest)
+    with RunLog(tmp_path, 5) as log:
+        log.write({"step": 3, "loss": 0.125})
+    assert [(row["step"], row["loss"]) for row in rows_of(tmp_path)] == [("1", "0.5"), ("2", "0.25"), ("3", "0.125")]
+
+
 def test_log_row_of_a_checkpoint_is_written_before_it(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that comes after its checkpoint is lost for good when the run is killed between the two."""
-    original = training._Log.write
+    original = RunLog.write
 
     def dies_at_step_4(log: object, row: dict[str, float]) -> None:
         if row["step"] == 4:
@@ -430,7 +512,7 @@ def test_log_row_of_a_checkpoint_is_written_before_it(
         original(log, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Log, "write", dies_at_step_4)
+        patch.setattr(RunLog, "write", dies_at_step_4)
         with pytest.raises(KeyboardInterrupt):
             train(config, DATA, tmp_path)
     train(config, DATA, tmp_path)
@@ -548,14 +630,14 @@ def test_log_has_one_complete_row_for_each_step(config: TrainConfig, tmp_path: P
         train(config, DATA, tmp_path, on_progress=killed_at(5))
     train(config, DATA, tmp_path)
     rows = rows_of(tmp_path)
-    assert tuple(rows[0]) == training.COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 8)]
     weightless = {name for name, weight in dataclasses.asdict(config.loss).items() if weight == 0}
-    always = [name for name in training.COLUMNS if not name.startswith("validation") and name not in weightless]
+    always = [name for name in COLUMNS if not name.startswith("validation") and name not in weightless]
     assert not any(row[name] for row in rows for name in weightless)
     for row in rows:
         assert all(math.isfinite(float(row[name])) for name in always), row
-        judged = [row[name] for name in training.COLUMNS if name.startswith("validation") and "pesq" not in name]
+        judged = [row[name] for name in COLUMNS if name.startswith("validation") and "pesq" not in name]
         validated = [math.isfinite(float(value)) for value in judged if value]
         assert validated == ([True] * 3 if int(row["step"]) in (3, 6, 7) else []), row
     assert float(rows[0]["learning_rate"]) == pytest.approx(learning_rate(0, config))

@@ -35,7 +35,7 @@ def test_a_single_click_has_no_reverberation() -> None:
 
 def test_rooms_begin_with_their_direct_sound_at_unit_energy(tmp_path: Path) -> None:
     file = write(tmp_path / "room.wav", np.concatenate([np.zeros(500), decaying(0.3)]))
-    (room,) = read_rooms([file], tmp_path / "manifest.csv", RATE_HZ)
+    (room,), _ = read_rooms([file], tmp_path / "manifest.csv", RATE_HZ)
     assert room.response.dtype == np.float32
     assert np.argmax(np.abs(room.response)) == 0
     assert np.sum(room.response**2) == pytest.approx(1, abs=1e-4)
@@ -45,7 +45,7 @@ def test_rooms_begin_with_their_direct_sound_at_unit_energy(tmp_path: Path) -> N
 def test_reverberation_time_comes_from_the_manifest_where_it_says_so(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{name}.wav", decaying(0.3)) for name in ("known", "empty", "absent")]
     (tmp_path / "manifest.csv").write_text("file,t60_s\nknown.wav,1.5\nempty.wav,\n")
-    known, empty, absent = read_rooms(files, tmp_path / "manifest.csv", RATE_HZ)
+    (known, empty, absent), _ = read_rooms(files, tmp_path / "manifest.csv", RATE_HZ)
     assert known.t60_s == 1.5
     assert empty.t60_s == absent.t60_s < 0.4
 

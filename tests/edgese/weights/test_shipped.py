@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from calib.batches import read_batches
 from edgese.audio import Wave
 from edgese.enhance.denoiser import Denoiser, denoise
-from edgese.graphs.bundles import shipped_bundle
+from edgese.graphs.bundles import SHIPPED, shipped_bundle
 from edgese.metrics.difference import snr_db
 from edgese.metrics.scores import METRICS as KNOWN
 from edgese.metrics.scores import NAMES, si_sdr
 from export.bundle import Bundle
+from scripts.attribution import sources_of
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = shipped_bundle().parents[1] / "samples"
@@ -29,15 +30,25 @@ RATE_HZ = 16_000
 FRAME = 320  # 20 ms
 
 METRICS = {"PESQ-WB": "pesq_wb", "STOI": "stoi", "SI-SDR dB": "si_sdr_db"}  # as the card calls them
-RECORDS = {  # of how the bundle was made and judged
-    *("evaluation.json", "curves.png"),
-    *("train.toml", "training_log.csv", "train.first.toml", "training_log.first.csv"),
+RECORDS = {  # of how a bundle was made and judged
+    "base": {"evaluation.json", "train.toml", "training_log.csv"},
+    "small": {
+        *("evaluation.json", "curves.png"),
+        *("train.toml", "training_log.csv", "train.first.toml", "training_log.first.csv"),
+    },
 }
 
 
+@pytest.fixture(scope="module", params=SHIPPED)
+def shipped(request: pytest.FixtureRequest) -> str:
+    """Name of a shipped bundle."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return Bundle.open(shipped_bundle())
+def bundle(shipped: str) -> Bundle:
+    return Bundle.open(shipped_bundle(shipped))
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +63,9 @@ def enhanced(bundle: Bundle, noisy: Wave) -> dict[int, Wave]:
 
 
 @pytest.fixture(scope="module")
-def evaluation() -> dict[str, Any]:
+def evaluation(bundle: Bundle) -> dict[str, Any]:
     """What `edgese evaluate --json` said of this bundle, and of nothing else."""
-    (result,) = json.loads((shipped_bundle() / "evaluation.json").read_text(encoding="utf-8"))["systems"]
+    (result,) = json.loads((bundle.path / "evaluation.json").read_text(encoding="utf-8"))["systems"]
     assert isinstance(result, dict)
     return result
 
@@ -78,10 +89,10 @@ def frame_powers(wave: Wave) -> Wave:
 # Whole and proven
 
 
-def test_the_bundle_opens_verified(bundle: Bundle) -> None:
+def test_the_bundle_opens_verified(bundle: Bundle, shipped: str) -> None:
     """Opening compares every file with its digest."""
     assert bundle.verified
-    assert bundle.manifest["name"] == "mbs-net-small"
+    assert bundle.manifest["name"] == f"mbs-net-{shipped}"
     expected = list(itertools.product(("fp32", "fp16", "int8"), ("", "pcs"), (1, 4, 8, 16)))
     assert [(graph.precision, graph.variant, graph.block) for graph in bundle.graphs] == expected
     assert {result["passed"] for result in bundle.manifest["verification"]["results"]} == {True}
@@ -94,17 +105,30 @@ def test_the_graphs_are_of_the_weights_beside_them(bundle: Bundle) -> None:
     for graph in bundle.graphs:
         entries = onnx.load(bundle.path / graph.file, load_external_data=False).metadata_props
         found = {entry.key: entry.value for entry in entries}
-        expected = {"edgese.bundle": "mbs-net-small", "edgese.weights": weights, "edgese.precision": graph.precision}
+        expected = {
+            "edgese.bundle": bundle.manifest["name"],
+            "edgese.weights": weights,
+            "edgese.precision": graph.precision,
+        }
         variant = {"edgese.variant": graph.variant} if graph.variant else {}
         digest = bundle.manifest["calibration"]["digest"]
         calibration = {"edgese.calibration": digest} if graph.precision == "int8" else {}
         assert found == expected | {"edgese.block": str(graph.block)} | variant | calibration
 
 
-def test_nothing_lies_in_the_folder_that_nobody_asked_for(bundle: Bundle) -> None:
+def test_nothing_lies_in_the_folder_that_nobody_asked_for(bundle: Bundle, shipped: str) -> None:
     found = {path.name for path in bundle.path.iterdir()}
-    assert found == {"manifest.json", *RECORDS, *bundle.manifest["files"]}
-    assert "MODEL_CARD.md" in found
+    assert found == {"manifest.json", *RECORDS[shipped], *bundle.manifest["files"]}
+    assert {"MODEL_CARD.md", "ATTRIBUTION.md"} <= found
+
+
+def test_the_attribution_names_every_source_of_the_card_and_cuts_nothing_short(bundle: Bundle) -> None:
+    card, text = ((bundle.path / name).read_text(encoding="utf-8") for name in ("MODEL_CARD.md", "ATTRIBUTION.md"))
+    sources = sources_of(bundle.path / "MODEL_CARD.md")
+    assert len(sources) > 40
+    assert [repo for _, repo in sources if f"{repo}: " not in text] == []
+    assert "..." not in card + text
+    assert "CC BY-SA" in text
 
 
 def test_reference_vectors_come_out_of_every_graph(bundle: Bundle) -> None:
@@ -153,8 +177,8 @@ def test_noise_is_taken_from_the_pauses_and_speech_is_left(noisy: Wave, enhanced
 
 
 @pytest.fixture(scope="module")
-def card() -> str:
-    return (shipped_bundle() / "MODEL_CARD.md").read_text(encoding="utf-8")
+def card(bundle: Bundle) -> str:
+    return (bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +227,9 @@ def test_the_card_says_what_the_network_is_and_where_it_came_from(card: str, bun
         assert what in card, what
 
 
-def test_three_pairs_gain_as_much_as_the_evaluation_says(evaluation: dict[str, Any], tmp_path: Path) -> None:
+def test_three_pairs_gain_as_much_as_the_evaluation_says(
+    evaluation: dict[str, Any], bundle: Bundle, tmp_path: Path
+) -> None:
     """The scores are of these weights: some of them are measured again."""
     if not EVAL_PAIRS.is_dir():
         pytest.skip("the evaluation pairs are not on this machine (../shared/data/eval)")
@@ -216,7 +242,7 @@ def test_three_pairs_gain_as_much_as_the_evaluation_says(evaluation: dict[str, A
         for name in sorted(recorded)[::15]:
             (source,) = (EVAL_PAIRS / kind).glob(f"{name}.*")
             (tmp_path / kind / source.name).symlink_to(source)
-    result = evaluate(tmp_path, shipped_bundle(), jobs=1)
+    result = evaluate(tmp_path, bundle.path, jobs=1)
     assert len(result.pairs) == 3
     assert result.mean("enhanced")["pesq_wb"] >= result.mean("noisy")["pesq_wb"] + 0.2
     for pair in result.pairs:
