@@ -3,9 +3,9 @@
     python -m benchmarks.native_speed [--model BUNDLE ...] [--rounds 2000]
 
 The calls take turns, one of each runtime, so that what else runs on the machine meets them alike; each is fed the same
-sound and carries its states. The least times are compared: on a machine that others use, the longer a call takes the
-likelier it is interrupted, which medians show as a difference of the runtimes. The C library with smaller weights comes beside. `gflops`: the network's arithmetic in the
-median time, by the manifest's multiply-accumulates.
+sound and carries its states. The least times are compared: on a machine that others use, a call is the likelier to be
+interrupted the longer it takes, which medians show as a difference of the runtimes. The C library with smaller weights
+comes beside. `gflops`: the network's arithmetic in the median time, by the manifest's multiply-accumulates.
 """
 
 from __future__ import annotations
