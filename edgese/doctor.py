@@ -41,6 +41,7 @@ MENDS = {  # of runtimes
     "onnxruntime-cuda": f"{pip_command('uninstall', 'onnxruntime')}, then "
     f"{pip_command('install', 'onnxruntime-gpu[cuda,cudnn]')}; an NVIDIA GPU",
     "onnxruntime-tensorrt": "as onnxruntime-cuda, and TensorRT; --runtime tensorrt needs neither",
+    "native": "a C compiler: apt-get install gcc, or another one named in CC",
     "openvino": install_command("openvino"),
     "pytorch": install_command("export"),
     "tensorrt": f"an NVIDIA GPU with its driver; JetPack brings TensorRT, elsewhere {install_command('tensorrt')}",
@@ -178,8 +179,8 @@ def _runtime(name: str) -> Finding:
             size = int(bundle.manifest["audio"]["hop"])
             enhanced = opened.stream(graph.states, streams=1)({"wave": np.zeros((1, size), np.float32)})["enhanced"]
     except (RuntimeUnavailable, ExportError, EdgeseError, ImportError) as error:
-        # Every onnxruntime-gpu offers this provider, and TensorRT itself is a separate installation.
-        return Finding(part, "absent" if name == "onnxruntime-tensorrt" else "wrong", str(error), mend)
+        # Every onnxruntime-gpu offers TensorRT, which is a separate installation; native asks for a compiler then.
+        return Finding(part, "absent" if name in ("onnxruntime-tensorrt", "native") else "wrong", str(error), mend)
     fine = enhanced.shape == (1, size) and not enhanced.any()
     found = "opens a shipped model; silence stays silence" if fine else "gives sound where there was none"
     return Finding(part, "ok" if fine else "wrong", found, "" if fine else mend)

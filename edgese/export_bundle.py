@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from edgese.machine.host import tool_versions
 from edgese.model.checkpoint import load_enhancer, save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.registry import build
-from edgese.networks import MODELS
+from edgese.native.artefact import STORED, graph_artefact, weights_file, write_weights
+from edgese.native.project import write_project
+from edgese.networks import MODELS, MbsConfig
 from edgese.samples import NOISY
 from edgese.verify.agreement import Result, verify_graph
 from edgese.verify.limits import LIMITS, VERIFICATION_HOPS
@@ -40,6 +43,7 @@ from export.weights import share_weights
 
 DEFAULT_BLOCKS = (1, 4, 8, 16)
 MAX_BLOCK = 32  # the unrolled graph grows with the block; TensorRT builds 32 in 1 s, 64 in 3 s, 128 in 16 s
+PROJECT_HOPS = 750  # 6 s: what a C project is verified over before it is written
 REFERENCE_HOPS = 96  # 0.77 s: of a whole number of blocks of 1, 2, 3, 4, 6, 8, 12, 16, 24 and 32
 
 _UNTRAINED_CARD = """\
@@ -71,6 +75,7 @@ def export_bundle(
     model_card: Path | None = None,
     attribution: Path | None = None,
     pcs: bool = False,
+    native: bool = False,
     plans: Mapping[Precision, Plan] | None = None,
     calibration: Batches | None = None,
     replace: bool = False,
@@ -86,6 +91,7 @@ def export_bundle(
         sound: speech to verify with.
         model_card, attribution: files that travel with the bundle: what it is, and whose recordings it was trained on.
         pcs: add a second graph for each block, with perceptual contrast stretching (edgese.model.pcs).
+        native: add the C library's weights file for each precision (edgese.native), verified as the graphs are.
         plans: add graphs in these precisions (`edgese.quantize.search.make_plans`) to those in float32.
         calibration: the batches that plans with INT8 come from; their provenance travels with the bundle.
         on_progress: called with the name of each step.
@@ -99,6 +105,9 @@ def export_bundle(
     blocks = _blocks(enhancer, blocks, segment_hops)
     multiple = int(np.lcm.reduce(blocks))
     require_contract(enhancer)
+    config = enhancer.network.config
+    if native and not isinstance(config, MbsConfig):
+        raise ConfigError(f"--native: found {config.name}, wanted mbs-net: the C library runs no other")
     plans = {Precision.FP32: Plan(), **(plans or {})}
     _require_calibration(plans, calibration)
     variants = {variant: with_variant(enhancer, variant) for variant in ("", *(("pcs",) if pcs else ()))}
@@ -124,6 +133,16 @@ def export_bundle(
         for graph in graphs:
             report(f"{graph.file}: against PyTorch, {VERIFICATION_HOPS} hops")
             results.append(verify_graph(staging, graph, truths[graph.variant]))
+        files = {}
+        for precision in plans if native else ():
+            stored = STORED[precision.value]
+            files[stored] = weights_file(stored)
+            write_weights(staging / files[stored], staging / WEIGHTS, name, digest, stored)
+            for variant, truth in truths.items():
+                graph = graph_of(enhancer, blocks[0], precision.value, variant)
+                report(f"{files[stored]}: against PyTorch, {VERIFICATION_HOPS} hops")
+                with graph_artefact(staging / files[stored], graph, {}) as artefact:
+                    results.append(verify_graph(staging, graph, truth, runtime="native", artefact=artefact))
         reference = _write_reference(variants, staging, sound.name, truths[""].wave, blocks[0])
         if model_card:
             shutil.copyfile(model_card, staging / MODEL_CARD)
@@ -131,12 +150,14 @@ def export_bundle(
             (staging / MODEL_CARD).write_text(_UNTRAINED_CARD.format(name=name, network=enhancer.network.config.name))
         if attribution:
             shutil.copyfile(attribution, staging / ATTRIBUTION)
-        passed = len(results) == len(plans) * len(variants) * len(blocks) and all(result.passed for result in results)
+        n_wanted = len(plans) * len(variants) * (len(blocks) + native)
+        passed = len(results) == n_wanted and all(result.passed for result in results)
         manifest = {
             "name": name,
             **({} if trained else {"trained": False}),
             **network_facts(enhancer, blocks[0]),
             "graphs": graphs,
+            **({"native": files} if native else {}),
             "tools": tool_versions(),
             "calibration": calibration and {"digest": calibration.digest, "provenance": calibration.provenance},
             "precisions": {precision.value: plan.entry() for precision, plan in plans.items()},
@@ -151,6 +172,43 @@ def export_bundle(
         seal_bundle(staging, manifest)
     landed = path if passed else path.with_name(f"{path.name}.unverified")
     return Export(landed, open_bundle(path) if passed else None, tuple(results))
+
+
+def export_c(
+    enhancer: WaveformEnhancer,
+    folder: Path,
+    *,
+    name: str,
+    precision: Precision = Precision.FP32,
+    sound: Path = NOISY,
+    replace: bool = False,
+) -> Result:
+    """Write the C project of a network, if the library agrees with PyTorch over six seconds of the sound.
+
+    Args:
+        precision: how the weights are held.
+
+    Raises:
+        CheckpointError, AudioError, OutputError: weights, sound or folder cannot be read or written.
+        RuntimeUnavailable: no C compiler.
+        VerificationError: the library does not agree with PyTorch; nothing is written.
+    """
+    stored, hop = STORED[precision.value], enhancer.audio.hop
+    wave = long_sound([read_wave(sound, enhancer.audio.sample_rate_hz)], PROJECT_HOPS * hop)
+    truth = pytorch_truth(enhancer, wave, 1)
+    with tempfile.TemporaryDirectory(prefix="edgese-") as place:
+        source, weights = Path(place) / WEIGHTS, Path(place) / weights_file(stored)
+        save_weights(source, enhancer, enhancer.state_dict())
+        write_weights(weights, source, name, hashlib.sha256(source.read_bytes()).hexdigest(), stored)
+        graph = graph_of(enhancer, 1, precision.value)
+        with graph_artefact(weights, graph, {}) as artefact:
+            result = verify_graph(weights.parent, graph, truth, runtime="native", artefact=artefact)
+        if not result.passed:
+            raise VerificationError(f"{folder}: not written; in C, the network differs: {', '.join(result.failures)}")
+        n_samples, limit = REFERENCE_HOPS * hop, LIMITS[precision.value].snr_db
+        vectors = wave[:n_samples], pytorch_truth(enhancer, wave[:n_samples], 1).enhanced
+        write_project(folder, weights.read_bytes(), *vectors, limit, replace=replace)
+    return result
 
 
 def untrained(model: str) -> WaveformEnhancer:

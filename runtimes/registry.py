@@ -29,6 +29,12 @@ def _onnxruntime_tensorrt() -> Opener:
     return opener(TENSORRT)
 
 
+def _native() -> Opener:
+    from runtimes.native import NativeRuntime
+
+    return NativeRuntime
+
+
 def _openvino() -> Opener:
     from runtimes.ov import OpenVino
 
@@ -52,6 +58,7 @@ RUNTIMES: dict[str, Callable[[], Opener]] = {
     "onnxruntime": _onnxruntime,
     "onnxruntime-cuda": _onnxruntime_cuda,
     "onnxruntime-tensorrt": _onnxruntime_tensorrt,
+    "native": _native,
     "openvino": _openvino,
     "pytorch": _pytorch,
     "tensorrt": _tensorrt,
@@ -80,7 +87,8 @@ def open_runtime(name: str, artefact: Path, *, threads: int = 1, metadata: Mappi
     """The runtime `name` with `artefact` open in it.
 
     Args:
-        artefact: `.onnx` for onnxruntime (all of them) and openvino, `.pt2` for pytorch, `.engine` for tensorrt.
+        artefact: `.onnx` for onnxruntime (all of them) and openvino, `.pt2` for pytorch, `.engine` for tensorrt, what
+            `runtimes.native.write_artefact` wrote for native.
         threads: CPU threads that one call may use; on a GPU, of no meaning.
         metadata: entries that the artefact must carry with these values; it may carry more.
 

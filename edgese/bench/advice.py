@@ -32,6 +32,7 @@ TITLES = {
     "onnxruntime": "ONNX Runtime",
     "onnxruntime-cuda": "ONNX Runtime on CUDA",
     "onnxruntime-tensorrt": "ONNX Runtime over TensorRT",
+    "native": "the C library",
     "openvino": "OpenVINO",
     "pytorch": "PyTorch",
     "tensorrt": "TensorRT",

@@ -67,12 +67,24 @@ def export_command(
     pcs: Annotated[
         bool, typer.Option("--pcs", help="Add graphs with perceptual contrast stretching, for `enhance --pcs`.")
     ] = False,
+    native: Annotated[
+        bool, typer.Option("--native", help="Add the weights file of the C library; needs a C compiler.")
+    ] = False,
     trt: Annotated[
         bool,
         typer.Option(
             "--trt", help="Also build TensorRT engines; without a GPU, the kit that builds them on the device."
         ),
     ] = False,
+    c_project: Annotated[
+        Path | None,
+        typer.Option(
+            "--c",
+            metavar="DIR",
+            help="In place of a bundle: a C project with sources, weights, WAV example and self-test. "
+            "--precision chooses how its weights are held. Needs a C compiler.",
+        ),
+    ] = None,
     sound: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Noisy speech to verify with. Default: the shipped sample.")
     ] = None,
@@ -100,6 +112,15 @@ def export_command(
         raise typer.BadParameter(f"--model {model}: found weights beside it, wanted one of both: it is for having none")
     if model is not None and model_card is not None:
         raise typer.BadParameter(f"--model {model}: found --model-card beside it; an untrained network gets its own")
+    if c_project is not None:
+        given = {"--output": output, "--block": blocks, "--native": native, "--trt": trt, "--pcs": pcs}
+        beside = [option for option, value in given.items() if value]
+        if beside or len(precisions or []) > 1:
+            raise typer.BadParameter(
+                f"--c {c_project}: found {', '.join(beside) or 'several precisions'} beside it; it writes no bundle"
+            )
+        _write_c_project(c_project, weights, model, precisions, name, sound, force, as_json)
+        return
     int8 = [precision for precision in precisions or [] if precision.quantized]
     needless = [name for name, given in {"--calibration": calibration, "--data": data, "--plot": plot}.items() if given]
     if needless and not int8:
@@ -143,6 +164,7 @@ def export_command(
             model_card=model_card,
             attribution=attribution,
             pcs=pcs,
+            native=native,
             plans=plans,
             calibration=batches,
             replace=force,
@@ -158,7 +180,7 @@ def export_command(
             ["graph", "largest difference", "SNR dB", "states (relative)", ""],
             [
                 [
-                    result.graph,
+                    result.graph if result.runtime == "onnxruntime" else f"{result.graph} in {result.runtime}",
                     f"{result.max_abs:.1e}",
                     f"{result.snr_db:.1f}",
                     f"{max(result.state_relative.values()):.1e}" if result.state_relative else "none",
@@ -185,6 +207,37 @@ def export_command(
             "its sound means nothing",
             err=True,
         )
+
+
+def _write_c_project(
+    folder: Path,
+    weights: Path | None,
+    model: str | None,
+    precisions: list[Precision] | None,
+    name: str | None,
+    sound: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from edgese.export_bundle import export_c, untrained
+    from edgese.graphs.bundles import shipped_bundle
+    from edgese.model.checkpoint import load_enhancer
+    from edgese.samples import NOISY
+
+    source = weights or shipped_bundle() / "model.safetensors"
+    result = export_c(
+        untrained(model) if model else load_enhancer(source),
+        folder,
+        name=name or model or (source.parent.name if weights is None else source.stem),
+        precision=(precisions or [Precision.FP32])[0],
+        sound=sound or NOISY,
+        replace=force,
+    )
+    if as_json:
+        typer.echo(json.dumps({"path": str(folder), "results": [result.entry()]}, indent=2))
+    else:
+        typer.echo(f"against PyTorch, {result.n_hops} hops: {result.snr_db:.1f} dB, largest {result.max_abs:.1e}")
+        typer.echo(f"C project: {folder}: make -C {folder}, then ./selftest and ./enhance IN.wav OUT.wav there")
 
 
 def _numbers(listed: str | None) -> list[int]:

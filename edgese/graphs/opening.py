@@ -31,7 +31,7 @@ def open_graph(
     """Open a graph in the runtime of that name; a context manager that gives the runtime.
 
     PyTorch runs the graph's own form, made anew from the bundle's weights; TensorRT its engine, from the cache or built
-    now.
+    now; native the C library, compiled unless it was, with the bundle's weights.
 
     Args:
         on_message: gets one line before an engine is built.
@@ -39,10 +39,19 @@ def open_graph(
     Raises:
         RuntimeUnavailable: the runtime is missing, or cannot open the graph.
         ArtefactError: the graph is not the one that the manifest names.
-        EdgeseError: the weights that PyTorch would run are missing or broken.
+        EdgeseError: the weights that PyTorch or native would run are missing or broken.
         ExportError: an engine cannot be built, or the cache holds a damaged one.
     """
     wanted = wanted_metadata(bundle, graph)
+    if runtime == "native":
+        from edgese.native.artefact import native_artefact
+
+        with (
+            native_artefact(bundle, graph, wanted) as artefact,
+            open_runtime(runtime, artefact, threads=threads, metadata=wanted) as opened,
+        ):
+            yield opened
+        return
     if runtime != "pytorch":
         engines = engine_folder(bundle)
         with open_exported(

@@ -53,8 +53,13 @@ class Result:
         return dataclasses.asdict(self) | numbers | {"failures": list(self.failures), "passed": self.passed}
 
 
-def verify_graph(folder: Path, graph: Graph, truth: Truth, *, runtime: str = "onnxruntime") -> Result:
+def verify_graph(
+    folder: Path, graph: Graph, truth: Truth, *, runtime: str = "onnxruntime", artefact: Path | None = None
+) -> Result:
     """Stream one graph of a bundle with carried state over the truth's sound and compare; returns the verdict.
+
+    Args:
+        artefact: what the runtime opens; the graph's own file where it is None.
 
     Raises:
         VerificationError: no limits for its precision, or outputs that are not those it should have.
@@ -62,7 +67,7 @@ def verify_graph(folder: Path, graph: Graph, truth: Truth, *, runtime: str = "on
     """
     if graph.precision not in LIMITS:
         raise VerificationError(f"{graph.file}: no limits are set for precision {graph.precision}")
-    with open_runtime(runtime, folder / graph.file) as opened:
+    with open_runtime(runtime, artefact or folder / graph.file) as opened:
         missing = {spec.name for spec in graph.outputs} - {spec.name for spec in opened.outputs}
         if missing:
             raise VerificationError(f"{graph.file}: lacks the outputs {', '.join(sorted(missing))}; export it again")

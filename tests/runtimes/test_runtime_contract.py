@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import edgese
 from export.graph import write_onnx
 from runtimes import cuda, ort
 from runtimes.base import ArtefactError, FeedError, Runtime, RuntimeUnavailable, TensorSpec
+from runtimes.native import write_artefact
 from runtimes.pytorch import PytorchRuntime, write_program
 from runtimes.registry import RUNTIMES, open_runtime
 
@@ -97,11 +101,25 @@ def write_leaky_engine(path: Path, frames: int) -> None:
     write_engine(onnx_path, path, {"streams": (1, 2, 8)})
 
 
+def write_leaky_native(path: Path, frames: int) -> None:
+    """The module in C, with the interface of edgese.h; its weights are plain floats."""
+    library, weights = path.with_suffix(".so"), path.with_suffix(".weights")
+    header = Path(edgese.__file__).parent / "native"
+    source = Path(__file__).with_name("leaky.c")
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared", f"-I{header}"]
+    subprocess.run(["cc", *flags, source, "-o", library, "-lm"], check=True)
+    leaky = make_leaky()
+    values = (leaky.mix.weight, leaky.mix.bias, leaky.decay)
+    weights.write_bytes(b"".join(value.detach().numpy().tobytes() for value in values))
+    write_artefact(path, library, weights, *specs(frames), STATES, metadata=METADATA)
+
+
 # A runtime that joins the registry gets its line here, or all of these tests fail for it.
 WRITERS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
     "onnxruntime": (".onnx", write_leaky_onnx),
     "onnxruntime-cuda": (".onnx", write_leaky_onnx),
     "onnxruntime-tensorrt": (".onnx", write_leaky_onnx),
+    "native": (".native", write_leaky_native),
     "openvino": (".onnx", write_leaky_onnx),
     "pytorch": (".pt2", write_leaky_program),
     "tensorrt": (".engine", write_leaky_engine),  # for the double of TensorRT
@@ -110,6 +128,8 @@ WRITERS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
 
 @pytest.fixture(scope="module", params=list(RUNTIMES))
 def name(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and shutil.which("cc") is None:
+        pytest.skip("needs a C compiler: apt-get install gcc")
     return str(request.param)
 
 

@@ -15,7 +15,7 @@ from runtimes.registry import ON_GPU, RUNTIMES, open_runtime
 def test_an_unknown_runtime_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         RuntimeUnavailable,
-        match="runtime tensor: unknown; known here: onnxruntime, onnxruntime-cuda, onnxr",
+        match="runtime tensor: unknown; known here: native, onnxruntime, onnxruntime-cuda, onnxr",
     ):
         open_runtime("tensor", tmp_path / "a.onnx")
 
@@ -51,7 +51,7 @@ def test_the_registry_loads_no_runtime_until_one_is_opened() -> None:
     code = f"import sys, runtimes, runtimes.registry; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert set(RUNTIMES) == {"onnxruntime", "openvino", "pytorch", *ON_GPU}
+    assert set(RUNTIMES) == {"onnxruntime", "native", "openvino", "pytorch", *ON_GPU}
 
 
 @pytest.mark.parametrize("module", ["runtimes.ort", "runtimes.ov", "calib.ranges", "calib.qdq"])

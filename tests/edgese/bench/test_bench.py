@@ -217,7 +217,7 @@ def bundle(identity_bundle: Path) -> Bundle:
 
 def test_without_choice_all_cases_are_measured_by_block(bundle: Bundle) -> None:
     for device, runtimes in (
-        ("cpu", ["onnxruntime", "openvino", "pytorch"]),
+        ("cpu", ["onnxruntime", "native", "openvino", "pytorch"]),
         ("cuda", ["onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]),
         ("jetson", list(RUNTIMES)),
     ):

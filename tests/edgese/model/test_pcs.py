@@ -28,7 +28,8 @@ from edgese.enhance.jobs import EnhanceOptions
 from edgese.export_bundle import Export, export_bundle, require_passed
 from edgese.graphs import write as graphs
 from edgese.model.enhancer import StreamStep, WaveformEnhancer
-from edgese.model.pcs import OUTPUT_GAIN, ContrastStretching, exponents, scale
+from edgese.model.pcs import ContrastStretching
+from edgese.model.pcs_constants import OUTPUT_GAIN, exponents, scale
 from edgese.model.stft import stft
 from edgese.networks import MbsConfig
 from edgese.samples import NOISY
