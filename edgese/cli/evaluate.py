@@ -59,7 +59,7 @@ def evaluate_command(
 
     if csv and os.path.lexists(csv) and not force:  # said now, not after minutes of work
         raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
-    named = [bundle_path(system) for system in [*([model] if model else []), *(systems or [])]] or [bundle_path(None)]
+    named = [*([bundle_path(model)] if model or not systems else []), *(systems or [])]
     with progress_bar(quiet or as_json) as bar:
         scored = counter(bar, "scoring", "files")
         results = evaluate_all(

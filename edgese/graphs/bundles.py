@@ -21,10 +21,19 @@ def shipped_bundle(name: str = SHIPPED[0]) -> Path:
 
 
 def bundle_path(named: Path | None) -> Path:
-    """Path of the bundle that a user names: its folder, or one of `SHIPPED`; None: the default."""
+    """Path of the bundle that a user names: its folder, or one of `SHIPPED`; None: the default.
+
+    Raises:
+        ExportError: there is neither.
+    """
     if named is None:
         return shipped_bundle()
-    return shipped_bundle(str(named)) if str(named) in SHIPPED and not named.exists() else named
+    if named.exists():
+        return named
+    if str(named) not in SHIPPED:
+        shipped = " or ".join(SHIPPED)
+        raise ExportError(f"{named}: found no such folder, wanted a bundle that `edgese export` made, or {shipped}")
+    return shipped_bundle(str(named))
 
 
 def audio_config(bundle: Bundle) -> AudioConfig:
