@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import signal
 import sys
 from types import FrameType
@@ -39,6 +41,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK:
             raise
+        _drop_output()
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}: free space there or in the folder for temporary files (TMPDIR)")
     except Exception as error:
@@ -47,6 +50,14 @@ def main() -> None:
         from edgese.errors import printable
 
         sys.exit(f"error: {printable(str(error))}")
+
+
+def _drop_output() -> None:
+    """Lose what stdout's buffer still holds, as stdout may be what is full: else it fails once more at the end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:

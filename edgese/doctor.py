@@ -26,7 +26,7 @@ from packaging.version import Version
 
 from edgese.errors import EdgeseError, clone, install_command, pip_command
 from edgese.graphs.audio_facts import open_bundle
-from edgese.graphs.bundles import shipped_bundle
+from edgese.graphs.bundles import SHIPPED, shipped_bundle
 from edgese.graphs.opening import open_graph
 from edgese.machine.host import describe
 from export import ExportError
@@ -79,7 +79,7 @@ def examine(installed: Callable[[str], str | None] | None = None) -> tuple[Findi
         _python(),
         *_packages(version_of),
         *_rivals(version_of),
-        *_bundle(),
+        *_bundles(),
         *(_runtime(name) for name in RUNTIMES),
         _tensorrt(version_of),
         _gpu(),
@@ -150,28 +150,30 @@ def _rivals(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
 # What opens
 
 
-def _bundle() -> Iterator[Finding]:
-    try:
-        bundle = open_bundle(shipped_bundle())
-    except (ExportError, OSError) as error:
-        again = f"{install_command()} --force-reinstall --no-deps"
-        folder = clone()  # whose files no installation replaces
-        mend = again if folder is None else f"git -C {shlex.quote(str(folder))} checkout -- edgese/weights"
-        yield Finding("shipped bundle", "wrong", str(error), mend)
-        return
-    found = f"{bundle.manifest['name']}, {len(bundle.graphs)} graphs, every file as its digest says"
-    yield Finding("shipped bundle", "ok", found)
+def _bundles() -> Iterator[Finding]:
+    for name in SHIPPED:
+        part = f"shipped bundle {name}"
+        try:
+            bundle = open_bundle(shipped_bundle(name))
+        except (ExportError, OSError) as error:
+            again = f"{install_command()} --force-reinstall --no-deps"
+            folder = clone()  # whose files no installation replaces
+            mend = again if folder is None else f"git -C {shlex.quote(str(folder))} checkout -- edgese/weights"
+            yield Finding(part, "wrong", str(error), mend)
+            continue
+        found = f"{bundle.manifest['name']}, {len(bundle.graphs)} graphs, every file as its digest says"
+        yield Finding(part, "ok", found)
 
 
 def _runtime(name: str) -> Finding:
-    """Finding of a runtime: it opens the shipped model, and one hop of silence stays silent."""
+    """Finding of a runtime: it opens a shipped model, and one hop of silence stays silent."""
     part, mend = f"runtime {name}", MENDS[name]
     try:
         load_runtime(name)
     except RuntimeUnavailable as error:  # only the first is needed
         return Finding(part, "wrong" if name == "onnxruntime" else "absent", str(error), mend)
     try:
-        bundle = open_bundle(shipped_bundle())
+        bundle = open_bundle(shipped_bundle("small"))
         graph = bundle.graph(block=1)
         with open_graph(bundle, graph, name) as opened:
             size = int(bundle.manifest["audio"]["hop"])
@@ -180,7 +182,7 @@ def _runtime(name: str) -> Finding:
         # Every onnxruntime-gpu offers TensorRT, which is a separate installation; native asks for a compiler then.
         return Finding(part, "absent" if name in ("onnxruntime-tensorrt", "native") else "wrong", str(error), mend)
     fine = enhanced.shape == (1, size) and not enhanced.any()
-    found = "opens the shipped model; silence stays silence" if fine else "gives sound where there was none"
+    found = "opens a shipped model; silence stays silence" if fine else "gives sound where there was none"
     return Finding(part, "ok" if fine else "wrong", found, "" if fine else mend)
 
 

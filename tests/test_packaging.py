@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # builds wheels and makes environments
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("edgese", "export", "calib", "runtimes")
-SHIPPED = "edgese/weights/mbs-net-small"
+SHIPPED = ("edgese/weights/mbs-net-base", "edgese/weights/mbs-net-small")
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -95,9 +95,10 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {"edgese/py.typed", "edgese/samples/noisy.flac", "edgese/samples/clean.flac"} <= inside
 
 
-def test_the_wheel_holds_the_weights(wheel: Path) -> None:
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_the_wheel_holds_the_weights(wheel: Path, folder: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        inside = {name.removeprefix(f"{SHIPPED}/") for name in archive.namelist() if name.startswith(f"{SHIPPED}/")}
+        inside = {name.removeprefix(f"{folder}/") for name in archive.namelist() if name.startswith(f"{folder}/")}
     assert {
         "manifest.json",
         "model.safetensors",

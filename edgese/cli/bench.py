@@ -70,7 +70,7 @@ def bench_command(
     has, tests itself, and measures latency, temperatures, throttling and energy. EDGESE_SSH names another ssh command.
     """
     from edgese.bench.advice import recommend, warnings
-    from edgese.bench.measure import DEVICES, Settings, bench, choose, require_device
+    from edgese.bench.measure import DEVICES, Settings, bench, choose, measuring_cores, require_device
     from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
     from edgese.machine.host import describe
@@ -133,6 +133,7 @@ def bench_command(
         task = bar.add_task("measuring")
         if bar.disable and not (quiet or as_json):
             cases = choose(bundle, settings)
+            measuring_cores(core)  # what cannot be measured is said before what will be
             least_s = len(cases) * settings.repeats * seconds  # each turn is paced in real time
             turns = f"{settings.repeats} turn{'s' if settings.repeats > 1 else ''}"
             say(f"measuring: {len(cases)} cases in {turns}, then their streams: {least_s:.0f} s at least", err=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-_BUNDLE = "A bundle made by `edgese export`, or a shipped one by its name (small). Default: small."
+_BUNDLE = "A bundle made by `edgese export`, or a shipped one by its name (base, small). Default: base."
 BundleArgument = Annotated[Path | None, typer.Argument(metavar="BUNDLE", help=_BUNDLE)]
 BundleOption = Annotated[Path | None, typer.Option("--model", "-m", metavar="BUNDLE", help=_BUNDLE)]
 Weights = Annotated[

@@ -12,7 +12,7 @@ from edgese.graphs.segments import require_streaming_form
 from export import ExportError
 from export.bundle import Bundle, Graph
 
-SHIPPED = ("small",)  # names of the bundles that come with this package; the first is the default
+SHIPPED = ("base", "small")  # names of the bundles that come with this package; the first is the default
 
 
 def shipped_bundle(name: str = SHIPPED[0]) -> Path:

@@ -53,7 +53,7 @@ class Streamed:
     wave_float64: WaveError
     pytorch_float64: WaveError  # PyTorch's own distance from float64
     tenths_db: tuple[float, ...]  # SNR against PyTorch in each tenth; all tenths are of the same sound
-    after_hours_db: float  # SNR that these let expect after ten hours (drift.py)
+    after_hours_db: float  # SNR that these let expect after ten hours at most (drift.py)
     difference_dbfs: NDArray[np.float64]  # level of the difference from PyTorch, second by second
     call_s: NDArray[np.float64]  # what each call took; not measured with care, that is what `bench` is for
 

@@ -44,7 +44,7 @@ from edgese.model.enhancer import WaveformEnhancer
 from edgese.verify import checks as check
 from edgese.verify.agreement import judge
 from edgese.verify.as_planned import rounded_as_planned
-from edgese.verify.drift import HORIZON_H, projected_db
+from edgese.verify.drift import horizon_h, projected_db
 from edgese.verify.findings import Check, Listener, Proof, Streamed, Verification
 from edgese.verify.limits import LIMITS, Limits
 from edgese.verify.reference import TENTHS, Reference
@@ -249,6 +249,7 @@ def _stream_long(opened: Runtime, graph: Graph, reference: Reference, limits: Li
         snr_db(wanted, found)
         for wanted, found in zip(np.array_split(truth.enhanced, TENTHS), np.array_split(enhanced, TENTHS), strict=True)
     ]
+    seconds = len(truth.wave) / audio.sample_rate_hz
     found = Streamed(
         n_hops=result.n_hops,
         tensors=_tensor_errors(truth, enhanced, states),
@@ -257,7 +258,7 @@ def _stream_long(opened: Runtime, graph: Graph, reference: Reference, limits: Li
         wave_float64=wave_error(exact.enhanced, first),
         pytorch_float64=reference.own_error,
         tenths_db=tuple(tenths_db),
-        after_hours_db=projected_db(tenths_db, len(truth.wave) / audio.sample_rate_hz),
+        after_hours_db=projected_db(tenths_db, seconds),
         difference_dbfs=_levels_dbfs(truth.enhanced - enhanced, audio.sample_rate_hz),
         call_s=np.array(took),
     )
@@ -269,8 +270,8 @@ def _stream_long(opened: Runtime, graph: Graph, reference: Reference, limits: Li
         "drift",
         min(*tenths_db, found.after_hours_db) >= limits.snr_db,
         f"SNR {tenths_db[0]:.1f} dB in the first tenth, {min(tenths_db):.1f} in the worst, {tenths_db[-1]:.1f} in the "
-        f"last; after {HORIZON_H:.0f} hours {found.after_hours_db:.1f}, projected",
-        f"{snr} in every tenth and after {HORIZON_H:.0f} hours",
+        f"last; after {horizon_h(seconds):.2g} hours {found.after_hours_db:.1f}, projected",
+        f"{snr} in every tenth and after {horizon_h(seconds):.2g} hours",
     )
     return found, [
         Check(

@@ -50,7 +50,7 @@ def test_a_whole_installation_has_nothing_wrong() -> None:
     found = examine()
     assert [one.part for one in found if one.state == "wrong"] == []
     assert "numpy" in finding("base install").found
-    assert "24 graphs" in finding("shipped bundle").found
+    assert all("24 graphs" in finding(f"shipped bundle {name}").found for name in ("base", "small"))
 
 
 def test_a_missing_base_package_is_wrong() -> None:
@@ -80,8 +80,8 @@ def test_two_packages_of_one_module_are_wrong() -> None:
 
 
 def test_a_damaged_bundle_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "shipped_bundle", lambda: tmp_path)
-    found = finding("shipped bundle")
+    monkeypatch.setattr(doctor, "shipped_bundle", lambda name: tmp_path)
+    found = finding("shipped bundle base")
     assert found.state == "wrong"
     assert str(tmp_path) in found.found
     assert found.mend == f"git -C {Path(doctor.__file__).parents[1]} checkout -- edgese/weights"

@@ -337,7 +337,18 @@ def test_precisions_that_tensorrt_does_not_take_are_left_out_and_told(shipped: B
 
 @pytest.mark.slow
 def test_the_command_prints_an_estimate_and_calls_it_so(tmp_path: Path) -> None:
-    arguments = ("bench", "--device", "jetson", "--estimate", "orin-nano", "--precision", "fp16", "--block", "1")
+    arguments = (
+        "bench",
+        "small",
+        "--device",
+        "jetson",
+        "--estimate",
+        "orin-nano",
+        "--precision",
+        "fp16",
+        "--block",
+        "1",
+    )
     lines = edgese(*arguments, cwd=tmp_path).stdout.decode().splitlines()
     assert lines[0] == "ESTIMATE, nothing was measured: mbs-net-small on Jetson Orin Nano 8GB, power mode 15W"
     assert "68 GB/s" in lines[1]

@@ -46,10 +46,10 @@ def test_an_archive_is_written_unpacked_by_tar_and_runs(folder: Path, tmp_path: 
 def test_the_shipped_bundle_is_packed_by_default(tmp_path: Path) -> None:
     done = edgese("bundle", "--precision", "fp16", "--block", "1", "--json", cwd=tmp_path)
     packed = parsed(done.stdout)
-    archive = tmp_path / "mbs-net-small.device.tar.gz"
+    archive = tmp_path / "mbs-net-base.device.tar.gz"
     assert packed["path"] == archive.name
     assert packed["graphs"] == ["block1.fp16.onnx", "block1.fp16.pcs.onnx"]
-    assert packed["n_bytes"] == archive.stat().st_size < 2e6
+    assert packed["n_bytes"] == archive.stat().st_size < 9e6
     assert packed["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
 
 

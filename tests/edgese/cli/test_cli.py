@@ -6,6 +6,8 @@ Here and in the tests of single commands, one call of each command is a cold sta
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -530,3 +532,14 @@ def test_an_export_that_fails_its_verification_is_not_published_and_exits_with_1
     assert "FAILED" in done.stdout.decode()
     assert [path.name for path in folder.iterdir()] == ["out.unverified"]
     assert not Bundle.open(folder / "out.unverified").verified
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_standard_output_is_one_line(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "edgese", "info", "--json"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [
+        "error: No space left on device: free space there or in the folder for temporary files (TMPDIR)"
+    ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgese.verify.drift import HORIZON_H, projected_db
+from edgese.verify.drift import horizon_h, projected_db
 
 SECONDS = 600.0
 
@@ -25,7 +25,7 @@ def moments(seconds: float = SECONDS) -> NDArray[np.float64]:
 @pytest.mark.parametrize(("power", "fall_db"), [(1, 10), (2, 20)], ids=["random walk", "straight line"])
 def test_errors_that_add_up_are_followed_to_ten_hours(power: int, fall_db: float) -> None:
     found = projected_db(tenths_of(1e-12 * moments() ** power), SECONDS)
-    after = -10 * math.log10(1e-12 * (3600 * HORIZON_H) ** power)
+    after = -10 * math.log10(1e-12 * (3600 * horizon_h(SECONDS)) ** power)
     assert found == pytest.approx(after, abs=0.15 * fall_db)  # the tenths' means lie a little off the line
 
 
@@ -47,6 +47,11 @@ def test_a_recurrence_in_half_precision_does_not_pass() -> None:
     assert projected_db(np.linspace(87, 74, 10).tolist(), 24.0) < 45
 
 
+def test_a_short_stream_vouches_for_a_hundred_times_its_length() -> None:
+    assert horizon_h(600.0) == 10
+    assert horizon_h(36.0) == 1
+
+
 def test_no_difference_at_all_stays_none() -> None:
     assert projected_db([math.inf] * 10, SECONDS) == pytest.approx(300)
     assert math.isnan(projected_db([*[100.0] * 9, math.nan], SECONDS))
@@ -54,4 +59,4 @@ def test_no_difference_at_all_stays_none() -> None:
 
 def test_ten_hours_that_were_run_are_not_projected() -> None:
     tenths = np.linspace(120, 110, 10).tolist()
-    assert projected_db(tenths, 3600 * HORIZON_H * 1.2) == pytest.approx(110, abs=2)
+    assert projected_db(tenths, 12 * 3600.0) == pytest.approx(110, abs=2)
