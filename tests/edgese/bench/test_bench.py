@@ -235,7 +235,7 @@ def test_a_choice_is_kept_to(bundle: Bundle) -> None:
     [
         (Settings(blocks=(1, 3)), r"no graph of block 3; this bundle has block 1 \(fp32\), block 16 \(fp32\)"),
         (Settings(precisions=("int8",)), "no graph of int8; this bundle has"),
-        (Settings(runtimes=("abacus",)), "runtime abacus: unknown; known here: onnxruntime"),
+        (Settings(runtimes=("abacus",)), "runtime abacus: unknown; known here: native, onnxruntime"),
         (Settings(runtimes=("tensorrt",)), "tensorrt: does not compute on --device cpu: see --device cuda"),
         (
             Settings(runtimes=("openvino",), device="cuda"),

@@ -69,7 +69,7 @@ def test_no_other_machine_passes_for_a_jetson(identity_bundle: Path, tmp_path: P
     ("arguments", "message"),
     [
         (["--runtime", "tensorrt"], "tensorrt: does not compute on --device cpu: see --device cuda"),
-        (["--runtime", "abacus"], "runtime abacus: unknown; known here: onnxruntime"),
+        (["--runtime", "abacus"], "runtime abacus: unknown; known here: native, onnxruntime"),
         (["--block", "3"], "no graph of block 3; this bundle has block 1 (fp32), block 16 (fp32)"),
         (["--precision", "int4"], "no graph of int4; this bundle has"),
         (["--core", "4096"], "--core: found 4096, wanted one that this process may use"),
