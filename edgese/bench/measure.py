@@ -264,7 +264,7 @@ def bench(
         MeasurementError: a core that this process may not use, or a measuring process that failed.
     """
     cases, facts = choose(bundle, settings), audio_facts(bundle)
-    cores = measuring_cores(settings.core)
+    cores = _cores(settings.core)
     core = cores[0]
     here = machine.describe(core)
     rate_hz, overlap_s = facts.sample_rate_hz, facts.overlap_samples / facts.sample_rate_hz
@@ -326,7 +326,7 @@ def _capacities(case: Case, cores: Sequence[int], sound: Path, start: Start) -> 
         return one_core, dataclasses.replace(everywhere, at_least=everywhere.at_least and one_core.at_least)
 
 
-def measuring_cores(wanted: int | None) -> list[int]:
+def _cores(wanted: int | None) -> list[int]:
     """Core to measure on, then the others that this process may use."""
     if not hasattr(os, "sched_setaffinity"):
         raise MeasurementError(f"{platform.system()}: processes are not pinned to cores there, wanted Linux")

@@ -70,7 +70,7 @@ def bench_command(
     has, tests itself, and measures latency, temperatures, throttling and energy. EDGESE_SSH names another ssh command.
     """
     from edgese.bench.advice import recommend, warnings
-    from edgese.bench.measure import DEVICES, Settings, bench, choose, measuring_cores, require_device
+    from edgese.bench.measure import DEVICES, Settings, bench, choose, require_device
     from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
     from edgese.machine.host import describe
@@ -131,17 +131,19 @@ def bench_command(
         watched = watch(Path("/"), seconds)
     with progress_bar(quiet or as_json, _step_columns) as bar:
         task = bar.add_task("measuring")
-        if bar.disable and not (quiet or as_json):
-            cases = choose(bundle, settings)
-            measuring_cores(core)  # what cannot be measured is said before what will be
-            least_s = len(cases) * settings.repeats * seconds  # each turn is paced in real time
-            turns = f"{settings.repeats} turn{'s' if settings.repeats > 1 else ''}"
-            say(f"measuring: {len(cases)} cases in {turns}, then their streams: {least_s:.0f} s at least", err=True)
-        report = bench(
-            bundle,
-            settings,
-            lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
-        )
+        tells = bar.disable and not (quiet or as_json)
+
+        def on_progress(done: int, total: int, what: str) -> None:
+            nonlocal tells
+            bar.update(task, completed=done, total=total, description=what)
+            if tells and done:  # one is measured: now it is known that it can be
+                tells = False
+                n_cases = len(choose(bundle, settings))
+                turns = f"{settings.repeats} turn{'s' if settings.repeats > 1 else ''}"
+                least_s = n_cases * settings.repeats * seconds  # each turn is paced in real time
+                say(f"measuring: {n_cases} cases in {turns}, then their streams: {least_s:.0f} s at least", err=True)
+
+        report = bench(bundle, settings, on_progress)
     advice, found = recommend(report), warnings(report)
     board = {} if watched is None else watched.entry()
     if as_json:

@@ -234,10 +234,10 @@ def _write_c_project(
         replace=force,
     )
     if as_json:
-        typer.echo(json.dumps({"path": str(folder), "results": [result.entry()]}, indent=2))
+        say(json.dumps({"path": str(folder), "results": [result.entry()]}, indent=2))
     else:
-        typer.echo(f"against PyTorch, {result.n_hops} hops: {result.snr_db:.1f} dB, largest {result.max_abs:.1e}")
-        typer.echo(f"C project: {folder}: make -C {folder}, then ./selftest and ./enhance IN.wav OUT.wav there")
+        say(f"against PyTorch, {result.n_hops} hops: {result.snr_db:.1f} dB, largest {result.max_abs:.1e}")
+        say(f"C project: {folder}: make -C {folder}, then ./selftest and ./enhance IN.wav OUT.wav there")
 
 
 def _numbers(listed: str | None) -> list[int]:

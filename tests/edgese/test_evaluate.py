@@ -465,5 +465,6 @@ def test_other_systems_stand_beside_the_noisy_input_of_their_files(tmp_path: Pat
     assert cmgan.missing == names[1:]
     for name, metric in metrics.METRICS.items():
         low, high = bsrnn.interval("gain")[name]
-        assert low > 0 if metric.higher_is_better else high < 0, name
+        if metric.needs_clean and metric.higher_is_better is not None:
+            assert low > 0 if metric.higher_is_better else high < 0, name
     assert cmgan.pairs[0].enhanced["pesq_wb"] == pytest.approx(2.98, abs=0.01)

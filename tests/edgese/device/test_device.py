@@ -784,7 +784,7 @@ def test_it_enhances_as_edgese_does(options: tuple[str, ...], shipped: Path, run
         "enhance", tmp_path / "noisy.wav", tmp_path / "d.wav", "--runtime", "onnxruntime", *options, root=shipped
     )
     assert code == 0
-    edgese("enhance", "noisy.wav", "-o", "e.wav", "-q", *options, cwd=tmp_path)
+    edgese("enhance", "noisy.wav", "-o", "e.wav", "-q", "--model", "small", *options, cwd=tmp_path)
     device, _ = soundfile.read(tmp_path / "d.wav", dtype="float32")
     whole, _ = soundfile.read(tmp_path / "e.wav", dtype="float32")
     assert device.shape == whole.shape == wave.shape
@@ -835,7 +835,7 @@ def test_it_enhances_the_shipped_sample_as_edgese_does(bare_python: Path, shippe
     write_sound(tmp_path / "noisy.wav", wave, rate_hz=rate_hz)
     done = on_board(bare_python, shipped, "enhance", tmp_path / "noisy.wav", tmp_path / "d.wav")
     assert done.returncode == 0, done.stderr
-    edgese("enhance", "noisy.wav", "-o", "e.wav", "-q", cwd=tmp_path)
+    edgese("enhance", "noisy.wav", "-o", "e.wav", "-q", "--model", "small", cwd=tmp_path)
     device, _ = soundfile.read(tmp_path / "d.wav", dtype="float32")
     whole, _ = soundfile.read(tmp_path / "e.wav", dtype="float32")
     assert device.shape == whole.shape == wave.shape

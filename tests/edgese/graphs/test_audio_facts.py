@@ -29,7 +29,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None], source: Path) 
 
 
 def test_the_shipped_bundle_agrees_with_itself() -> None:
-    bundle = open_bundle(shipped_bundle())
+    bundle = open_bundle(shipped_bundle("small"))
     assert audio_config(bundle) == AudioConfig()
     assert weights_settings(bundle.path / WEIGHTS)["audio"] == {"hop": 128, "n_fft": 512, "sample_rate_hz": 16_000}
 
@@ -52,7 +52,7 @@ def test_the_shipped_bundle_agrees_with_itself() -> None:
 def test_a_bundle_that_contradicts_itself_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], told: str
 ) -> None:
-    path = changed(tmp_path / "bundle", change, shipped_bundle())
+    path = changed(tmp_path / "bundle", change, shipped_bundle("small"))
     with pytest.raises(ExportError, match=told):
         open_bundle(path)
     with pytest.raises(ExportError, match="contradicts itself"):
