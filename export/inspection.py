@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export import ExportError
+from runtimes.onnx_file import read_weight_files
 
 MODULE = "module"  # entry in a node's metadata: path of the submodule that it came from, see graph.write_onnx
 
@@ -65,7 +66,7 @@ def read_anatomy(onnx_path: Path) -> Anatomy:
     Raises:
         ExportError: not an ONNX file, or its weights' file is missing.
     """
-    model = _load(onnx_path)
+    model = read_onnx(onnx_path)
     return Anatomy(
         inputs=_dtypes(model.graph.input),
         outputs=_dtypes(model.graph.output),
@@ -81,7 +82,7 @@ def half_nodes(onnx_path: Path) -> tuple[Node, ...]:
     Raises:
         ExportError: not an ONNX file, its weights' file is missing, or a tensor is of another type than it says.
     """
-    model = _load(onnx_path)
+    model = read_onnx(onnx_path)
     for graph in _graphs(model.graph):
         del graph.value_info[:]  # what a graph notes of its tensors may be wrong, and would be believed
     model = _inferred(model, onnx_path)
@@ -104,7 +105,7 @@ def write_exposed(onnx_path: Path, copy_path: Path, tensors: Collection[str] | N
     Raises:
         ExportError: not an ONNX file, its weights' file is missing, or a tensor is of another type than it says.
     """
-    model = _load(onnx_path)
+    model = read_onnx(onnx_path)
     known = {value.name: value for value in _inferred(model, onnx_path).graph.value_info}
     outputs = {value.name for value in model.graph.output}
     constant = {tensor.name for tensor in model.graph.initializer}
@@ -130,7 +131,7 @@ def write_float64(onnx_path: Path, copy_path: Path) -> None:
     Raises:
         ExportError: not an ONNX file, or its weights' file is missing.
     """
-    model = _load(onnx_path)
+    model = read_onnx(onnx_path)
     for graph in _graphs(model.graph):
         scales = {node.input[1] for node in graph.node if node.op_type in _ROUNDING}
         for tensor in graph.initializer:
@@ -193,11 +194,40 @@ def _made(node: Node | None) -> str:
     return "no node that gives it" if node is None else f"{node}({', '.join(node.inputs)})"
 
 
-def _load(onnx_path: Path) -> onnx.ModelProto:
+def read_onnx(onnx_path: Path) -> onnx.ModelProto:
+    """The ONNX model in a file, with the weights that lie beside it.
+
+    onnx itself refuses weights whose file has hard links, as uv and conda install files; which files may be read is
+    decided here, by their place (runtimes/onnx_file.py).
+
+    Raises:
+        ExportError: not an ONNX file, or weights that are missing, cut short or elsewhere.
+    """
     try:
-        return onnx.load(onnx_path)
+        files = {file.name: file.read_bytes() for file in read_weight_files(onnx_path)}
+        model = onnx.load(onnx_path, load_external_data=False)
+        for tensor in _outside(model.graph):
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            content, start = files[where["location"]], int(where.get("offset", 0))
+            stop = start + int(where["length"]) if "length" in where else len(content)
+            if not 0 <= start <= stop <= len(content):
+                raise ValueError(f"{tensor.name} ends at {stop}, {where['location']} at {len(content)}")
+            tensor.raw_data = content[start:stop]
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+        return model
     except Exception as error:  # protobuf's own errors and onnx's share no base but Exception
         raise ExportError(f"{onnx_path}: cannot be read as ONNX ({error}); export or fetch it again") from error
+
+
+def _outside(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Tensors of a graph, and of those inside of it, whose content lies in another file."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (tensor for tensor in (attribute.t, *attribute.tensors) if tensor.external_data)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _outside(inner)
+    yield from (tensor for tensor in graph.initializer if tensor.external_data)
 
 
 def _inferred(model: onnx.ModelProto, onnx_path: Path) -> onnx.ModelProto:

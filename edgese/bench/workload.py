@@ -31,7 +31,7 @@ import onnx
 from onnx import helper
 
 from export import ExportError
-from export.inspection import Anatomy, Node, read_anatomy
+from export.inspection import Anatomy, Node, read_anatomy, read_onnx
 
 STREAMS = "streams"  # the dynamic axis of a bundle's graphs
 
@@ -293,7 +293,7 @@ def _is_anchor(node: Node) -> bool:
 
 def _infer(onnx_path: Path, streams: int) -> dict[str, _Tensor]:
     """Type and shape of all tensors but weights for a number of streams, by name, where both can be inferred."""
-    model = onnx.load(onnx_path)
+    model = read_onnx(onnx_path)
     for value in (*model.graph.input, *model.graph.output):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param == STREAMS:

@@ -20,6 +20,7 @@ from export.inspection import (
     n_nodes_alike,
     node_difference,
     read_anatomy,
+    read_onnx,
     write_exposed,
     write_float64,
 )
@@ -343,3 +344,33 @@ def test_names_of_nodes_and_values_of_weights_are_no_structure(anatomy: Anatomy)
 
 def test_tensors_that_no_node_gives_do_not_differ(anatomy: Anatomy) -> None:
     assert node_difference(anatomy, anatomy, "x") == node_difference(anatomy, anatomy, "unknown") == ""
+
+
+def outside(folder: Path, length: int | None = None) -> Path:
+    """A graph whose one weight lies in a file beside it."""
+    weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "toy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        [weight],
+    )
+    model = helper.make_model(graph)
+    onnx.save(model, folder / "toy.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    if length is not None:
+        (folder / "w.bin").write_bytes((folder / "w.bin").read_bytes()[:length])
+    return folder / "toy.onnx"
+
+
+def test_weights_with_hard_links_are_read(tmp_path: Path) -> None:
+    """As uv and conda install them; onnx itself refuses them."""
+    path = outside(tmp_path)
+    (tmp_path / "cache").hardlink_to(tmp_path / "w.bin")
+    (weight,) = read_onnx(path).graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), np.arange(6).reshape(2, 3))
+
+
+def test_weights_that_are_cut_short_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"toy\.onnx: cannot be read as ONNX \(w ends at 24, w\.bin at 20\)"):
+        read_onnx(outside(tmp_path, length=20))
