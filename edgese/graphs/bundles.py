@@ -32,7 +32,8 @@ def bundle_path(named: Path | None) -> Path:
         return named
     if str(named) not in SHIPPED:
         shipped = " or ".join(SHIPPED)
-        raise ExportError(f"{named}: found no such folder, wanted a bundle that `edgese export` made, or {shipped}")
+        wanted = f"wanted one that holds manifest.json, or the name {shipped} of what is shipped"
+        raise ExportError(f"{named}: not a bundle: found no such directory, {wanted}")
     return shipped_bundle(str(named))
 
 

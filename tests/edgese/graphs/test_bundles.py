@@ -24,5 +24,7 @@ def test_a_folder_of_that_name_is_the_users(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_is_neither_is_refused_with_the_names(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"bas: found no such folder, wanted a bundle .* or base or small"):
+    with pytest.raises(
+        ExportError, match=r"bas: not a bundle: found no such directory, wanted .*, or the name base or small"
+    ):
         bundle_path(tmp_path / "bas")
