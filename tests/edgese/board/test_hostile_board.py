@@ -42,7 +42,9 @@ LOOK = {"python": "3.10.0", "modules": {"numpy": True}, "home": "/x", "there": F
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def does(program: str) -> None:
-        (tmp_path / "ssh.py").write_text(BOARD + program)
+        (tmp_path / "ssh.py").write_text(
+            f"{BOARD}{program}\nwhile os.read(0, 65536):\n    pass\n"
+        )  # not gone before it was asked
         monkeypatch.setenv("EDGESE_SSH", shlex.join([sys.executable, str(tmp_path / "ssh.py")]))
 
     return does
