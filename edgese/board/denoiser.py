@@ -147,7 +147,8 @@ class RemoteDenoiser:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
                 noisy = resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
-                for block in Lift(rate_hz, info.n_channels).raised(noisy):  # `denoise` takes it back
+                # `denoise` lifts the recording once more, and takes it back
+                for block in Lift(rate_hz, info.n_channels).raised(noisy, way_back=False):
                     if stop.is_set():
                         raise Stopped(f"{name}: stopped before it was done; nothing was left of its output")
                     writer.write(block)

@@ -1,11 +1,11 @@
 """Drift of a stream: whether its distance from PyTorch stays bounded, judged from minutes for ten hours.
 
 Rounding enters a state at every hop and leaves it as fast as the state forgets. Where all states forget, the distance
-settles once the slowest has been filled (of the networks here: within a minute). Where one does not, or hardly does,
-the errors add up: independent ones as a random walk, whose energy grows with time (SNR -10 dB a decade of time), equal
-ones in a straight line (-20 dB a decade). Over the logarithm of time, both are straight lines in dB, and so is the one
-that is fitted here to the second half of a stream, when the states have been filled. It is followed to ten hours; where
-the stream is shorter than six minutes, to a hundred times its length.
+settles once the slowest has been filled (here: in some minutes). Where one does not, or hardly does, the errors add up:
+independent ones as a random walk, whose energy grows with time (SNR -10 dB a decade of time), equal ones in a straight
+line (-20 dB a decade). Over the logarithm of time, both are straight lines in dB, and so is the one that is fitted here
+to the second half of a stream, when the states have been filled. It is followed to ten hours; where the stream is
+shorter than six minutes, to a hundred times its length.
 """
 
 from __future__ import annotations

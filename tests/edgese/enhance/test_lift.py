@@ -109,6 +109,15 @@ def test_an_offset_does_not_hide_that_the_sound_is_quiet() -> None:
     assert level_dbfs(found - found.mean()) == pytest.approx(-30, abs=0.5)
 
 
+@pytest.mark.parametrize("way_back", [True, False])
+def test_nothing_of_a_long_recording_is_kept(way_back: bool) -> None:
+    """Neither what decided the gains nor, where nothing is taken back, the gains."""
+    lift = Lift(RATE_HZ, 1)
+    there = lift.raised((sound(1, -60, seed=second) for second in range(60)), way_back=way_back)
+    for _ in lift.taken_back(there) if way_back else there:
+        assert len(lift._sums) + len(lift._targets) + len(lift._gains) < 80
+
+
 def test_an_empty_recording_stays_empty() -> None:
     assert list(Lift(RATE_HZ, 2).raised([np.zeros((0, 2), np.float32)])) == []
 

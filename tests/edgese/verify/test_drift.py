@@ -13,13 +13,13 @@ from edgese.verify.drift import horizon_h, projected_db
 SECONDS = 600.0
 
 
-def tenths_of(difference: NDArray[np.float64], seconds: float = SECONDS) -> list[float]:
+def tenths_of(difference: NDArray[np.float64]) -> list[float]:
     """SNR in each tenth of a stream of unit level, given the difference's power at a thousand moments."""
     return [float(-10 * np.log10(part.mean())) for part in np.array_split(difference, 10)]
 
 
-def moments(seconds: float = SECONDS) -> NDArray[np.float64]:
-    return (np.arange(1000) + 0.5) * seconds / 1000
+def moments() -> NDArray[np.float64]:
+    return (np.arange(1000) + 0.5) * SECONDS / 1000
 
 
 @pytest.mark.parametrize(("power", "fall_db"), [(1, 10), (2, 20)], ids=["random walk", "straight line"])
@@ -37,14 +37,14 @@ def test_a_distance_that_has_settled_stays() -> None:
 
 
 def test_a_state_of_a_minute_that_has_filled_passes() -> None:
-    """As found of a network of 47 s: 5 dB from the first tenth to the last, and no more to come."""
+    """As that with a time constant of 47 s, the slowest of the shipped networks: no more is to come."""
     filled = 1e-12 * (1 - np.exp(-moments() / 47.0))
     assert projected_db(tenths_of(filled), SECONDS) > 115
 
 
 def test_a_recurrence_in_half_precision_does_not_pass() -> None:
     """87 to 74 dB within 24 s, as measured; the limit of FP16 is 40 dB."""
-    assert projected_db(np.linspace(87, 74, 10).tolist(), 24.0) < 45
+    assert projected_db(np.linspace(87, 74, 10).tolist(), 24.0) < 40  # 30.5
 
 
 def test_a_short_stream_vouches_for_a_hundred_times_its_length() -> None:
