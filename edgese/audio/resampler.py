@@ -46,6 +46,7 @@ class Resampler:
 
     def __init__(self, from_hz: int, to_hz: int, n_channels: int) -> None:
         divisor = math.gcd(from_hz, to_hz)
+        self.from_hz, self.to_hz = from_hz, to_hz
         self._up, self._down = to_hz // divisor, from_hz // divisor
         self.reach = 0 if from_hz == to_hz else _reach(from_hz, to_hz)
         self._n_channels = n_channels
@@ -60,7 +61,11 @@ class Resampler:
 
     def ready(self, n_in: int) -> int:
         """Samples that have come out when `n_in` have come in."""
-        return max(0, -(-(n_in - self.reach) * self._up // self._down))
+        return int(self.ready_each(np.array([n_in]))[0])
+
+    def ready_each(self, n_in: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Samples that have come out for each of these numbers of samples that have come in."""
+        return np.maximum(0, -(-(n_in - self.reach) * self._up // self._down))
 
     def push(self, block: Samples) -> Samples:
         """What these samples complete, (m, n_channels) float32, for a block of (n, n_channels); m may be 0."""
@@ -68,7 +73,7 @@ class Resampler:
         if not self.reach:
             return block
         self._kept = np.concatenate([self._kept, block])
-        return self._until(self.ready(self._n_in))
+        return self._until(-(-(self._n_in - self.reach) * self._up // self._down))
 
     def finish(self) -> Samples:
         """What is left, silence following: in all, as many samples as begin before the input's end."""
@@ -99,10 +104,13 @@ class Resampler:
         begin = first * n_in - self.reach + 1 - self._first
         wanted = begin + (last - first - 1) * n_in + len(matrix)
         missing = max(0, wanted - len(self._kept))  # inputs of outputs behind `end`, which are cut off again
-        kept = np.pad(self._kept, ((0, missing), (0, 0)))[begin:]
-        windows = np.lib.stride_tricks.sliding_window_view(kept, len(matrix), axis=0)[::n_in][: last - first]
+        kept = np.concatenate([self._kept[begin:], np.zeros((missing, self._n_channels), np.float32)])
+        step, across = kept.strides
+        shape, strides = (self._n_channels, last - first, len(matrix)), (across, n_in * step, step)
+        windows = np.lib.stride_tricks.as_strided(kept, shape, strides, writeable=False)
         # without BLAS, whose threads would keep a second core spinning
-        found = np.einsum("bck,ko->boc", windows, matrix).reshape(-1, self._n_channels)
+        rows = np.ascontiguousarray(windows).reshape(-1, len(matrix))
+        found = np.einsum("wk,ko->wo", rows, matrix).reshape(self._n_channels, -1).T
         needed = end // n_out * n_in - self.reach + 1
         return found[start - first * n_out : end - first * n_out], needed
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgese.audio import Samples
+from edgese.enhance.signal_path import RESAMPLER_TAIL
 from edgese.graphs.bundles import audio_config, choose_graph, is_trained
 from edgese.graphs.opening import open_graph
 from edgese.graphs.precision import Precision
@@ -23,8 +24,6 @@ from export.bundle import Bundle
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_TAIL = 64  # samples beyond the end that the resampler may ask for
 
 
 class Denoiser:
@@ -83,6 +82,6 @@ class Denoiser:
         stream = self._runtime.stream(self._graph.states, streams=n_channels)
         if self._segments is not None:
             yield from self._segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
-            yield np.zeros((_TAIL, n_channels), np.float32)
+            yield np.zeros((RESAMPLER_TAIL, n_channels), np.float32)
             return
-        yield from aligned_blocks(blocks, stream, self._graph, n_channels, self.config.overlap, _TAIL)
+        yield from aligned_blocks(blocks, stream, self._graph, n_channels, self.config.overlap, RESAMPLER_TAIL)

@@ -2,8 +2,8 @@
 
 The network runs at 16 kHz; at higher rates, what lies above its band is carried past it (whole_band.py). Each channel
 is enhanced by itself, as one stream of the graph. Output and input have the same length and are aligned to a fraction
-of a sample, at any rate. Quiet recordings are lifted for the network and lowered again, offsets taken out (lift.py). The
-same for a live stream: edgese/live/.
+of a sample, at any rate. Quiet recordings are lifted for the network and lowered again, offsets taken out (lift.py).
+The same for a live stream: edgese/live/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from edgese.networks import AudioConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+RESAMPLER_TAIL = 256  # samples of the network's rate beyond the end that a resampler, to 4 kHz and up, may ask for
 
 
 class Enhancer(Protocol):
