@@ -45,9 +45,7 @@ def main() -> None:
     arguments.add_argument("--rate", type=int, default=16_000)
     arguments.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16])
     arguments.add_argument("--seconds", type=float, default=20.0)
-    arguments.add_argument(
-        "--soak-minutes", type=float, help="clients that come, go, are killed"
-    )
+    arguments.add_argument("--soak-minutes", type=float, help="clients that come, go, are killed")
     options = arguments.parse_args()
     wave = np.round(read_wave(NOISY, options.rate) * 32767).astype("<i2")
     size = round(options.rate * BLOCK_S)
