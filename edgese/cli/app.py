@@ -23,6 +23,7 @@ from edgese.cli.enhance import enhance_command
 from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
 from edgese.cli.info import info_command
+from edgese.cli.listen import listen_command
 from edgese.cli.models import models_command
 from edgese.cli.serve import serve_command
 from edgese.cli.terminal import say
@@ -74,6 +75,7 @@ app = typer.Typer(
     },
 )
 app.command("enhance")(enhance_command)
+app.command("listen")(listen_command)
 app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
 app.command("calibrate")(calibrate_command)
