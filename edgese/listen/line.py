@@ -267,5 +267,7 @@ class Line:
         first, at_s, now_s = before[-1]
         total_s = said[1] - at_s - (number - first) / self._rate_hz
         algorithm_s = (self._stream.latency_samples + DELAY) / self._rate_hz
+        if total_s < algorithm_s:  # the devices' times are wrong, as PortAudio's are for a moment after an underrun
+            return None
         input_s, output_s = now_s - at_s, said[1] - said[2]
         return Latency(input_s, algorithm_s, total_s - input_s - algorithm_s - output_s, output_s)

@@ -26,6 +26,7 @@ from ..helpers.identity_bundle import write_identity_bundle
 
 COMMANDS = (
     "enhance",
+    "listen",
     "serve",
     "evaluate",
     "calibrate",

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PROGRAMS = ("pulseaudio", "pactl", "pacat")
+PROGRAMS = ("pulseaudio", "pacat")
+SINKS = ("microphone", "speaker")
 RATE_HZ = 48_000
 START_S = 60.0  # at most
 
@@ -35,8 +36,11 @@ class SoundServer:
 
     def __init__(self, folder: Path) -> None:
         socket = folder / "native"
+        socket.unlink(missing_ok=True)
         script, alsa = folder / "start.pa", folder / "asound.conf"
-        script.write_text(f"load-module module-native-protocol-unix socket={socket} auth-anonymous=1\n")
+        sinks = (f"load-module module-null-sink sink_name={name} rate={RATE_HZ} channels=1" for name in SINKS)
+        protocol = f"load-module module-native-protocol-unix socket={socket} auth-anonymous=1"
+        script.write_text("\n".join([*sinks, protocol, ""]))
         alsa.write_text(
             "</usr/share/alsa/alsa.conf>\n"
             "pcm.microphone { type pulse device microphone.monitor }\n"
@@ -51,14 +55,6 @@ class SoundServer:
             assert self._process.poll() is None, "pulseaudio ended"
             assert time.monotonic() < ends, "pulseaudio does not start"
             time.sleep(0.05)
-        self.sinks = {name: self.plug_in(name) for name in ("microphone", "speaker")}
-
-    def plug_in(self, name: str) -> str:
-        """Number of a new sink of this name."""
-        return self._pactl("load-module", "module-null-sink", f"sink_name={name}", f"rate={RATE_HZ}", "channels=1")
-
-    def unplug(self, name: str) -> None:
-        self._pactl("unload-module", self.sinks[name])
 
     def play(self, wave: bytes, sink: str) -> None:
         """Play float samples to their end."""
@@ -77,9 +73,6 @@ class SoundServer:
                 process.terminate()
 
     def close(self) -> None:
+        """End it; closing twice is harmless."""
         self._process.terminate()
         self._process.wait(START_S)
-
-    def _pactl(self, *arguments: str) -> str:
-        done = subprocess.run(["pactl", *arguments], env=self.environment, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
