@@ -24,6 +24,7 @@ import numpy as np
 from edgese.atomic_file import PartialFile, require_place, require_space
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo, choose_format, require_writable, size_bytes
+from edgese.audio.media import MEDIA, MediaReader, MediaWriter, media_info, open_reader, open_writer
 from edgese.audio.pipes import send_to_stdout, spool_stdin
 from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
@@ -105,8 +106,8 @@ def preview(job: Job, promised: dict[int, int] | None = None) -> Preview:
     for target in (job.target, job.plot):
         if target is not None:
             require_place(target)
-    with AudioReader(job.source) as reader:
-        info = _target_info(job, reader.info)
+    with open_reader(job.source) as reader:
+        info = _target_info(job, reader)
         if job.target is not None:
             require_space(job.target, size_bytes(info), promised)
         return Preview(job, reader.info, info)
@@ -130,11 +131,12 @@ def enhance_file(
     with contextlib.ExitStack() as stack:
         source, target = _places(job, stack, stop)
         _require_running(job, stop)
-        reader = stack.enter_context(AudioReader(source, job.source_name))
-        info = _target_info(job, reader.info)
+        reader = open_reader(source, job.source_name)
+        stack.enter_context(reader)
+        info = _target_info(job, reader)
         require_space(target, size_bytes(info))
-        metadata, mode = reader.metadata, _mode(job.source)
-        writer = stack.enter_context(AudioWriter(target, info, job.target_name, mode=mode, metadata=metadata))
+        writer = open_writer(target, info, job.target_name, reader, mode=_mode(job.source))
+        stack.enter_context(writer)
         denoiser.prepare(source, job.source_name, stop)
         given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
@@ -282,8 +284,11 @@ def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tup
     return source, job.target or folder / "stdout"
 
 
-def _target_info(job: Job, source: AudioInfo) -> AudioInfo:
+def _target_info(job: Job, reader: AudioReader | MediaReader) -> AudioInfo:
     suffix = job.target.suffix.lower() if job.target is not None else ""
+    if suffix in MEDIA and job.options.container is None and job.options.subtype is None:
+        return media_info(reader, suffix)
+    source = reader.info
     try:
         info = choose_format(source, suffix, job.options.container, job.options.subtype)
     except AudioError as error:
@@ -318,7 +323,9 @@ def _require_running(job: Job, stop: threading.Event) -> None:
         raise Stopped(f"{job.source_name}: stopped before it was done; nothing was left of its output")
 
 
-def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer, given_back: float) -> Iterator[str]:
+def _warnings(
+    reader: AudioReader | MediaReader, writer: AudioWriter | MediaWriter, denoiser: Enhancer, given_back: float
+) -> Iterator[str]:
     if not denoiser.trained:
         yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
     if writer.n_clipped:

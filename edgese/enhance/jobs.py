@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgese.atomic_file import shown
 from edgese.audio.formats import CONTAINERS, FORMATS, READABLE, SUBTYPES, UNREADABLE
+from edgese.audio.media import DECODED, MEDIA, have_ffmpeg
 from edgese.errors import AudioError, ConfigError
 from edgese.graphs.precision import Precision
 
@@ -100,7 +101,7 @@ def passed_over(inputs: Sequence[str]) -> list[Path]:
         for text in inputs
         if text != "-" and _is_folder(Path(text))
         for file in _files(Path(text))
-        if file.suffix.lower() in UNREADABLE
+        if file.suffix.lower() in UNREADABLE and file.suffix.lower() not in _taken()
     ]
 
 
@@ -163,12 +164,14 @@ def _output_folder(inputs: Sequence[str], options: EnhanceOptions) -> Path | Non
 
 def _stem(source: Path) -> str:
     """File name without its suffix, if that names an audio format: `talk.3` is all name."""
-    return source.stem if source.suffix.lower() in READABLE else source.name
+    return source.stem if source.suffix.lower() in (*READABLE, *UNREADABLE) else source.name
 
 
 def _suffix(source: Path, options: EnhanceOptions) -> str:
     """Suffix of an output whose name is made from its input's."""
     own = source.suffix if source.suffix.lower() in FORMATS else ".wav"
+    if options.container is None and options.subtype is None and have_ffmpeg() and source.suffix.lower() in MEDIA:
+        return source.suffix
     if options.container is not None:
         if FORMATS[own.lower()][0] == options.container:
             return own
@@ -178,6 +181,8 @@ def _suffix(source: Path, options: EnhanceOptions) -> str:
 
 def _check_suffix(target: Path, options: EnhanceOptions) -> None:
     by_suffix = FORMATS.get(target.suffix.lower(), (None, None))[0]
+    if options.container is None and options.subtype is None and target.suffix.lower() in MEDIA:
+        return  # the writer says what is missing
     if options.container is None and by_suffix is None:
         raise AudioError(
             f"{shown(target)}: its suffix names no audio format, wanted one of {', '.join(FORMATS)}, "
@@ -230,9 +235,14 @@ def _identities(path: Path) -> set[object]:
     return {os.path.realpath(path)} | ({(found.st_dev, found.st_ino)} if found else set())
 
 
+def _taken() -> tuple[str, ...]:
+    """Suffixes of the files that are taken from a folder."""
+    return (*READABLE, *DECODED) if have_ffmpeg() else READABLE
+
+
 def _audio_files(folder: Path, output: Path) -> list[Path]:
     """Audio files below `folder` by suffix, sorted; neither hidden ones nor those below `output`."""
-    found = [file for file in _files(folder, output) if file.suffix.lower() in READABLE]
+    found = [file for file in _files(folder, output) if file.suffix.lower() in _taken()]
     if not found:
         others = sorted(file for file in _files(folder, output) if file.suffix.lower() in UNREADABLE)
         seen = f" but {shown(others[0].name)}, which is not read" if others else ""
