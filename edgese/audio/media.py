@@ -182,16 +182,20 @@ class MediaReader:
 
 
 def open_writer(
-    target: Path, info: AudioInfo, name: str, source: AudioReader | MediaReader, *, mode: int | None
+    target: Path, info: AudioInfo, name: str, source: AudioReader | MediaReader, *, mode: int | None, alike: bool = True
 ) -> AudioWriter | MediaWriter:
     """Writer of an enhanced recording: of `source` with its sound replaced, where the target is of such a kind.
+
+    Args:
+        alike: what is written has the length of `source`; else nothing goes over but the sound.
 
     Raises:
         AudioError, OutputError: as the writer.
     """
     if info.container in {muxer for muxer, _ in MEDIA.values()}:
-        return MediaWriter(target, info, name, source if isinstance(source, MediaReader) else None, mode=mode)
-    return AudioWriter(target, info, name, mode=mode, metadata=source.metadata)
+        whole = source if isinstance(source, MediaReader) and alike else None
+        return MediaWriter(target, info, name, whole, mode=mode)
+    return AudioWriter(target, info, name, mode=mode, metadata=source.metadata if alike else None)
 
 
 def media_info(source: AudioReader | MediaReader, suffix: str) -> AudioInfo:

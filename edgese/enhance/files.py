@@ -29,6 +29,7 @@ from edgese.audio.pipes import send_to_stdout, spool_stdin
 from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
 from edgese.enhance.denoiser import Denoiser
+from edgese.enhance.excerpt import before_after
 from edgese.enhance.jobs import EnhanceOptions, Job
 from edgese.enhance.signal_path import Enhancer, denoise
 from edgese.errors import AudioError, OutputError
@@ -135,16 +136,21 @@ def enhance_file(
         stack.enter_context(reader)
         info = _target_info(job, reader)
         require_space(target, size_bytes(info))
-        writer = open_writer(target, info, job.target_name, reader, mode=_mode(job.source))
+        alike = job.options.preview_s is None
+        writer = open_writer(target, info, job.target_name, reader, mode=_mode(job.source), alike=alike)
         stack.enter_context(writer)
         denoiser.prepare(source, job.source_name, stop)
         given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
-        noisy = level_in.meter(reader.blocks())
-        options = job.options
-        clean = denoise(
-            noisy, info.sample_rate_hz, info.n_channels, denoiser, options.atten_limit_db, narrow=options.narrow
-        )
+        options, rate_hz = job.options, info.sample_rate_hz
+        limit_db, narrow = options.atten_limit_db, options.narrow
+        if options.preview_s is None:
+            noisy = level_in.meter(reader.blocks())
+            clean = denoise(noisy, rate_hz, info.n_channels, denoiser, limit_db, narrow=narrow)
+        else:
+            clean = before_after(source, job.source_name, rate_hz, options.preview_s, denoiser, limit_db, narrow)
+            writer.write(next(iter(level_in.meter(clean))) * given_back)
+            writer.write(next(clean))
         for block in level_out.meter(clean):
             _require_running(job, stop)
             if not math.isfinite(level_out.energy):
@@ -177,7 +183,7 @@ def enhance_file(
             level_in_dbfs=level_in.dbfs,
             level_out_dbfs=level_out.dbfs,
             n_clipped=writer.n_clipped,
-            warnings=tuple(_warnings(reader, writer, denoiser, float(given_back))),
+            warnings=tuple(_warnings(reader, writer, denoiser, float(given_back), silent=not level_in.peak)),
         )
 
 
@@ -324,7 +330,12 @@ def _require_running(job: Job, stop: threading.Event) -> None:
 
 
 def _warnings(
-    reader: AudioReader | MediaReader, writer: AudioWriter | MediaWriter, denoiser: Enhancer, given_back: float
+    reader: AudioReader | MediaReader,
+    writer: AudioWriter | MediaWriter,
+    denoiser: Enhancer,
+    given_back: float,
+    *,
+    silent: bool,
 ) -> Iterator[str]:
     if not denoiser.trained:
         yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
@@ -336,7 +347,7 @@ def _warnings(
     yield from reader.notes
     if reader.scale != 1:
         yield f"the output is {'multiplied again' if given_back != 1 else 'left so: its samples cannot exceed 1'}"
-    if reader.silent:
+    if silent:
         yield "the input is silent, nothing but zeros, and so is the output: check the recording"
     if writer.not_kept:
         yield f"not kept in {writer.info.container}: {', '.join(writer.not_kept)}"

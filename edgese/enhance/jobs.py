@@ -15,6 +15,8 @@ from edgese.audio.media import DECODED, MEDIA, have_ffmpeg
 from edgese.errors import AudioError, ConfigError
 from edgese.graphs.precision import Precision
 
+MOST_PREVIEW_S = 120.0
+
 
 @dataclasses.dataclass(frozen=True)
 class EnhanceOptions:
@@ -31,12 +33,17 @@ class EnhanceOptions:
     precision: Precision = Precision.FP32  # of the graphs
     pcs: bool = False  # the graphs with perceptual contrast stretching
     narrow: bool = False  # nothing above the network's band
+    preview_s: float | None = None  # write so many seconds, before and after, instead of the whole
     plot: bool = False  # before/after spectrograms beside the output
 
     def __post_init__(self) -> None:
         limit = self.atten_limit_db
         if limit is not None and not (math.isfinite(limit) and limit >= 0):
             raise ConfigError(f"--atten-limit: found {limit}, wanted 0 or more decibels, such as 12")
+        if self.preview_s is not None and not 0.1 <= self.preview_s <= MOST_PREVIEW_S:
+            raise ConfigError(f"--preview: found {self.preview_s:g}, wanted 0.1 to {MOST_PREVIEW_S:g} seconds")
+        if self.preview_s is not None and self.plot:
+            raise ConfigError("--plot: draws whole recordings, found --preview: choose one of them")
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"--jobs: found {self.jobs}, wanted at least 1")
         for what, value, known in (("container", self.container, CONTAINERS), ("subtype", self.subtype, SUBTYPES)):
@@ -66,7 +73,7 @@ def plan_jobs(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
     """One job for each input file; folders are walked and mirrored. Nothing is written or decoded.
 
     Without an output, `a.wav` becomes `a.enhanced.wav` beside it, the folder `x` becomes `x.enhanced/`, and stdin goes
-    to stdout. With one, a single file goes to that file or into that folder; folders and several files go into that
+    to stdout; a preview becomes `a.preview.wav`. With one, a single file goes to that file or into that folder; folders and several files go into that
     folder under their own names. MP3 becomes WAV unless the output's name says .mp3: most players shift and pad MP3.
     An input that is missing gets its job like any other, and fails when it is done.
 
@@ -126,7 +133,8 @@ def _pairs(inputs: Sequence[str], options: EnhanceOptions) -> Iterator[tuple[Pat
         elif text == "-" or options.output == "-":
             yield (None if text == "-" else source), None
         else:
-            yield source, source.with_name(f"{_stem(source)}.enhanced{_suffix(source, options)}")
+            made = "enhanced" if options.preview_s is None else "preview"
+            yield source, source.with_name(f"{_stem(source)}.{made}{_suffix(source, options)}")
 
 
 def _apart(pairs: Sequence[tuple[Path | None, Path | None]]) -> Iterator[tuple[Path | None, Path | None]]:
@@ -170,6 +178,8 @@ def _stem(source: Path) -> str:
 def _suffix(source: Path, options: EnhanceOptions) -> str:
     """Suffix of an output whose name is made from its input's."""
     own = source.suffix if source.suffix.lower() in FORMATS else ".wav"
+    if options.preview_s is not None and options.container is None:
+        return ".wav"
     if options.container is None and options.subtype is None and have_ffmpeg() and source.suffix.lower() in MEDIA:
         return source.suffix
     if options.container is not None:
