@@ -3,6 +3,7 @@
 EdgeseError
 ├── ConfigError       a setting that cannot be: an unknown key, a value out of range
 ├── AudioError        a recording that cannot be read or enhanced
+│   └── ServerError   one that a server did not enhance (triton/client.py)
 ├── OutputError       a file that cannot be written
 ├── CheckpointError   a checkpoint that is missing, broken or of another network
 ├── TrainingError     a training run that cannot go on: no data, NaN

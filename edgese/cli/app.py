@@ -27,6 +27,7 @@ from edgese.cli.info import info_command
 from edgese.cli.models import models_command
 from edgese.cli.terminal import say
 from edgese.cli.train import train_command
+from edgese.cli.triton import triton_command
 from edgese.cli.verify import verify_command
 from edgese.errors import printable
 
@@ -82,6 +83,7 @@ app.command("bench")(bench_command)
 app.command("bundle")(bundle_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)
+app.command("triton")(triton_command)
 app.command("train")(train_command)
 app.command("info")(info_command)
 app.command("models")(models_command)

@@ -64,6 +64,13 @@ def enhance_command(
         typer.Option(min=1, help="Hops in a call; causal networks. Default: the most that the bundle has."),
     ] = None,
     jobs: Jobs = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A Triton server with a bundle's models (`edgese triton`), which --model then names. Extra triton.",
+        ),
+    ] = None,
     host: Host = None,
     timeout: Timeout = None,
     no_keep: NoKeep = False,
@@ -79,12 +86,14 @@ def enhance_command(
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
     from edgese.enhance.jobs import EnhanceOptions, passed_over, plan_jobs
     from edgese.errors import AudioError, ConfigError, OutputError
-    from edgese.graphs.bundles import bundle_path, open_verified
+    from edgese.graphs.bundles import SHIPPED, bundle_path, open_verified, shipped_bundle
     from edgese.machine.processes import stopping_on_signals
 
     check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
     if host is not None and runtime is not None:
         check_runtimes([runtime])
+    if server is not None and (host is not None or runtime is not None):
+        raise typer.BadParameter(f"--server {server}: found --host or --runtime beside it; the server has its own")
     try:
         options = EnhanceOptions(
             output=output,
@@ -129,7 +138,12 @@ def enhance_command(
         bar = stack.enter_context(progress_bar(quiet or as_json))
         meter = _EnhanceMeter(bar, len(planned))
         open_denoiser: Callable[[], Enhancer]
-        if host is None:
+        if server is not None:
+            from edgese.triton.client import TritonDenoiser
+
+            named = shipped_bundle(str(model)).name if str(model) in SHIPPED else str(model) if model else None
+            open_denoiser = partial(TritonDenoiser, server, named, block=block, precision=precision, pcs=pcs)
+        elif host is None:
             open_denoiser = denoiser_factory(bundle_path(model), options)
         else:
             from edgese.board.denoiser import RemoteDenoiser
