@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgese import __version__
 from edgese.errors import EdgeseError, install_command
 from edgese.graphs import HUB
 from export import ExportError
@@ -78,7 +77,7 @@ def fetch(name: str, *, again: bool = False) -> Path:
         return place / revision
     with _named(name, repository):
         _keep_quiet()
-        options: dict[str, Any] = {"library_name": "edgese", "library_version": __version__, "force_download": again}
+        options: dict[str, Any] = {"library_name": "edgese", "force_download": again}
         snapshot = Path(library.hf_hub_download(repository, MANIFEST, revision=revision, **options)).parent
     commit = snapshot.name
     if (place / commit).is_dir() and not again:
@@ -121,9 +120,9 @@ def send(bundle: Bundle, name: str, *, private: bool = False, licence: str | Non
     additions = [library.CommitOperationAdd(name, file) for name, file in (files | {CARD: page}).items()]
     with _named(name, repository):
         _keep_quiet()
-        api = library.HfApi(library_name="edgese", library_version=__version__)
+        api = library.HfApi(library_name="edgese")
         api.create_repo(repository, private=private, exist_ok=True)
-        message = f"{bundle.manifest['name']}, by edgese {__version__}"
+        message = f"{bundle.manifest['name']}, a bundle of edgese {bundle.manifest['tools'].get('edgese', '')}".strip()
         commit = api.create_commit(repository, additions, commit_message=message, revision=branch)
     return f"{HUB}{repository}@{commit.oid}"
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from edgese.audio import Samples, Wave
 from edgese.config import AudioConfig, from_dict
+from edgese.enhance.signal_path import RESAMPLER_TAIL
 from edgese.errors import AudioError, ConfigError, EdgeseError, install_command
 from edgese.graphs.precision import Precision
 from edgese.graphs.streaming import aligned_blocks
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60.0  # for one request of a recording
 _OPEN_S = 10.0  # for the first answers
-_TAIL = 64  # samples beyond the end that the resampler may ask for
 _LOST = "must specify the START flag"  # Enqueue in core/src/sequence_batch_scheduler.cc
 
 
@@ -206,58 +206,59 @@ class Sequence:
 
 
 class TritonStream:
-    """A stream of sound at the network's rate on a server: any number of samples in, what is done of them out.
+    """A stream of sound at the network's rate on a server, with the interface of `edgese.Stream`.
 
-    The output runs behind the input by the model's overlap, and with the last of `flush` is longer by as much.
     Opening one sends a call of silence before, so that the server's first work delays no sound.
 
     Args:
-        deadline_s: the longest that a call may take; a block that takes longer is lost (`DeadlineMissed`).
+        deadline_s: the longest that a call may take; where it does, its sound is lost (`DeadlineMissed`).
     """
 
     def __init__(self, server: Server, model: Model, *, deadline_s: float = TIMEOUT_S) -> None:
-        self._model = model
         warm = Sequence(server, model, TIMEOUT_S)
         warm(np.zeros(warm.shape, np.float32), end=True)
         self._sequence = Sequence(server, model, deadline_s)
-        self._waiting: Wave = np.zeros(0, np.float32)
-
-    @property
-    def latency_samples(self) -> int:
-        """Samples from a sound's arrival to its coming out: the block that is gathered first, and the overlap."""
-        return self._sequence.shape[1] + self._model.overlap_samples
+        self._size = self._sequence.shape[1]
+        # Samples from one's arrival to its coming out: the overlap, and the rest of the block that is gathered first.
+        self.latency_samples = model.overlap_samples + self._size - 1
+        self._waiting, self._done = self._silence(0), self._silence(self._size - 1)
 
     def process(self, samples: Wave) -> Wave:
-        """Enhanced sound of the blocks that these samples complete, (n,) float32.
+        """As many enhanced samples as came in, (n,) float32, `latency_samples` later.
 
         Raises:
-            DeadlineMissed: a block came too late and is lost; the next call goes on with what follows.
+            DeadlineMissed: a block came too late, the sound of this call is lost; the next goes on with what follows.
             SequenceLost: the server has lost the states; `reset` begins anew.
             ServerError: the server failed, or cannot be reached.
         """
-        size = self._sequence.shape[1]
-        self._waiting = np.concatenate([self._waiting, samples.astype(np.float32, copy=False)])
-        done = [self._waiting[:0]]
-        while len(self._waiting) >= size:
-            block, self._waiting = self._waiting[:size], self._waiting[size:]
-            done.append(self._sequence(block[None])[0])
-        return np.concatenate(done)
+        waiting = np.concatenate([self._waiting, samples.astype(np.float32, copy=False)])
+        n_whole = len(waiting) - len(waiting) % self._size
+        self._waiting, enhanced = waiting[n_whole:], self._silence(n_whole)
+        try:
+            for at in range(0, n_whole, self._size):
+                enhanced[at : at + self._size] = self._sequence(waiting[None, at : at + self._size])[0]
+        finally:  # as many samples have passed as came in, also in a call that fails
+            done = np.concatenate([self._done, enhanced])
+            given, self._done = done[: len(samples)], done[len(samples) :]
+        return given
 
     def flush(self) -> Wave:
-        """Enhanced sound of what is still inside, driven out by silence; the stream then begins anew.
+        """The `latency_samples` samples that are still inside, driven out by silence; the stream then begins anew.
 
         Raises: as `process`.
         """
-        n_left = len(self._waiting) + self._model.overlap_samples
-        silence = np.zeros(-(-n_left // self._sequence.shape[1]) * self._sequence.shape[1], np.float32)
-        rest = self.process(silence[len(self._waiting) :])[:n_left]
+        rest = self.process(self._silence(self.latency_samples))
         self.reset()
         return rest
 
     def reset(self) -> None:
         """Begin anew with the next samples, from zero states."""
         self._sequence.close()
-        self._waiting = self._waiting[:0]
+        self._waiting, self._done = self._silence(0), self._silence(self._size - 1)
+
+    @staticmethod
+    def _silence(n_samples: int) -> Wave:
+        return np.zeros(n_samples, np.float32)
 
 
 class TritonDenoiser:
@@ -310,7 +311,7 @@ class TritonDenoiser:
 
             try:
                 yield from aligned_blocks(
-                    blocks, call, self._model.graph, n_channels, self._model.overlap_samples, _TAIL
+                    blocks, call, self._model.graph, n_channels, self._model.overlap_samples, RESAMPLER_TAIL
                 )
             except ServerError as error:
                 raise type(error)(f"{self._name}: {error}") from error

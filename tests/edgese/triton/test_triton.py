@@ -39,6 +39,7 @@ from edgese.triton.client import (
 from ..helpers.triton_server import TritonServer, read_config, triton_server
 
 HOP = 128
+LATE = 511
 
 
 def lay_out(bundle: Bundle, folder: Path, serving: Serving | None = None, **options: bool) -> list[Path]:
@@ -179,10 +180,12 @@ def test_a_network_that_looks_ahead_is_refused(identity_bundle: Path) -> None:
 def test_a_stream_gives_what_the_graph_gives_however_it_is_cut(client: Server, noise: np.ndarray) -> None:
     """The graph delays by 384 samples and halves; over one connection, from zero states, cut anyhow."""
     stream = TritonStream(client, client.choose(block=1))
-    assert stream.latency_samples == 512
-    wanted = np.concatenate([np.zeros(LAG, np.float32), 0.5 * noise])
+    assert stream.latency_samples == LATE == LAG + HOP - 1
+    wanted = np.concatenate([np.zeros(LATE, np.float32), 0.5 * noise])
     for cuts in ([1, 2, 300, 301, 900], [500]):
-        pieces = [stream.process(piece) for piece in np.split(noise, cuts)]
+        blocks = np.split(noise, cuts)
+        pieces = [stream.process(block) for block in blocks]
+        assert list(map(len, pieces)) == list(map(len, blocks))
         np.testing.assert_array_equal(np.concatenate([*pieces, stream.flush()]), wanted)
 
 
@@ -191,7 +194,7 @@ def test_reset_forgets_what_was_heard(client: Server, server: TritonServer, nois
     stream.process(noise)
     stream.reset()
     assert not server.states  # the place on the server is free again
-    np.testing.assert_array_equal(stream.process(noise[: 3 * HOP]), np.zeros(LAG))
+    np.testing.assert_array_equal(stream.process(noise[:LATE]), np.zeros(LATE))
 
 
 def test_streams_beside_each_other_do_not_mix(client: Server, noise: np.ndarray) -> None:
@@ -199,7 +202,7 @@ def test_streams_beside_each_other_do_not_mix(client: Server, noise: np.ndarray)
     heard = [(one.process(noise[at : at + HOP]), other.process(-noise[at : at + HOP])) for at in range(0, 896, HOP)]
     ones, others = map(np.concatenate, zip(*heard, strict=True))
     np.testing.assert_array_equal(ones, -others)
-    np.testing.assert_array_equal(ones[LAG:], 0.5 * noise[: 896 - LAG])
+    np.testing.assert_array_equal(ones[LATE:], 0.5 * noise[: 896 - LATE])
 
 
 def test_every_sequence_starts_once_and_ends(client: Server, server: TritonServer, noise: np.ndarray) -> None:
@@ -258,7 +261,7 @@ def test_a_server_that_restarts_in_the_middle_is_an_error_and_no_new_beginning(
         assert "cannot be reached" in str(caught.value)
         time.sleep(0.05)
     stream.reset()
-    np.testing.assert_array_equal(stream.process(noise[: 4 * HOP])[LAG:], 0.5 * noise[:HOP])
+    np.testing.assert_array_equal(stream.process(noise)[LATE:], 0.5 * noise[:-LATE])
 
 
 def test_a_sequence_that_the_server_forgot_is_lost_until_reset(
@@ -271,19 +274,22 @@ def test_a_sequence_that_the_server_forgot_is_lost_until_reset(
         with pytest.raises(SequenceLost, match="lost this stream: it was started anew, or got nothing for 30 s"):
             stream.process(noise[:HOP])
     stream.reset()
-    np.testing.assert_array_equal(stream.process(noise[: 4 * HOP])[LAG:], 0.5 * noise[:HOP])
+    np.testing.assert_array_equal(stream.process(noise)[LATE:], 0.5 * noise[:-LATE])
 
 
 def test_a_missed_deadline_is_told_and_the_stream_may_go_on(
     client: Server, server: TritonServer, noise: np.ndarray
 ) -> None:
+    """Without growing late: the samples of the call that failed are lost, those after it come when they should."""
     stream = TritonStream(client, client.choose(block=1), deadline_s=0.2)
     stream.process(noise[:HOP])
     server.delay_s = 0.6
     with pytest.raises(DeadlineMissed, match="no answer within 200 ms"):
-        stream.process(noise[:HOP])
+        stream.process(noise[HOP : 2 * HOP])
     server.delay_s = 0.0
-    assert len(stream.process(noise[:HOP])) == HOP
+    time.sleep(1)  # the late one has been computed: the server takes requests of a sequence one after the other
+    after = stream.process(noise[2 * HOP :])
+    np.testing.assert_array_equal(after[LATE:], 0.5 * noise[2 * HOP : -LATE])
 
 
 def test_what_the_server_lacks_is_told_with_what_it_has(client: Server) -> None:
