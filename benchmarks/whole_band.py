@@ -102,14 +102,8 @@ def draw(path: Path, waves: list[tuple[str, Wave]]) -> None:
 
     figure, axes = pyplot.subplots(len(waves), 1, figsize=(9, 2.6 * len(waves)), sharex=True, layout="constrained")
     for axis, (title, wave) in zip(axes, waves, strict=True):
-        axis.specgram(
-            wave + 1e-7 * np.random.default_rng(0).standard_normal(len(wave)),
-            NFFT=1024,
-            Fs=RATE_HZ,
-            noverlap=768,
-            vmin=-140,
-            vmax=-50,
-        )
+        floor = 1e-7 * np.random.default_rng(0).standard_normal(len(wave))
+        axis.specgram(wave + floor, NFFT=1024, Fs=RATE_HZ, noverlap=768, vmin=-140, vmax=-50)
         axis.set(title=title, ylabel="Hz")
         axis.axhline(8000, color="white", linewidth=0.5, linestyle=":")
     axes[-1].set_xlabel("s")
@@ -130,9 +124,8 @@ def main() -> None:
         files = sorted(options.folder.iterdir())
         speech = [widened(soundfile.read(file)[0], rng) for file in files[:: max(1, len(files) // options.files)]]
     print(f"{len(speech)} recordings at 48 kHz; dB, means\n")
-    print(
-        "| SNR | speech above 8 kHz | speech at 4.5 - 7.2 kHz | pauses above 8 kHz | error above 8 kHz |\n|---|---|---|---|---|"
-    )
+    print("| SNR | speech above 8 kHz | speech at 4.5 - 7.2 kHz | pauses above 8 kHz | error above 8 kHz |")
+    print("|---|---|---|---|---|")
     with Denoiser(open_verified(bundle_path(options.model))) as denoiser:
         for snr_db in (20, 10, 3):
             rows = []

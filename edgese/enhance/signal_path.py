@@ -20,7 +20,6 @@ from edgese.audio.frame_queue import FrameQueue
 from edgese.audio.resampler import resample
 from edgese.enhance.lift import Lift
 from edgese.enhance.whole_band import WholeBand
-from edgese.networks import AudioConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,23 +27,38 @@ if TYPE_CHECKING:
 RESAMPLER_TAIL = 256  # samples of the network's rate beyond the end that a resampler, to 4 kHz and up, may ask for
 
 
-class Enhancer(Protocol):
-    """Enhancer of a recording's blocks: a runtime here (`Denoiser`) or a board (edgese.board.denoiser)."""
+class Frames(Protocol):
+    """Rate and hop of a network, as `AudioConfig` and `AudioFacts` have them."""
 
-    config: AudioConfig
+    @property
+    def sample_rate_hz(self) -> int: ...
+    @property
+    def hop(self) -> int: ...
+
+
+class BlockEnhancer(Protocol):
+    """Enhancer of a recording's blocks at the network's rate, aligned, and some silence after their end."""
+
+    @property
+    def config(self) -> Frames: ...
+    def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]: ...
+
+
+class Enhancer(BlockEnhancer, Protocol):
+    """Enhancer of files' sound: a runtime here (`Denoiser`) or a board (edgese.board.denoiser)."""
+
     trained: bool
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
     def prepare(self, source: Path, name: str, stop: threading.Event) -> None: ...
-    def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]: ...
 
 
 def denoise(
     blocks: Iterable[Samples],
     rate_hz: int,
     n_channels: int,
-    denoiser: Enhancer,
+    denoiser: BlockEnhancer,
     atten_limit_db: float | None = None,
     *,
     narrow: bool = False,
@@ -74,7 +88,7 @@ def _at_rate(
     enhanced: Iterable[Samples],
     heard: FrameQueue,
     whole: FrameQueue,
-    config: AudioConfig,
+    config: Frames,
     rate_hz: int,
     n_channels: int,
     narrow: bool,

@@ -72,6 +72,7 @@ def test_the_band_above_is_cut_as_the_one_below_without_a_seam_between(rate_hz: 
 
 def test_the_gain_rises_within_a_hop_and_falls_without_haste() -> None:
     wave = noise(48_000)
+    wave[19_200:28_800] *= 10  # stands out
     opened = through(lambda time: np.where((time > 0.4) & (time < 0.6), 1.0, 0.01), wave, 48_000)[:, 0]
 
     def above(begin_s: float) -> float:
@@ -83,6 +84,18 @@ def test_the_gain_rises_within_a_hop_and_falls_without_haste() -> None:
     assert above(0.5) > -0.5
     assert -25 < above(0.63) < -6  # 10 dB in 35 ms
     assert above(0.9) < -35
+
+
+def test_noise_above_does_not_come_and_go_with_the_words() -> None:
+    wave, time = noise(48_000), np.arange(48_000) / 48_000
+    opened = through(lambda time: np.where((time > 0.4) & (time < 0.8), 1.0, 0.01), wave, 48_000)[:, 0]
+    word = (time > 0.45) & (time < 0.78)
+    change = [
+        level_db(opened[word], 48_000, *band) - level_db(wave[word, 0], 48_000, *band)
+        for band in ((3_000, 7_000), (9_000, 23_000))
+    ]
+    assert change[0] == pytest.approx(0, abs=0.2)
+    assert change[1] < -6
 
 
 def test_the_gain_never_exceeds_1_and_channels_have_their_own() -> None:
