@@ -81,7 +81,8 @@ def ray_cluster(address: str) -> Iterator[int]:
             ray.init(include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-        cores = int(ray.cluster_resources().get("CPU", 0))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
+        cores = int(resources.get("CPU", 0))
     except (RayError, ConnectionError, ValueError, RuntimeError, OSError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise ClusterError(

@@ -209,7 +209,8 @@ def export_command(
         _write_plot(plans, bundle, plot, to_stderr=as_json)
     say(f"bundle: {bundle.path} ({_megabytes(bundle)})", err=as_json)
     if triton is not None:
-        from edgese.triton.repository import Serving, choose_graphs, write_repository
+        from edgese.triton.repository import choose_graphs, write_repository
+        from edgese.triton.serving import Serving
 
         for path in write_repository(
             bundle, triton, choose_graphs(bundle, [], [], pcs=pcs), Serving(), replace=force, on_message=_tell

@@ -10,7 +10,7 @@ import typer
 
 from edgese.cli.terminal import BundleArgument, Json, say
 from edgese.graphs.precision import Precision
-from edgese.triton.repository import Backend, Device, Serving
+from edgese.triton.serving import Backend, Device, Serving
 
 
 def triton_command(

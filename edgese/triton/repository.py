@@ -20,7 +20,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from edgese.graphs.engines import TENSORRT, is_for
 from edgese.graphs.opening import ENGINE_STREAMS, engine_folder, wanted_metadata
 from edgese.graphs.precision import Precision
 from edgese.graphs.segments import Segments
+from edgese.triton.serving import Backend, Device, Serving
 from export import ExportError
 from export.bundle import Bundle, Graph
 from export.staging import StagedFolder
@@ -41,38 +41,6 @@ CONFIG = "config.pbtxt"
 PREFIX = "edgese."  # of the parameters by which a client knows our models, and what they take
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64", "int32": "TYPE_INT32"}
 _IDLE_S = 30  # a sequence without requests is forgotten after this
-
-
-class Backend(Enum):
-    """Backend of the server, by its name there."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-
-
-class Device(Enum):
-    """Device that the server runs the models on."""
-
-    AUTO = "auto"  # a GPU if the server has one
-    CPU = "cpu"
-    GPU = "gpu"
-
-
-@dataclasses.dataclass(frozen=True)
-class Serving:
-    """How a server is to run each model."""
-
-    backend: Backend = Backend.ONNXRUNTIME
-    device: Device = Device.AUTO
-    streams: int = 64  # at a time in one instance, and in one call at most
-    instances: int = 1
-    delay_ms: float = 2.0  # that a request of one hop may wait for others; n times as much for a block of n hops
-
-    def __post_init__(self) -> None:
-        if self.backend == Backend.TENSORRT and (self.streams > ENGINE_STREAMS or self.device == Device.CPU):
-            raise OutputError(
-                f"TensorRT: takes {ENGINE_STREAMS} streams in a call at most, on a GPU: see to the options"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +98,8 @@ def write_repository(
         OutputError: a name is taken, or the place cannot be written to.
         ExportError: no TensorRT here that a server could load engines of, or a graph it cannot take.
     """
+    if serving.backend == Backend.TENSORRT and (serving.streams > ENGINE_STREAMS or serving.device == Device.CPU):
+        raise OutputError(f"TensorRT: takes {ENGINE_STREAMS} streams in a call at most, on a GPU: see to the options")
     written = []
     for graph in graphs:
         target = folder / model_name(bundle, graph, serving)

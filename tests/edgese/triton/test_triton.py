@@ -16,7 +16,8 @@ from edgese.enhance.denoiser import Denoiser
 from edgese.errors import ConfigError, OutputError, install_command
 from edgese.graphs.engines import EngineFolder
 from edgese.graphs.precision import Precision
-from edgese.triton.repository import Backend, Device, Serving, choose_graphs, config_text, write_repository
+from edgese.triton.repository import choose_graphs, config_text, write_repository
+from edgese.triton.serving import Backend, Device, Serving
 from export import ExportError
 from export.bundle import Bundle, Graph
 
@@ -126,7 +127,7 @@ def test_where_it_runs_is_told(halving_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="less than a hop's 8 ms"):
         lay_out(bundle, tmp_path / "late", Serving(delay_ms=8))
     with pytest.raises(OutputError, match="256 streams"):
-        Serving(Backend.TENSORRT, streams=257)
+        lay_out(bundle, tmp_path / "many", Serving(Backend.TENSORRT, streams=257))
 
 
 def test_models_of_others_are_never_replaced(halving_bundle: Path, tmp_path: Path) -> None:
