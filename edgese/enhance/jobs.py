@@ -122,7 +122,7 @@ def _pairs(inputs: Sequence[str], options: EnhanceOptions) -> Iterator[tuple[Pat
             if folder is not None and len(inputs) > 1:
                 root /= source.resolve().name
             for file in _audio_files(source, root):
-                yield file, root / file.relative_to(source).with_name(_stem(file) + _suffix(file, options))
+                yield file, root / file.relative_to(source).with_name(output_name(file, options))
         elif folder is not None:
             stem = "stdin" if text == "-" else _stem(source)
             yield (None if text == "-" else source), folder / (stem + _suffix(source, options))
@@ -168,6 +168,11 @@ def _output_folder(inputs: Sequence[str], options: EnhanceOptions) -> Path | Non
             f"recordings are not joined; if it shall be a folder, end it with {os.sep}"
         )
     return path if several or output.endswith(os.sep) or _is_folder(path) else None
+
+
+def output_name(source: Path, options: EnhanceOptions) -> str:
+    """File name of an output that lies in another folder than its input."""
+    return _stem(source) + _suffix(source, options)
 
 
 def _stem(source: Path) -> str:
