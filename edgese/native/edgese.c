@@ -1218,7 +1218,7 @@ INLINE vf weights_of(int kind, const raw *place, size_t at)
         return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(place + 2 * at)));
 #else
         uint16_t half[LANES];
-        vi bits;
+        vi bits = {0};
         memcpy(half, place + 2 * at, sizeof half);
         for (int i = 0; i < LANES; i++)
             bits[i] = half[i];
@@ -1232,7 +1232,7 @@ INLINE vf weights_of(int kind, const raw *place, size_t at)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(place + at))));
 #else
     {
-        vi bits;
+        vi bits = {0};
         for (int i = 0; i < LANES; i++)
             bits[i] = (signed char)place[at + (size_t)i];
         return __builtin_convertvector(bits, vf);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from edgese.model.enhancer import WaveformEnhancer
 from edgese.native import build
 from edgese.native.weights import native_weights
 
+from ..helpers.live import Live, live_library
 from ..helpers.tiny_bundle import ONE_NETWORK
 
-NATIVE = Path(build.__file__).parent
 RATES = (16_000, 32_000, 44_100, 48_000, 96_000)
-NO_LIMIT = 100.0
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, build.COMPILERS)), reason="needs a C compiler: apt-get install gcc"
@@ -57,7 +55,7 @@ size_t edgese_process(edgese_stream *s, const float *in, float *out, size_t n)
     (void)n;
     memcpy(heard + n_heard, in, 128 * sizeof *in);
     for (int i = 0; i < 128; i++)
-        out[i] = gain * s->kept[i] + tone * (float)sin(6.283185307179586 * 1000 * (double)(n_heard + (size_t)i) / 16000);
+        out[i] = gain * s->kept[i] + tone * (float)sin(6.283185307179586 / 16 * (double)(n_heard + (size_t)i));
     memmove(s->kept, s->kept + 128, 256 * sizeof *out);
     memcpy(s->kept + 256, in, 128 * sizeof *in);
     n_heard += 128;
@@ -66,55 +64,11 @@ size_t edgese_process(edgese_stream *s, const float *in, float *out, size_t n)
 """
 
 
-def compiled(folder: Path, *sources: Path) -> ctypes.CDLL:
-    library = folder / "live.so"
-    flags = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fPIC", "-shared", f"-I{NATIVE}")
-    command = [*build.compiler(), *flags, *map(str, sources), "-o", str(library), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    c = ctypes.CDLL(str(library))
-    c.edgese_live_start.restype = ctypes.c_void_p
-    c.edgese_live_latency.restype = ctypes.c_size_t
-    c.edgese_live_process.restype = ctypes.c_size_t
-    return c
-
-
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("known")
     (folder / "network.c").write_text(KNOWN_NETWORK)
-    return compiled(folder, NATIVE / "edgese_live.c", folder / "network.c")
-
-
-class Live:
-    """Sound of the library; the network's gain and tone are chosen where it is the known one."""
-
-    def __init__(self, c: ctypes.CDLL, rate_hz: int, channels: int = 1, weights: int = 0) -> None:
-        self.c, self.channels = c, channels
-        message = ctypes.create_string_buffer(256)
-        self.live = c.edgese_live_start(ctypes.c_void_p(weights), rate_hz, channels, 0, message)
-        if not self.live:
-            raise ValueError(message.value.decode())
-        self.latency = c.edgese_live_latency(ctypes.c_void_p(self.live))
-        self.no_sound = 0
-
-    def __del__(self) -> None:
-        if getattr(self, "live", None):
-            self.c.edgese_live_stop(ctypes.c_void_p(self.live))
-
-    def __call__(
-        self, wave: Samples, *, limit_db: float = NO_LIMIT, mix: float = 1, blocks: tuple[int, ...] = (480,)
-    ) -> Samples:
-        """Output for (channels, n), in calls of these lengths in turns."""
-        wave, out, start, turn = np.ascontiguousarray(wave, np.float32), np.empty_like(wave, np.float32), 0, 0
-        pointers = ctypes.c_void_p * self.channels
-        while start < wave.shape[1]:
-            n = min(blocks[turn % len(blocks)], wave.shape[1] - start)
-            ends = [pointers(*(row[start:].ctypes.data for row in side)) for side in (wave, out)]
-            values = ctypes.c_size_t(n), ctypes.c_float(limit_db), ctypes.c_float(mix)
-            self.no_sound += self.c.edgese_live_process(ctypes.c_void_p(self.live), *ends, *values)
-            start, turn = start + n, turn + 1
-        return out
+    return live_library(folder, folder / "network.c")
 
 
 def set_network(c: ctypes.CDLL, gain: float, tone: float = 0) -> None:
@@ -253,7 +207,7 @@ def test_what_cannot_be_is_refused(known: ctypes.CDLL, rate_hz: int, channels: i
 def test_a_real_network_gives_what_pytorch_gives(
     tiny_enhancer: WaveformEnhancer, speech_like: Callable[..., Wave], tmp_path: Path
 ) -> None:
-    c = compiled(tmp_path, NATIVE / "edgese_live.c", build.library())
+    c = live_library(tmp_path, build.library())
     save_weights(tmp_path / "tiny.safetensors", tiny_enhancer, tiny_enhancer.state_dict())
     content = native_weights(tmp_path / "tiny.safetensors")
     c.edgese_open_memory.restype = ctypes.c_void_p
