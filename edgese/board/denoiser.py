@@ -17,7 +17,8 @@ import numpy as np
 
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo
-from edgese.audio.reader import AudioReader, resampled
+from edgese.audio.reader import AudioReader
+from edgese.audio.resampler import resample
 from edgese.audio.writer import AudioWriter
 from edgese.board.commands import Chosen, require_self_test_passed
 from edgese.board.link import RemoteError, RemoteStopped
@@ -146,7 +147,7 @@ class RemoteDenoiser:
         with AudioReader(source, name) as reader:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
-                noisy = resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
+                noisy = resample(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
                 # `denoise` lifts the recording once more, and takes it back
                 for block in Lift(rate_hz, info.n_channels).raised(noisy, way_back=False):
                     if stop.is_set():

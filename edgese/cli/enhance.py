@@ -38,6 +38,9 @@ def enhance_command(
         bool,
         typer.Option("--pcs", help="Perceptual contrast stretching; about 4 dB quieter. The bundle must have it."),
     ] = False,
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="Leave out what lies above the network's 8 kHz, noise and speech.")
+    ] = False,
     plot: Annotated[
         bool, typer.Option("--plot", help="Also write a picture, before and after; needs the extra plot.")
     ] = False,
@@ -75,9 +78,9 @@ def enhance_command(
     Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but not m4a,
     webm or video. Tags and other metadata are not copied. Of joined, unfinished and damaged files: docs/recordings.md.
     """
-    from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
     from edgese.enhance.jobs import EnhanceOptions, passed_over, plan_jobs
+    from edgese.enhance.signal_path import Enhancer
     from edgese.errors import AudioError, ConfigError, OutputError
     from edgese.graphs.bundles import bundle_path, open_verified
     from edgese.machine.processes import stopping_on_signals
@@ -97,6 +100,7 @@ def enhance_command(
             jobs=jobs,
             precision=precision,
             pcs=pcs,
+            narrow=narrow,
             plot=plot,
         )
     except ConfigError as error:

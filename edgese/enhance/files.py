@@ -27,8 +27,9 @@ from edgese.audio.formats import AudioInfo, choose_format, require_writable, siz
 from edgese.audio.pipes import send_to_stdout, spool_stdin
 from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
-from edgese.enhance.denoiser import Denoiser, Enhancer, denoise
+from edgese.enhance.denoiser import Denoiser
 from edgese.enhance.jobs import EnhanceOptions, Job
+from edgese.enhance.signal_path import Enhancer, denoise
 from edgese.errors import AudioError, OutputError
 from edgese.graphs.bundles import open_verified
 from edgese.machine.processes import n_cores
@@ -137,7 +138,10 @@ def enhance_file(
         given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
         noisy = level_in.meter(reader.blocks())
-        clean = denoise(noisy, info.sample_rate_hz, info.n_channels, denoiser, job.options.atten_limit_db)
+        options = job.options
+        clean = denoise(
+            noisy, info.sample_rate_hz, info.n_channels, denoiser, options.atten_limit_db, narrow=options.narrow
+        )
         for block in level_out.meter(clean):
             _require_running(job, stop)
             if not math.isfinite(level_out.energy):

@@ -29,6 +29,7 @@ class EnhanceOptions:
     jobs: int | None = None  # files at a time; None: one for each core
     precision: Precision = Precision.FP32  # of the graphs
     pcs: bool = False  # the graphs with perceptual contrast stretching
+    narrow: bool = False  # nothing above the network's band
     plot: bool = False  # before/after spectrograms beside the output
 
     def __post_init__(self) -> None:
