@@ -1,13 +1,13 @@
-/* edgese_live.h says what this does.
+/* edgese_live.h says what this does. It is what edgese/live/ and edgese/enhance/whole_band.py do, in one pass.
  *
  * Time is counted on a grid that host and network share: a host sample lies on every `L`th point, a sample of the
  * network on every `M`th (48 kHz: 1 and 3; 44.1 kHz: 160 and 441). One windowed sinc on that grid takes the input x down
- * to y, and what the network makes of it up again. With the network's answer e, the upper band's gain g, and the
- * share c that attenuation limit and mix leave to the enhanced sound:
+ * to y, and y and the network's answer e up again. With the gain g of what lies above, and the share c that attenuation
+ * limit and mix leave to the enhanced sound:
  *
- *     out = c * (up(e) + g * (x - up(y))) + (1 - c) * x = c * (up(e - g * y) + g * x) + (1 - c) * x
+ *     out = c * (up(e) + g * (x - up(y))) + (1 - c) * x
  *
- * so that one interpolation is enough, and e = y with g = 1 gives x again, aliases of the resampling included.
+ * so that e = y with g = 1 gives x again, aliases of the resampling included.
  */
 #include "edgese_live.h"
 
@@ -19,18 +19,24 @@
 
 #define PI 3.14159265358979323846
 
-/* The sinc: full below 7 kHz, 80 dB down from 8 kHz on, 2.5 ms to either side (at a network's rate of 16 kHz). */
-#define EDGE (15.0 / 32)  /* half way down, of the network's rate */
-#define HALF_LENGTH 40    /* samples of the network */
-#define KAISER 7.857      /* 0.1102 (80 - 8.7) */
+/* The sinc, as in edgese/audio/resampler.py: within 0.001 dB up to 0.91 of the network's band, 93 dB down from 1.02 on. */
+#define CROSSINGS 56 /* samples of the network to either side: 3.5 ms */
+#define EDGE 0.481   /* half way down, of the network's rate */
+#define KAISER 9.29
 #define MOST_FLOATS (4 << 20) /* of the two tables */
 
-/* The upper band that the gain follows: from 9/32 of the network's rate on (4.5 kHz). */
-#define UPPER_TAPS 31
-#define UPPER_EDGE (9.0 / 32)
-#define FOLLOW 0.4f         /* weight of the newest hop in the smoothed energies: 16 ms */
-#define LEAST_ENERGY 1e-12f /* of a sample: -120 dB */
-#define GLIDE_SECONDS 0.02  /* in which a changed control takes effect */
+/* The gain of what lies above, as in edgese/enhance/whole_band.py, which says why. */
+#define BAND_BEGIN 0.25 /* of the network's rate: the band by which the gain goes */
+#define BAND_END 0.455
+#define WINDOW_SECONDS 0.016
+#define CLOSED 0.3f /* gain below which what is heard above is noise */
+#define PIECE_SECONDS 0.002
+#define PIECES 8
+#define NOISE_SECONDS 0.15
+#define FALL_SECONDS 0.03
+#define FLOOR 1e-8f
+
+#define GLIDE_SECONDS 0.02 /* in which a changed control takes effect */
 
 /* The last samples of a signal, each written twice, so that any stretch of them lies in one piece. */
 typedef struct {
@@ -38,23 +44,34 @@ typedef struct {
     size_t size; /* a power of two */
 } ring;
 
+/* What stands out of the noise above the network's band. */
+typedef struct {
+    float powers[PIECES], noise, before, last; /* the last two: gains after the last piece but one, after the last */
+    double power, gain;                        /* sums over the piece that is being heard */
+    size_t heard;
+    int known;
+} outstanding;
+
 typedef struct {
     edgese_stream *stream;
-    ring x, y, e, w;         /* input; network's input, its answer; e - g y */
-    float *hop;              /* the network's next input */
-    float energy_y, energy_e; /* of the upper bands, smoothed */
-    float last;              /* gain at the end of the last hop */
-    ring gain;               /* of each sample of the network */
+    ring x, y, e; /* input; network's input, its answer */
+    ring gain;    /* by the network's upper band, of each of its samples */
+    float last;   /* gain at the end of the last hop */
+    float *hop;   /* the network's next input, and its answer */
+    outstanding above;
 } channel;
 
 struct edgese_live {
     size_t hop, delay, latency, L, M;
     size_t half_down, half_up; /* taps to either side, in samples of host and network */
     float *down, *up;          /* [L][2 half_down + 1], [M][2 half_up + 1] */
-    float upper[UPPER_TAPS];
-    uint64_t n, m;             /* next sample of host and network; both start at the same point of the grid */
+    size_t window, bins, piece;
+    float *waves;                     /* [bins][cosine, sine][window], windowed */
+    float fall, piece_fall, learning; /* the last: share of a piece in what is known of the noise */
+    uint64_t origin_n, origin_m;      /* first samples of host and network, at one point of the grid */
+    uint64_t n, m;                    /* next ones */
+    uint64_t down_at, up_at;          /* host sample at or before m; network's sample at or before the output */
     size_t down_phase, up_phase;
-    uint64_t down_at, up_at;   /* host sample at or before the network's m; network's sample at or before the output */
     size_t gathered, channels;
     float share, glide;
     int started;
@@ -85,19 +102,33 @@ static double windowed_sinc(double place, double reach, double edge)
 }
 
 /* Coefficients of each of `step` phases, in the order of the samples that they meet, which lie `step` points apart:
- * 1 in all, in the mean of the phases. */
-static void fill(float *table, size_t step, size_t half, double reach, double edge)
+ * 1 in all. */
+static void fill(float *table, size_t step, size_t half, double edge)
 {
     const size_t taps = 2 * half + 1;
-    double total = 0;
-    for (size_t i = 0; i < step * taps; i++) {
-        double place = (double)(i / taps) - ((double)(i % taps) - (double)half) * (double)step;
-        double value = windowed_sinc(place, reach, edge);
-        table[i] = (float)value;
-        total += value / (double)step;
+    for (size_t phase = 0; phase < step; phase++, table += taps) {
+        double total = 0;
+        for (size_t i = 0; i < taps; i++) {
+            double place = (double)phase - ((double)i - (double)half) * (double)step;
+            double value = half ? windowed_sinc(place, (double)(half * step), edge) : 1;
+            table[i] = (float)value;
+            total += value;
+        }
+        for (size_t i = 0; i < taps; i++)
+            table[i] = (float)(table[i] / total);
     }
-    for (size_t i = 0; i < step * taps; i++)
-        table[i] = (float)(table[i] / total);
+}
+
+/* Waves of the bins of a Hann window, whose products with a signal are its spectrum there. */
+static void fill_waves(float *table, size_t window, size_t begin, size_t bins)
+{
+    for (size_t bin = begin; bin < begin + bins; bin++)
+        for (int part = 0; part < 2; part++)
+            for (size_t i = 0; i < window; i++) {
+                double angle = 2 * PI * (double)(bin * i % window) / (double)window;
+                double hann = 0.5 - 0.5 * cos(2 * PI * (double)i / (double)window);
+                *table++ = (float)(hann * (part ? sin(angle) : cos(angle)));
+            }
 }
 
 static int make(ring *r, size_t least)
@@ -148,7 +179,7 @@ edgese_live *edgese_live_start(const edgese_weights *weights, unsigned rate_hz, 
     const size_t rate = edgese_sample_rate(weights), factor = common_factor(rate, rate_hz);
     const size_t hop = edgese_hop(weights);
     edgese_live *live = calloc(1, sizeof *live);
-    double reach, total = 0;
+    size_t begin;
     if (error)
         error[0] = 0;
     if (!live)
@@ -161,10 +192,13 @@ edgese_live *edgese_live_start(const edgese_weights *weights, unsigned rate_hz, 
     }
     live->L = rate / factor, live->M = rate_hz / factor;
     live->hop = hop, live->delay = edgese_delay(weights);
-    reach = rate_hz == rate ? 0.5 : (double)(HALF_LENGTH * live->M);
-    live->half_down = rate_hz == rate ? 0 : (HALF_LENGTH * live->M + live->L - 1) / live->L;
-    live->half_up = rate_hz == rate ? 0 : HALF_LENGTH;
+    live->half_down = rate_hz == rate ? 0 : (CROSSINGS * live->M + live->L - 1) / live->L;
+    live->half_up = rate_hz == rate ? 0 : CROSSINGS;
     live->latency = live->half_down + (live->half_up + live->delay + hop - 1) * live->M / live->L;
+    live->window = (size_t)(WINDOW_SECONDS * (double)rate + 0.5);
+    begin = (size_t)ceil(BAND_BEGIN * (double)live->window);
+    live->bins = (size_t)ceil(BAND_END * (double)live->window) - begin;
+    live->piece = (size_t)(PIECE_SECONDS * rate_hz + 0.5);
     if (live->L * (2 * live->half_down + 1) + live->M * (2 * live->half_up + 1) > MOST_FLOATS) {
         if (error)
             snprintf(error, EDGESE_ERROR_SIZE, "found %u Hz, wanted a rate with a larger common factor with %u",
@@ -173,26 +207,24 @@ edgese_live *edgese_live_start(const edgese_weights *weights, unsigned rate_hz, 
     }
     live->down = calloc(live->L * (2 * live->half_down + 1), sizeof *live->down);
     live->up = calloc(live->M * (2 * live->half_up + 1), sizeof *live->up);
+    live->waves = calloc(2 * live->bins * live->window, sizeof *live->waves);
     live->of = calloc(channels, sizeof *live->of);
-    if (!live->down || !live->up || !live->of)
+    if (!live->down || !live->up || !live->waves || !live->of)
         return refuse(live, error, "no memory");
-    fill(live->down, live->L, live->half_down, reach, EDGE / (double)live->M);
-    fill(live->up, live->M, live->half_up, reach, EDGE / (double)live->M);
-    for (int i = 0; i < UPPER_TAPS; i++) {
-        const double place = i - UPPER_TAPS / 2, half = UPPER_TAPS / 2 + 1;
-        total += live->upper[i] = (float)((place == 0 ? 1 : sin(2 * PI * UPPER_EDGE * place) / (2 * PI * UPPER_EDGE * place)) *
-                                          (1 + cos(PI * place / half)) / 2);
-    }
-    for (int i = 0; i < UPPER_TAPS; i++)
-        live->upper[i] = (float)((i == UPPER_TAPS / 2) - live->upper[i] / total);
+    fill(live->down, live->L, live->half_down, EDGE / (double)live->M);
+    fill(live->up, live->M, live->half_up, EDGE / (double)live->M);
+    fill_waves(live->waves, live->window, begin, live->bins);
+    live->fall = (float)exp(-(double)hop / (double)rate / FALL_SECONDS);
+    live->piece_fall = (float)exp(-PIECE_SECONDS / FALL_SECONDS);
+    live->learning = (float)(PIECE_SECONDS / NOISE_SECONDS);
     for (live->channels = 0; live->channels < channels;) {
         channel *c = &live->of[live->channels++];
-        const size_t kept = live->delay + 2 * hop + 2 * live->half_up + UPPER_TAPS + 2;
+        const size_t kept = live->delay + 2 * hop + 2 * live->half_up + live->window + 2;
         if (!(c->stream = edgese_start(weights, 1, options, error)))
             return refuse(live, error, NULL);
         c->hop = calloc(2 * hop, sizeof *c->hop);
         if (!c->hop || !make(&c->x, live->latency + 2 * live->half_down + 2) || !make(&c->y, kept) ||
-            !make(&c->e, kept) || !make(&c->w, kept) || !make(&c->gain, kept))
+            !make(&c->e, kept) || !make(&c->gain, kept))
             return refuse(live, error, "no memory");
     }
     live->glide = (float)(1 - exp(-1 / (GLIDE_SECONDS * rate_hz)));
@@ -207,9 +239,9 @@ void edgese_live_stop(edgese_live *live)
     for (size_t i = 0; live->of && i < live->channels; i++) {
         channel *c = &live->of[i];
         edgese_stop(c->stream);
-        free(c->x.at), free(c->y.at), free(c->e.at), free(c->w.at), free(c->gain.at), free(c->hop);
+        free(c->x.at), free(c->y.at), free(c->e.at), free(c->gain.at), free(c->hop);
     }
-    free(live->down), free(live->up), free(live->of), free(live);
+    free(live->down), free(live->up), free(live->waves), free(live->of), free(live);
 }
 
 static void clear(ring *r, float value)
@@ -221,11 +253,10 @@ static void clear(ring *r, float value)
 void edgese_live_reset(edgese_live *live)
 {
     /* so far from zero that nothing that is asked for lies before it */
-    const uint64_t turns = (live->latency + 2 * live->half_down) / live->M + live->delay + live->hop + HALF_LENGTH;
-    const uint64_t before = (live->half_up + live->L - 1) / live->L; /* the filter hears the first sample before it comes */
-    live->n = turns * live->M;
-    live->m = (turns - before) * live->L;
-    live->down_at = (turns - before) * live->M, live->down_phase = 0;
+    const uint64_t turns = (live->latency + 2 * live->half_down) / live->M + live->delay + live->hop + live->window;
+    live->origin_n = live->n = turns * live->M;
+    live->origin_m = live->m = turns * live->L;
+    live->down_at = live->n, live->down_phase = 0;
     live->up_at = (live->n - live->latency) * live->L / live->M;
     live->up_phase = (size_t)((live->n - live->latency) * live->L % live->M);
     live->gathered = 0;
@@ -233,9 +264,9 @@ void edgese_live_reset(edgese_live *live)
     for (size_t i = 0; i < live->channels; i++) {
         channel *c = &live->of[i];
         edgese_reset(c->stream);
-        clear(&c->x, 0), clear(&c->y, 0), clear(&c->e, 0), clear(&c->w, 0), clear(&c->gain, 1);
-        c->energy_y = c->energy_e = 0;
-        c->last = 1;
+        clear(&c->x, 0), clear(&c->y, 0), clear(&c->e, 0), clear(&c->gain, 1);
+        memset(&c->above, 0, sizeof c->above);
+        c->above.before = c->above.last = 1;
     }
 }
 
@@ -244,29 +275,65 @@ size_t edgese_live_latency(const edgese_live *live)
     return live->latency;
 }
 
+/* Mean energy of the upper band of the window that ends before a place. */
+static float energy(const edgese_live *live, const ring *sound, uint64_t place)
+{
+    const float *x = get(sound, place - live->window);
+    float total = 0;
+    for (size_t i = 0; i < 2 * live->bins; i++) {
+        float part = dot(live->waves + i * live->window, x, live->window);
+        total += part * part;
+    }
+    return total / (float)live->bins + FLOOR;
+}
+
 /* A hop through the network; its answer belongs to the samples from `place` on. */
 static void answer(edgese_live *live, channel *c, uint64_t place)
 {
     const float *e = c->hop + live->hop;
-    float of_y = 0, of_e = 0, gain, step;
+    float came_out, went_in, gain;
     edgese_process(c->stream, c->hop, c->hop + live->hop, 1);
-    for (size_t i = 0; i < live->hop; i++) {
-        float y, z;
+    if (place < live->origin_m)
+        return;
+    for (size_t i = 0; i < live->hop; i++)
         put(&c->e, place + i, e[i]);
-        y = dot(live->upper, get(&c->y, place + i + 1 - UPPER_TAPS), UPPER_TAPS);
-        z = dot(live->upper, get(&c->e, place + i + 1 - UPPER_TAPS), UPPER_TAPS);
-        of_y += y * y, of_e += z * z;
-    }
-    c->energy_y += FOLLOW * (of_y + LEAST_ENERGY * (float)live->hop - c->energy_y);
-    c->energy_e += FOLLOW * (of_e + LEAST_ENERGY * (float)live->hop - c->energy_e);
-    gain = c->energy_e < c->energy_y ? sqrtf(c->energy_e / c->energy_y) : 1;
-    step = (gain - c->last) / (float)live->hop;
-    for (size_t i = 0; i < live->hop; i++) {
-        float now = c->last + step * (float)(i + 1);
-        put(&c->gain, place + i, now);
-        put(&c->w, place + i, e[i] - now * *get(&c->y, place + i));
-    }
+    came_out = energy(live, &c->e, place + live->hop);
+    went_in = energy(live, &c->y, place + live->hop);
+    gain = came_out < went_in ? sqrtf(came_out / went_in) : 1;
+    if (place == live->origin_m)
+        c->last = gain;
+    if (gain < c->last * live->fall)
+        gain = c->last * live->fall;
+    for (size_t i = 0; i < live->hop; i++) /* at the beginnings of samples */
+        put(&c->gain, place + i, c->last + (gain - c->last) * (float)i / (float)live->hop);
+    put(&c->gain, place + live->hop, gain);
     c->last = gain;
+}
+
+/* Gain of a sample above the network's band, whose gain there would be g. */
+static float standing_out(const edgese_live *live, outstanding *o, float above, float g)
+{
+    const float between = (float)o->heard / (float)live->piece, gain = o->before + between * (o->last - o->before);
+    o->power += (double)above * above;
+    o->gain += g;
+    if (++o->heard == live->piece) {
+        const float mean_gain = (float)(o->gain / (double)live->piece);
+        float mean = 0, now;
+        memmove(o->powers, o->powers + 1, (PIECES - 1) * sizeof *o->powers);
+        o->powers[PIECES - 1] = (float)(o->power / (double)live->piece);
+        for (int i = 0; i < PIECES; i++)
+            mean += o->powers[i] / PIECES;
+        mean += 1e-20f;
+        if (mean_gain < CLOSED || mean < o->noise)
+            o->noise += (mean - o->noise) * (o->known ? live->learning : 1);
+        o->known |= mean_gain < CLOSED;
+        now = o->noise < mean ? sqrtf(1 - o->noise / mean) : 0;
+        o->before = o->last;
+        o->last = now > o->last * live->piece_fall ? now : o->last * live->piece_fall;
+        o->power = o->gain = 0;
+        o->heard = 0;
+    }
+    return gain < g ? gain : g;
 }
 
 /* The network's next sample, of all channels, and a hop where that makes one. */
@@ -319,12 +386,18 @@ size_t edgese_live_process(edgese_live *live, const float *const *in, float *con
                 live->share = share;
         }
         for (size_t i = 0; i < live->channels; i++) {
-            const channel *c = &live->of[i];
+            channel *c = &live->of[i];
             const float *gain = get(&c->gain, live->up_at), x = *get(&c->x, live->n - live->latency);
-            const float between = (float)live->up_phase / (float)live->M;
-            const float g = gain[0] + between * (gain[1] - gain[0]);
-            const float z = dot(live->up + live->up_phase * taps, get(&c->w, live->up_at - live->half_up), taps);
-            out[i][at] = live->share * (z + g * x) + (1 - live->share) * x;
+            const float between = (float)live->up_phase / (float)live->M, *taps_now = live->up + live->up_phase * taps;
+            float e, above, g;
+            if (live->n < live->origin_n + live->latency) { /* no sound has come through yet */
+                out[i][at] = 0;
+                continue;
+            }
+            e = dot(taps_now, get(&c->e, live->up_at - live->half_up), taps);
+            above = x - dot(taps_now, get(&c->y, live->up_at - live->half_up), taps);
+            g = standing_out(live, &c->above, above, gain[0] + between * (gain[1] - gain[0]));
+            out[i][at] = live->share * (e + g * above) + (1 - live->share) * x;
         }
         live->n++;
         live->up_phase += live->L;

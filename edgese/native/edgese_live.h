@@ -5,8 +5,9 @@
  *     edgese_live_stop(live);
  *
  * The network hears what lies below 8 kHz, resampled; what lies above keeps its place and is made quieter as the network
- * makes its own upper band (4.5 to 7.5 kHz) quieter, smoothed, never louder. Where the network changes nothing, the
- * output is the input. What comes out does not depend on how sound is cut into calls, to the bit.
+ * makes its own upper band (4 to 7.3 kHz) quieter, and where it does not stand out of the noise there; never louder.
+ * Where the network changes nothing, the output is the input. What comes out does not depend on how sound is cut into
+ * calls, to the bit. It is what `edgese.Stream` gives in Python, except that quiet sound is not lifted.
  *
  * As with edgese.h: `process` allocates nothing, locks nothing and makes no system call; one thread at a time.
  */

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+import edgese
 from edgese.audio import Samples, Wave
+from edgese.graphs.bundles import shipped_bundle
+from edgese.metrics.difference import snr_db
 from edgese.model.checkpoint import save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.native import build
@@ -96,7 +99,7 @@ def test_a_network_that_changes_nothing_gives_the_input_after_the_stated_latency
     wave = noise(rate_hz // 2)
     out = live(wave)
     late = live.latency
-    assert late == {16_000: 511, 32_000: 1182, 44_100: 1629, 48_000: 1773, 96_000: 3546}[rate_hz]
+    assert late == {16_000: 511, 32_000: 1246, 44_100: 1717, 48_000: 1869, 96_000: 3738}[rate_hz]
     # measured: 2e-7, the rounding of float32
     np.testing.assert_allclose(out[0, late:], wave[0, :-late], atol=1e-6)
     np.testing.assert_allclose(out[0, :late], 0, atol=1e-6)
@@ -115,7 +118,7 @@ def test_the_output_does_not_depend_on_how_sound_is_cut_into_calls(known: ctypes
     np.testing.assert_array_equal(Live(known, 44_100)(wave[1:], limit_db=20), whole[1:])
 
 
-@pytest.mark.parametrize(("gain", "heard_db"), [(0.1, -20), (1.0, 0), (3.0, 0)])
+@pytest.mark.parametrize(("gain", "heard_db"), [(0.5, -6), (1.0, 0), (3.0, 0)])
 def test_what_lies_above_the_network_follows_its_upper_band_and_is_never_louder(
     known: ctypes.CDLL, gain: float, heard_db: float
 ) -> None:
@@ -130,8 +133,19 @@ def test_what_lies_above_the_network_follows_its_upper_band_and_is_never_louder(
     assert below == pytest.approx(20 * np.log10(gain), abs=0.2)
 
 
+def test_steady_noise_above_the_network_stays_out_while_the_network_is_closed(known: ctypes.CDLL) -> None:
+    set_network(known, 0.29)
+    wave, settled = noise(48_000), slice(24_000, None)
+    out = Live(known, 48_000)(wave)
+    above, below = (
+        level_db(out[0, settled], 48_000, *band) - level_db(wave[0, settled], 48_000, *band)
+        for band in ((8500, 23_000), (100, 7000))
+    )
+    assert above < below - 1  # measured: 1.9 dB
+
+
 @pytest.mark.parametrize("rate_hz", [44_100, 48_000])
-def test_the_network_hears_nothing_from_above_and_its_images_are_80_db_down(known: ctypes.CDLL, rate_hz: int) -> None:
+def test_the_network_hears_nothing_from_above_and_its_images_are_92_db_down(known: ctypes.CDLL, rate_hz: int) -> None:
     set_network(known, 1)
     seconds = np.arange(rate_hz) / rate_hz
 
@@ -143,15 +157,15 @@ def test_the_network_hears_nothing_from_above_and_its_images_are_80_db_down(know
         return float(20 * np.log10(np.sqrt(2) * np.std(kept[2000:-2000])))
 
     assert abs(heard(300)) < 0.01
-    assert abs(heard(6980)) < 0.01
-    assert heard(7500) == pytest.approx(-6, abs=0.1)
-    for hz in (8020, 8200, 9000, 12_345, 15_000, 17_000):
-        assert heard(hz) < -79.5, hz
+    assert abs(heard(7280)) < 0.002
+    assert heard(7696) == pytest.approx(-6, abs=0.1)
+    for hz in (8165, 9000, 12_345, 15_000, 17_000):
+        assert heard(hz) < -92, hz
 
     set_network(known, 1, tone=1)
     out = Live(known, rate_hz)(np.zeros((1, rate_hz)))[0, rate_hz // 4 :]
     tone = level_db(out, rate_hz, 900, 1100)
-    assert level_db(out, rate_hz, 1200, rate_hz / 2) - tone < -79.5
+    assert level_db(out, rate_hz, 1200, rate_hz / 2) - tone < -92
 
 
 def test_limit_and_mix_leave_so_much_of_the_input_and_change_without_a_click(known: ctypes.CDLL) -> None:
@@ -200,6 +214,24 @@ def test_what_is_no_sound_is_counted_and_forgotten(known: ctypes.CDLL) -> None:
 def test_what_cannot_be_is_refused(known: ctypes.CDLL, rate_hz: int, channels: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Live(known, rate_hz, channels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100, 48_000])
+def test_it_gives_what_the_stream_in_python_gives(
+    speech_like: Callable[..., Wave], tmp_path: Path, rate_hz: int
+) -> None:
+    c = live_library(tmp_path, build.library())
+    small = shipped_bundle("small")
+    content = native_weights(small / "model.safetensors")
+    c.edgese_open_memory.restype = ctypes.c_void_p
+    live = Live(c, rate_hz, 2, c.edgese_open_memory(content, ctypes.c_size_t(len(content)), None))
+    wave = np.stack([speech_like(rate_hz, seed, rate_hz) for seed in (1, 2)])
+    wave += np.random.default_rng(0).normal(0, 0.02, wave.shape).astype(np.float32)
+    with edgese.Stream(rate_hz, channels=2, model=small, runtime="native", attenuation_limit_db=20) as stream:
+        assert stream.latency_samples == live.latency
+        wanted = np.concatenate([stream.process(block) for block in np.array_split(wave.T, 40)])
+    assert snr_db(wanted.T, live(wave, limit_db=20)) > 100  # measured: 114 dB and more
 
 
 @ONE_NETWORK
