@@ -133,7 +133,8 @@ def enhance_file(
         reader = stack.enter_context(AudioReader(source, job.source_name))
         info = _target_info(job, reader.info)
         require_space(target, size_bytes(info))
-        writer = stack.enter_context(AudioWriter(target, info, job.target_name, mode=_mode(job.source)))
+        metadata, mode = reader.metadata, _mode(job.source)
+        writer = stack.enter_context(AudioWriter(target, info, job.target_name, mode=mode, metadata=metadata))
         denoiser.prepare(source, job.source_name, stop)
         given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
@@ -330,5 +331,7 @@ def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer, give
         yield f"the output is {'multiplied again' if given_back != 1 else 'left so: its samples cannot exceed 1'}"
     if reader.silent:
         yield "the input is silent, nothing but zeros, and so is the output: check the recording"
+    if writer.not_kept:
+        yield f"not kept in {writer.info.container}: {', '.join(writer.not_kept)}"
     if writer.info.container == "MP3":
         yield "MP3 is written: players that ignore its gapless tag will shift and pad it"
