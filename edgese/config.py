@@ -25,14 +25,16 @@ class LossConfig:
     magnitude: float = 1.0
     complex: float = 0.3
     waveform: float = 0.5
-    perceptual: float = 0.2
+    perceptual: float = 0.05
     phase: float = 0.0
     multi_resolution: float = 0.0
-    band_level: float = 0.0
+    band_level: float = 0.05
+    distillation: float = 0.5  # where there is a teacher
 
     def __post_init__(self) -> None:
         weights = dataclasses.astuple(self)
-        require(min(weights) >= 0 and max(weights) > 0, "loss: weights must not be negative and one must be positive")
+        alone = dataclasses.astuple(self)[:-1]
+        require(min(weights) >= 0 and max(alone) > 0, "loss: weights must not be negative and one must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,8 @@ class TrainConfig:
     batch: int = 8
     learning_rate: float = 2e-3
     warmup_steps: int = 200
+    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, after the warm-up
+    fall: float = 0.3  # share of the run, at its end, in which a constant rate falls
     weight_decay: float = 0.01
     clip_norm: float = 5.0
     ema_decay: float = 0.999
@@ -104,7 +108,8 @@ class TrainConfig:
     workers: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"  # of products; scan and losses stay float32
     compile: bool = False  # torch.compile: fewer passes over memory, a minute of waiting first
-    start_from: str = ""  # weights (.safetensors) to begin with instead of random ones
+    start_from: str = ""  # weights to begin with instead of random ones; of a run's trunk.pt, its whole state
+    teacher: str = ""  # weights (.safetensors) of another network to learn from besides the clean speech
 
     def __post_init__(self) -> None:
         require(
@@ -134,6 +139,15 @@ class TrainConfig:
         require_within("seed", self.seed, 0, (1 << 63) - 1)
         require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
         require_within("workers", self.workers, 0, 1024)
+        require(
+            self.schedule in ("constant", "cosine"),
+            f"schedule: found {self.schedule!r}, wanted 'constant' or 'cosine'",
+        )
+        require(0 <= self.fall <= 1, f"fall: found {self.fall}, wanted [0, 1]")
+        require(
+            not self.teacher or self.loss.distillation > 0,
+            "teacher: found one, and loss.distillation = 0: give that a weight, or no teacher",
+        )
         require(
             self.precision in ("float32", "bfloat16"),
             f"precision: found {self.precision!r}, wanted 'float32' or 'bfloat16'",

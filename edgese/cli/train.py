@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +39,19 @@ def train_command(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after this time; the same command continues.")
     ] = None,
+    finish_in: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="MINUTES", help="Finish the run in this time, whatever the number of steps: the rate falls."
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights to begin with; a run's trunk.pt: go on from its whole state."),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="WEIGHTS", help="Weights of a better network, to learn from too.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     changed_data: Annotated[
         bool, typer.Option("--changed-data", help="Continue a run with other data than it has had.")
@@ -47,6 +61,7 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train a network, or continue a run to the same result; logs as CSV and for TensorBoard. Needs the extra train."""
+    begun_s = time.monotonic()
     require("torch", "scipy", "safetensors", extra="train")
     from edgese.config import TrainConfig, read_train_config
     from edgese.errors import ConfigError
@@ -66,6 +81,8 @@ def train_command(
         "batch": batch,
         "seed": seed,
         "model": network,
+        "start_from": start_from and str(start_from),
+        "teacher": teacher and str(teacher),
     }
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
     with progress_bar(quiet or as_json or not leads(), _step_columns) as bar:
@@ -90,6 +107,7 @@ def train_command(
                 stop_after_s=math.inf if minutes is None else 60 * minutes,
                 stop=stop,
                 changed_data=changed_data,
+                finish_within_s=math.inf if finish_in is None else 60 * finish_in - (time.monotonic() - begun_s),
             )
     stopped = stop.is_set() and not result.finished
     if not leads():
@@ -103,7 +121,8 @@ def train_command(
         say(f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}")
         say(f"next: edgese export {result.weights} -o BUNDLE")
     else:
-        say(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
+        of = "" if finish_in else f" of {settings.steps}"
+        say(f"stopped at step {result.step}{of}; the same command goes on")
     if stopped:
         raise typer.Exit(INTERRUPTED)
 
@@ -148,6 +167,6 @@ def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]
                 say(f"step {step.step}/{step.steps}: loss {step.loss:.4f}{validated}", err=True)
         left = f"{step.seconds_left // 60:.0f} min left"
         note = f"loss {step.loss:.4f}{validated}, {step.audio_per_second:.1f}x real time, {left}"
-        bar.update(task, completed=step.step, note=note)
+        bar.update(task, completed=step.step, total=step.steps, note=note)
 
     return meter

@@ -148,6 +148,9 @@ def test_wrong_type_is_refused_with_path_found_and_wanted(text: str, message: st
         ("[model]\nband_widths = [0, 257]", r"model\.band_widths"),
         ("[model]\nband_widths = [256]", r"model\.band_widths"),
         ("[model]\nband_widths = []", r"model\.band_widths"),
+        ('schedule = "linear"', "schedule"),
+        ("fall = 1.1", "fall"),
+        ('teacher = "w.safetensors"\n[loss]\ndistillation = 0', "teacher"),
         ("[data]\nsegment_s = 0", r"data\.segment_s"),
         ("[data]\nsegment_s = inf", r"data\.segment_s"),
         ("[data]\nsegment_s = 0.01", r"data\.segment_s"),  # shorter than one window
@@ -158,7 +161,7 @@ def test_wrong_type_is_refused_with_path_found_and_wanted(text: str, message: st
         ("[data]\nreverb_probability = 1.5", r"data\.reverb_probability"),
         ("[data]\nvalidation_share = -0.1", r"data\.validation_share"),
         ("[loss]\nmagnitude = -1", "loss"),
-        ("[loss]\nmagnitude = 0\ncomplex = 0\nwaveform = 0\nperceptual = 0", "loss"),
+        ("[loss]\nmagnitude = 0\ncomplex = 0\nwaveform = 0\nperceptual = 0\nband_level = 0", "loss"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(text: str, name: str, tmp_path: Path) -> None:
