@@ -62,6 +62,9 @@ class DataConfig:
     band_limit_probability: float = 0.03
     clipping_probability: float = 0.03
     remix_probability: float = 0.5  # recorded pairs only: speech of one with the noise of another
+    share: tuple[tuple[str, float], ...] = dataclasses.field(
+        default=(), metadata={"table": 0.0}
+    )  # see docs/training.md
     made_rooms: int = 0  # rooms made by pyroomacoustics where the data has none
     validation_share: float = 0.05  # of speakers and of noise recordings, kept out of training
 
@@ -79,6 +82,8 @@ class DataConfig:
                 require(0 <= value <= 1, f"data.{field.name}: found {value}, wanted [0, 1]")
         both = self.babble_probability + self.synthetic_probability
         require(both <= 1, f"data.babble_probability, synthetic_probability: found {both:g} together, wanted at most 1")
+        for folder, share in self.share:
+            require(0 <= share <= 1, f"data.share.{folder}: found {share}, wanted [0, 1]")
         require_within("data.made_rooms", self.made_rooms, 0, 100_000)
 
 
@@ -181,7 +186,9 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", ba
         if key not in fields:
             raise ConfigError(f"{path}: unknown setting; known here: {', '.join(sorted(fields))}")
         default = defaults[key]
-        if dataclasses.is_dataclass(default):
+        if "table" in fields[key].metadata:
+            made[key] = _pairs(path, value, fields[key].metadata["table"])
+        elif dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{path}: found {reprlib.repr(value)}, wanted a table of settings")
             made[key] = from_dict(type(default), value, f"{path}.", default)
@@ -211,6 +218,8 @@ def to_dict(config: AudioConfig | ModelConfig | LossConfig | DataConfig | TrainC
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple) and value and isinstance(value[0], tuple):  # a table
+            return dict(value)
         return list(value) if isinstance(value, tuple) else value
 
     result: dict[str, Any] = plain(dataclasses.asdict(config))
@@ -239,6 +248,15 @@ def read_train_config(path: Path) -> TrainConfig:
 def _default(field: dataclasses.Field[Any]) -> Any:
     assert field.default is not dataclasses.MISSING, "every setting has a default"
     return field.default
+
+
+def _pairs(path: str, value: Any, default: Any) -> tuple[tuple[str, Any], ...]:
+    """Entries of a table of settings whose names are free, in the order of the names; default: the type of each."""
+    if value == []:  # an empty one, of to_dict
+        return ()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}: found {reprlib.repr(value)}, wanted a table of settings")
+    return tuple((str(key), _convert(f"{path}.{key}", item, default)) for key, item in sorted(value.items()))
 
 
 def _convert(path: str, value: Any, default: Any) -> Any:

@@ -430,7 +430,7 @@ def test_run_goes_on_with_the_same_teacher_alone(
 def test_teacher_for_another_signal_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     weights = train(config, DATA, tmp_path / "first", stop_at_step=3).weights
     audio = dataclasses.replace(config.audio, hop=64)
-    with pytest.raises(TrainingError, match="a teacher for another signal: found .*hop=128.*, wanted .*hop=64"):
+    with pytest.raises(TrainingError, match=r"a teacher for another signal: found .*hop=128.*, wanted .*hop=64"):
         train(dataclasses.replace(config, audio=audio, teacher=str(weights)), DATA, tmp_path / "second")
 
 

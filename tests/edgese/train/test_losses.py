@@ -224,7 +224,7 @@ def test_trust_in_a_teacher_is_its_formula(transform: Transform, clean: Tensor, 
         for _, spectrum in spectra(*(x[:, part] for x in (noisy / 2, taught, clean, noisy)), transform=transform)
     )
     result = trust(*map(torch.from_numpy, (found, taught, truth, heard))).numpy()
-    batch, frames, bins = result.shape
+    _, frames, bins = result.shape
     for t, f in [(0, 0), (1, 3), (frames - 1, bins - 1), (7, 100), (4, 256)]:
         around = slice(max(0, t - 2), t + 3), slice(max(0, f - 4), f + 5)
         student, teacher, noise = (
