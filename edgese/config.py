@@ -29,7 +29,7 @@ class LossConfig:
     phase: float = 0.0
     multi_resolution: float = 0.0
     band_level: float = 0.05
-    distillation: float = 0.5  # where there is a teacher
+    distillation: float = 2.0  # where there is a teacher
 
     def __post_init__(self) -> None:
         weights = dataclasses.astuple(self)
