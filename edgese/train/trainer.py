@@ -48,7 +48,7 @@ class Trainer:
             Teacher(Path(config.teacher), config.audio, self.device, bfloat16=bfloat16) if config.teacher else None
         )
         if config.compile:
-            enhancer.network.compile()
+            enhancer.network.compile_parts()
         self.replica = ranks.wrap(enhancer)
         self.parameters = list(enhancer.parameters())
         groups = [
