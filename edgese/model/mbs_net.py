@@ -86,7 +86,8 @@ class MbsNet(Network):
         def compiled(part: Callable[..., Any]) -> Callable[..., Any]:
             return torch.compile(part, dynamic=False, fullgraph=True, backend=backend)
 
-        self.regions = Regions(*map(compiled, (_before, _between, _ended, MbsNet.decoded)))
+        parts: tuple[Callable[..., Any], ...] = (_before, _between, _ended, MbsNet.decoded)
+        self.regions = Regions(*map(compiled, parts))
 
     def uncounted_macs(self) -> dict[str, int]:
         """Multiply-accumulates a frame of the scans and the convolutions, by their definition."""
