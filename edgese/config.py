@@ -100,7 +100,7 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     seed: int = 0
     steps: int = 20_000
-    batch: int = 8
+    batch: int = 8  # this and the rate: of `small`; RECIPES has those of other sizes
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, after the warm-up
@@ -226,23 +226,42 @@ def to_dict(config: AudioConfig | ModelConfig | LossConfig | DataConfig | TrainC
     return result
 
 
-def read_train_config(path: Path) -> TrainConfig:
+# What a size is trained with unless told otherwise, where that differs from the defaults: as its weights were made.
+RECIPES: dict[str, dict[str, Any]] = {"base": {"batch": 32, "learning_rate": 1.5e-3, "clip_norm": 1.0}}
+
+
+def read_train_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> TrainConfig:
     """Settings of a training run from a TOML file.
+
+    What neither gives is that of the network's size in `RECIPES`, else the default.
+
+    Args:
+        path: None: nothing is set but the changes.
+        changes: plain values that come before the file's, such as `{"steps": 9, "model": {"size": "base"}}`.
 
     Raises:
         ConfigError: the file is missing, not TOML, or holds a setting that cannot be.
     """
+    values = (_toml(path) if path else {}) | dict(changes or {})
+    model = values.get("model", {})
+    network = from_dict(ModelConfig, model, "model.", TrainConfig().model) if isinstance(model, Mapping) else None
+    recipe = next((dict(RECIPES[name]) for name in RECIPES if MODELS[name] == network), {})
+    return from_dict(TrainConfig, recipe | values)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    """Values of a TOML file."""
     try:
         import tomllib  # Python 3.11+
     except ModuleNotFoundError:
         import tomli as tomllib
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits; too deep
         raise ConfigError(f"{path}: not a TOML file ({error})") from error
-    return from_dict(TrainConfig, values)
+    return values
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

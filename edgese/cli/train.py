@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from edgese.config import TrainConfig
+    from edgese.train.data import DataSets
     from edgese.train.loop import Progress as Step
 
 
@@ -56,6 +57,9 @@ def train_command(
     changed_data: Annotated[
         bool, typer.Option("--changed-data", help="Continue a run with other data than it has had.")
     ] = False,
+    skip_data_check: Annotated[
+        bool, typer.Option("--skip-data-check", help="Train without looking at what the data sound like first.")
+    ] = False,
     cache: Cache = CACHE,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -63,7 +67,7 @@ def train_command(
     """Train a network, or continue a run to the same result; logs as CSV and for TensorBoard. Needs the extra train."""
     begun_s = time.monotonic()
     require("torch", "scipy", "safetensors", extra="train")
-    from edgese.config import TrainConfig, read_train_config
+    from edgese.config import read_train_config
     from edgese.errors import ConfigError
     from edgese.machine.processes import INTERRUPTED, stopping_on_signals
     from edgese.networks import find_model
@@ -71,20 +75,20 @@ def train_command(
     from edgese.train.loop import train
     from edgese.train.ranks import leads
 
-    settings = read_train_config(config) if config else TrainConfig()
-    try:
-        network = None if model is None else find_model(model, "--model")
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
+    if model is not None:
+        try:
+            find_model(model, "--model")
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
     changes: dict[str, Any] = {
         "steps": steps,
         "batch": batch,
         "seed": seed,
-        "model": network,
+        "model": model and {"size": model},
         "start_from": start_from and str(start_from),
         "teacher": teacher and str(teacher),
     }
-    settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
+    settings = read_train_config(config, {key: value for key, value in changes.items() if value is not None})
     with progress_bar(quiet or as_json or not leads(), _step_columns) as bar:
         sets = open_data(
             data,
@@ -96,6 +100,8 @@ def train_command(
         )
         if not as_json and leads():
             say(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
+        if not skip_data_check and leads():
+            _look_at_data(sets, cache.expanduser(), output, quiet=quiet or as_json)
         with stopping_on_signals() as stop:
             result = train(
                 settings,
@@ -125,6 +131,20 @@ def train_command(
         say(f"stopped at step {result.step}{of}; the same command goes on")
     if stopped:
         raise typer.Exit(INTERRUPTED)
+
+
+def _look_at_data(sets: DataSets, cache: Path, run: Path, *, quiet: bool) -> None:
+    """Report what is fed, source by source, also as data.json in the run's folder; refuse what would spoil the run."""
+    from edgese.atomic_file import write_output
+    from edgese.train.inventory import require_usable, take_inventory
+
+    reports = take_inventory(sets.materials, cache)
+    for report in () if quiet else reports:
+        for line in report.lines():
+            say(line, err=True)
+    require_usable(reports)
+    run.mkdir(parents=True, exist_ok=True)
+    write_output(run / "data.json", json.dumps([dataclasses.asdict(report) for report in reports], indent=1).encode())
 
 
 def _step_columns() -> list[Any]:

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgese.audio import Wave
 from edgese.config import DataConfig
 from edgese.errors import TrainingError
 from edgese.train.decoded import DecodedRecordings, Progress
+from edgese.train.inventory import Kind, Material
 from edgese.train.mixing import MixedExamples, PairedExamples, Shares, validation_config
 from edgese.train.rooms import Room, make_rooms, read_rooms
 from edgese.train.sources import (
@@ -71,6 +73,7 @@ class DataSets:
     train: Examples
     validation: Examples
     description: dict[str, object]
+    materials: tuple[Material, ...] = ()  # what they are made of
     digest: str = ""  # of the recordings and of whose they are: equal digests give equal examples; "" where unknown
 
 
@@ -144,6 +147,7 @@ class _Opening:
             part = noisy.subset(parts[split]), clean.subset(parts[split])
             return PairedExamples(*part, config, self.sample_rate_hz, seed=self.seed, split=split)
 
+        sides: tuple[tuple[Kind, DecodedRecordings], ...] = (("clean", clean), ("noisy", noisy))
         n_speakers = len({source.group for source in usable})
         counts: dict[str, object] = {"clean": len(clean), "speakers": n_speakers, **held_out, **lost}
         left_out = {"unpaired": len(unpaired)} if unpaired else {}
@@ -152,6 +156,10 @@ class _Opening:
             examples(TRAINING, self.config),
             examples(VALIDATION, validation_config(self.config)),
             {"layout": "pairs", **counts, **left_out, **ignored},
+            tuple(
+                self._material(kind, recordings, usable, parts[TRAINING], np.full(len(parts[TRAINING]), 1.0))
+                for kind, recordings in sides
+            ),
             _digest("pairs", noisy.digest, clean.digest, [source.group for source in sources.values()]),
         )
 
@@ -188,13 +196,33 @@ class _Opening:
             )
 
         counts = {"speech": len(speech), "speakers": len(set(speakers)), "noise": len(noise), "rooms": len(rooms)}
+        train = examples(TRAINING, self.config)
+        materials = (
+            self._material("speech", speech, spoken, speech_parts[TRAINING], train.talkers.probabilities()),
+            self._material("noise", noise, noises, noise_parts[TRAINING], train.noise_probabilities),
+        )
         n_lost = sum(lost.get("passed over", 0) for lost in (lost_speech, lost_noise)) + len(broken_rooms)
         return DataSets(
-            examples(TRAINING, self.config),
+            train,
             examples(VALIDATION, validation_config(self.config)),
             {"layout": "mixing", **counts, **held_out, **({"passed over": n_lost} if n_lost else {})},
+            materials,
             _digest("mixing", speech.digest, all_speakers, noise.digest, rooms_digest, marks),
         )
+
+    def _material(
+        self,
+        kind: Kind,
+        recordings: DecodedRecordings,
+        sources: Sequence[Source],
+        trained_on: Sequence[int],
+        weights: NDArray[np.float64],
+    ) -> Material:
+        """Recordings of one kind for the inventory; `weights` of those that are trained on."""
+        share = np.zeros(len(recordings))
+        share[list(trained_on)] = weights / weights.sum()
+        groups, seconds = [source.group for source in sources], [source.seconds for source in sources]
+        return Material(kind, self.folder, recordings, groups, seconds, share)
 
     def _load(self, files: Sequence[Path]) -> DecodedRecordings:
         return DecodedRecordings(files, self.sample_rate_hz, self.cache, self.progress)

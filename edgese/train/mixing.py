@@ -64,6 +64,13 @@ class Talkers:
         seconds = [float(sum(recordings.length(index) for index in group)) for group in self.by_speaker]
         self._share = _shared([folder for _, folder in grouped], np.sqrt(seconds), shares)
 
+    def probabilities(self) -> NDArray[np.float64]:
+        """Probability of each recording to be drawn for a talker."""
+        found = np.zeros(len(self.recordings))
+        for share, group in zip(self._share, self.by_speaker, strict=True):
+            found[group] = share / len(group)
+        return found
+
     def pick(self, rng: np.random.Generator, other_than: int | None = None) -> int:
         """Number of a random speaker; not `other_than`, where there is anybody else."""
         chosen = int(rng.choice(len(self.by_speaker), p=self._share))
@@ -114,7 +121,7 @@ class MixedExamples:
         self.talkers = Talkers(speech, speakers, speech_shares)
         self.rooms = [room.response for room in rooms if room.t60_s <= LONGEST_T60_S]
         self.halls = [room.response for room in rooms]
-        self._noise_share = _noise_share(noise, noise_shares)
+        self.noise_probabilities = _noise_share(noise, noise_shares)
 
     def __call__(self, index: int) -> tuple[Wave, Wave]:
         rng, config = numbered_generator(self.seed, self.split, index), self.config
@@ -165,7 +172,7 @@ class MixedExamples:
 
     def _recorded(self, rng: np.random.Generator) -> Wave:
         config = self.config
-        choice = int(rng.choice(len(self.noise), p=self._noise_share))
+        choice = int(rng.choice(len(self.noise), p=self.noise_probabilities))
         speed = rng.uniform(*config.noise_speed) if rng.random() < config.noise_speed_probability else 1.0
         length = self.length if speed == 1 else int(self.length * speed) + 1
         spare = self.noise.length(choice) - length

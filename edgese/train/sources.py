@@ -31,11 +31,12 @@ SYNTHESIZED = re.compile(r"fileid_\d+")  # the DNS challenges' own mixtures: the
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Recording, the speaker or other group that it belongs to, and the split that a manifest marks it for."""
+    """Recording, the speaker or other group that it belongs to, and its split and length as a manifest has them."""
 
     file: Path
     group: str
     mark: str = ""
+    seconds: float | None = None
 
 
 def folders_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
@@ -90,7 +91,7 @@ def speech_files(folder: Path) -> list[Source]:
     if rows is None:
         return [Source(file, speaker_of(file, folder)) for file in audio_files(folder)]
     return [
-        Source(folder / row["file"], row["speaker"], _mark(folder, row))
+        Source(folder / row["file"], row["speaker"], _mark(folder, row), _seconds(folder, row))
         for row in rows
         if (folder / row["file"]).exists() and row.get("split") != "test"
     ]
@@ -98,10 +99,12 @@ def speech_files(folder: Path) -> list[Source]:
 
 def noise_files(folder: Path) -> list[Source]:
     """Noise files, each a group of its own; a manifest.csv may mark them for a split."""
-    rows = _manifest(folder, "file") or []
-    marks = {folder / row["file"]: _mark(folder, row) for row in rows if row.get("split") != "test"}
-    left_out = {folder / row["file"] for row in rows if row.get("split") == "test"}
-    return [Source(file, str(file), marks.get(file, "")) for file in audio_files(folder) if file not in left_out]
+    rows = {folder / row["file"]: row for row in _manifest(folder, "file") or []}
+    return [
+        Source(file, str(file), _mark(folder, row), _seconds(folder, row))
+        for file in audio_files(folder)
+        if (row := rows.get(file, {})).get("split") != "test"
+    ]
 
 
 def _manifest(folder: Path, *wanted: str) -> list[dict[str, str]] | None:
@@ -119,6 +122,15 @@ def _manifest(folder: Path, *wanted: str) -> list[dict[str, str]] | None:
         if not set(wanted) <= set(columns):
             raise TrainingError(f"{manifest}: found columns {', '.join(columns)}; wanted {' and '.join(wanted)} too")
         return list(reader)
+
+
+def _seconds(folder: Path, row: dict[str, str]) -> float | None:
+    try:
+        return float(row["seconds"]) if row.get("seconds") else None
+    except ValueError as error:
+        raise TrainingError(
+            f"{folder / MANIFEST}: seconds of {row['file']}: {error}; wanted seconds, or nothing"
+        ) from error
 
 
 def _mark(folder: Path, row: dict[str, str]) -> str:

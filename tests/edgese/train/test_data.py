@@ -125,7 +125,7 @@ def test_folders_get_the_shares_that_the_settings_give_them(mixing: Path, open_f
         assert sum(found.values()) == pytest.approx(1)
         rest = [share for name, share in found.items() if name not in ("s1", "s3")]
         assert rest == pytest.approx([0.1, 0.1])
-        assert data.train._noise_share.sum() == pytest.approx(1)
+        assert data.train.noise_probabilities.sum() == pytest.approx(1)
         break
     else:
         pytest.fail("no seed keeps both speakers in training")
