@@ -24,8 +24,8 @@ MAY_IMPORT = {
 # to its right. What is new is given its place here.
 ORDER = (
     "__main__", "cli", "board", "quantize", "train", "evaluate", "export_bundle", "doctor", "device", "serve", "listen",
-    "live", "enhance", "verify", "bench", "graphs", "native", "contract", "model", "metrics", "audio", "config", "networks",
-    "pictures", "machine", "atomic_file", "samples", "errors",
+    "live", "bulk", "triton", "enhance", "verify", "bench", "graphs", "native", "contract", "model", "metrics", "audio",
+    "config", "networks", "pictures", "machine", "atomic_file", "samples", "errors",
 )  # fmt: skip
 MOST_ROOT_FILES = 10
 
