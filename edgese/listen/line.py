@@ -181,7 +181,7 @@ class Line:
         dry = self._dry.take(len(block))
         chosen = self._faded(dry, wet)
         longer = self._longer(len(block))
-        self._said.put(self._stretch.push(chosen, longer))
+        self._n_skipped += self._said.put(self._stretch.push(chosen, longer))
         self._n_heard += len(block)
         took_s, lasts_s = time.perf_counter() - started, len(block) / self._rate_hz
         share = min(1.0, lasts_s)  # of the last second
@@ -267,7 +267,7 @@ class Line:
         first, at_s, now_s = before[-1]
         total_s = said[1] - at_s - (number - first) / self._rate_hz
         algorithm_s = (self._stream.latency_samples + DELAY) / self._rate_hz
-        if total_s < algorithm_s:  # the devices' times are wrong, as PortAudio's are for a moment after an underrun
+        if total_s < algorithm_s:  # a moment ago the loudspeaker stood still, and frames found no place
             return None
         input_s, output_s = now_s - at_s, said[1] - said[2]
         return Latency(input_s, algorithm_s, total_s - input_s - algorithm_s - output_s, output_s)
