@@ -3,10 +3,13 @@
 EdgeseError
 ├── ConfigError       a setting that cannot be: an unknown key, a value out of range
 ├── AudioError        a recording that cannot be read or enhanced
+│   └── ServerError   one that a server did not enhance (triton/client.py)
 ├── OutputError       a file that cannot be written
 ├── CheckpointError   a checkpoint that is missing, broken or of another network
 ├── TrainingError     a training run that cannot go on: no data, NaN
 ├── VerificationError an artefact that does not agree with PyTorch
+├── HubError          a bundle that cannot be fetched from the Hugging Face Hub, or sent there (graphs/hub.py)
+├── ClusterError      a Ray cluster that cannot be reached (bulk/cluster.py)
 ├── MeasurementError  a measurement that cannot be made here (bench/probe.py)
 ├── JetsonError       a board that is no Jetson, or power that cannot be measured (machine/jetson.py)
 └── RemoteError       a board that cannot be reached over ssh, or cannot do what is asked (board/link.py)

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from edgese.atomic_file import shown, write_output
 from edgese.audio import Wave
 from edgese.audio.reader import read_wave
-from edgese.enhance.denoiser import denoise
 from edgese.enhance.files import denoiser_factory
 from edgese.enhance.jobs import EnhanceOptions
+from edgese.enhance.signal_path import denoise
 from edgese.errors import AudioError, EdgeseError
 from edgese.graphs.precision import Precision
 from edgese.machine.processes import in_processes

@@ -15,7 +15,7 @@ from .test_layout import FOLDERS, ORDER
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TOP = (*FOLDERS, "tests", "benchmarks", "docs", "examples", "scripts")
+TOP = (*FOLDERS, "tests", "benchmarks", "docs", "examples", "scripts", "containers")
 MOST_LINES = 120
 
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TOP)})/[\w./-]+")

@@ -39,6 +39,11 @@ class Decoder:
         self.notes, self.n_read = [], 0
         self._is_flac = self._file.format == "FLAC"
 
+    @property
+    def sound_file(self) -> Any:
+        """The `soundfile.SoundFile` that decodes, for what it says besides the samples."""
+        return self._file
+
     def close(self) -> None:
         with contextlib.suppress(SoundFileError):  # it was only read
             self._file.close()

@@ -26,6 +26,7 @@ from edgese.audio.containers import find_parts
 from edgese.audio.decoder import Decoder, open_part
 from edgese.audio.formats import AudioInfo
 from edgese.audio.libsndfile import SoundFileError, reason, soxr
+from edgese.audio.metadata import Metadata, read_metadata
 from edgese.audio.parts import Part, Parts, Truncated
 from edgese.errors import AudioError
 
@@ -95,6 +96,13 @@ class AudioReader:
     def notes(self) -> list[str]:
         """What was odd in the file and how it was read, a line each; all is known when all was read."""
         return [*self._parts.notes, *self._damage, *self._scale_notes]
+
+    @functools.cached_property
+    def metadata(self) -> Metadata:
+        """What the file says of itself; of joined recordings none: it would be of the first alone. Before reading."""
+        if len(self._parts.parts) > 1:
+            return Metadata()
+        return read_metadata(self._source, self._open_decoder(self._parts.parts[0]).sound_file)
 
     @functools.cached_property
     def scale(self) -> float:

@@ -14,11 +14,12 @@ from edgese.atomic_file import PartialFile, shown
 from edgese.audio import Samples
 from edgese.audio.formats import INTEGER_BITS, LOSSY, AudioInfo, cannot_hold, require_writable
 from edgese.audio.libsndfile import SoundFile, SoundFileError
+from edgese.audio.metadata import WITH_CHUNKS, Metadata, append_chunks, in_words, write_texts
+from edgese.audio.reader import AudioReader
 from edgese.errors import AudioError, OutputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-from edgese.audio.reader import AudioReader
 
 _VORBIS_FRAMES = 4096  # libvorbis keeps what it is given on the thread's stack
 
@@ -33,6 +34,7 @@ class AudioWriter:
         info: its format; `n_frames` is not used.
         name: how messages call it, the path by default.
         mode: permissions that the file has at most; None: the usual ones.
+        metadata: to be kept as far as the format has a place for it; `not_kept` names the rest.
 
     Raises:
         OutputError: the place cannot be written to.
@@ -41,17 +43,29 @@ class AudioWriter:
 
     n_written: int  # frames
     n_clipped: int  # samples, of all channels
+    not_kept: list[str]  # metadata, in words; all is known when it is finished
 
-    def __init__(self, target: Path, info: AudioInfo, name: str | None = None, *, mode: int | None = None) -> None:
+    def __init__(
+        self,
+        target: Path,
+        info: AudioInfo,
+        name: str | None = None,
+        *,
+        mode: int | None = None,
+        metadata: Metadata | None = None,
+    ) -> None:
         self.name = name or shown(target)
         self.info = info
         self.n_written = 0
         self.n_clipped = 0
+        self._metadata = metadata or Metadata()
+        self.not_kept = list(self._metadata.others)
         require_writable(self.name, info)
         self._partial = PartialFile(target, self.name, mode=mode)
         self._file: Any = None
         try:
             self._file = self._open_sound()
+            self._write_texts()
         except BaseException:
             self._partial.close()
             raise
@@ -100,11 +114,16 @@ class AudioWriter:
         try:
             file, self._file = self._file, None
             file.close()
+            self._write_chunks()
         except SoundFileError as error:
             raise self._failure(error) from error
+        except OSError as error:
+            raise self._partial.error(error) from error
         try:
             with AudioReader(self.path, self.name) as written:
                 n_frames = written.info.n_frames if self.info.container != "MP3" else written.count()
+                if self.info.container != "MP3":  # whose texts libsndfile puts where only players look
+                    self.not_kept += [name for name in self._metadata.texts if name not in written.metadata.texts]
         except AudioError as error:
             found = str(error).removeprefix(f"{self.name}: ").partition(";")[0]
             raise OutputError(
@@ -133,6 +152,20 @@ class AudioWriter:
         full = 2.0 ** (bits - 1)  # libsndfile would scale by one step less and cut off instead of rounding
         steps = np.rint(block.astype(np.float64) * full)
         return (np.minimum(np.maximum(steps, -full), full - 1) * 2.0 ** (32 - bits)).astype(np.int32)
+
+    def _write_texts(self) -> None:
+        texts, names = self._metadata.texts, [name for name, _ in self._metadata.chunks]
+        if self.info.container not in WITH_CHUNKS:
+            self.not_kept += in_words([name for name in names if name != b"LIST" or not texts])
+        elif b"LIST" in names:
+            return  # the texts are in there, as they were
+        write_texts(self._file, texts)
+
+    def _write_chunks(self) -> None:
+        chunks = self._metadata.chunks
+        takes_them = self.info.container in WITH_CHUNKS
+        if chunks and takes_them and not append_chunks(self._partial.fd, chunks):
+            self.not_kept += in_words([name for name, _ in chunks])
 
     def _open_sound(self) -> Any:
         info = self.info

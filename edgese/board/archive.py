@@ -71,7 +71,7 @@ pip, no torch, no internet. Unpacked with: tar xf {archive}; then, in this folde
     ./run runtimes                       what opens here: TensorRT, ONNX Runtime
     ./run build                          TensorRT engines for this very device; minutes for each graph, once
     ./run bench --json > bench.json      how long calls take; on a Jetson also clocks, temperatures and energy
-    ./run enhance noisy.wav clean.wav    WAV of {rate_hz} Hz, any channels
+    ./run enhance noisy.wav clean.wav    WAV of any rate, any channels
 
 ./run COMMAND -h lists the options; `--precision fp16 --block 1` keeps to some of the graphs. Engines are kept in
 engines/ (--cache DIR), for this TensorRT and GPU; another one gets its own. If ./run is not allowed to run:
@@ -349,7 +349,6 @@ def _readme(bundle: Bundle, graphs: tuple[Graph, ...]) -> str:
         name=name,
         underline="=" * (len(name) + len(": speech enhancement on this device")),
         what=textwrap.fill(what, 120),
-        rate_hz=rate_hz,
         archive=archive_name(bundle),
         card=MODEL_CARD if MODEL_CARD in bundle.manifest["files"] else MANIFEST,
         sums=SUMS,

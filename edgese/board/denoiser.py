@@ -17,7 +17,8 @@ import numpy as np
 
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo
-from edgese.audio.reader import AudioReader, resampled
+from edgese.audio.media import open_reader
+from edgese.audio.resampler import resample
 from edgese.audio.writer import AudioWriter
 from edgese.board.commands import Chosen, require_self_test_passed
 from edgese.board.link import RemoteError, RemoteStopped
@@ -143,10 +144,10 @@ class RemoteDenoiser:
     def _write(self, source: Path, name: str, target: Path, stop: threading.Event) -> int:
         """Write a recording at the network's rate as a WAV of floats; returns its number of channels."""
         rate_hz = self.config.sample_rate_hz
-        with AudioReader(source, name) as reader:
+        with open_reader(source, name) as reader:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
-                noisy = resampled(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
+                noisy = resample(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)
                 # `denoise` lifts the recording once more, and takes it back
                 for block in Lift(rate_hz, info.n_channels).raised(noisy, way_back=False):
                     if stop.is_set():

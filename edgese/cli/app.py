@@ -22,10 +22,14 @@ from edgese.cli.doctor import doctor_command
 from edgese.cli.enhance import enhance_command
 from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
+from edgese.cli.hub import pull_command, push_command
 from edgese.cli.info import info_command
+from edgese.cli.listen import listen_command
 from edgese.cli.models import models_command
+from edgese.cli.serve import serve_command
 from edgese.cli.terminal import say
 from edgese.cli.train import train_command
+from edgese.cli.triton import triton_command
 from edgese.cli.verify import verify_command
 from edgese.errors import printable
 
@@ -73,12 +77,17 @@ app = typer.Typer(
     },
 )
 app.command("enhance")(enhance_command)
+app.command("listen")(listen_command)
+app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
 app.command("calibrate")(calibrate_command)
 app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("bundle")(bundle_command)
+app.command("push")(push_command)
+app.command("pull")(pull_command)
+app.command("triton")(triton_command)
 app.command("train")(train_command)
 app.command("info")(info_command)
 app.command("models")(models_command)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from edgese.enhance.files import Outcome, Preview, Summary
+    from edgese.enhance.jobs import EnhanceOptions
 
 
 def enhance_command(
@@ -38,6 +39,15 @@ def enhance_command(
         bool,
         typer.Option("--pcs", help="Perceptual contrast stretching; about 4 dB quieter. The bundle must have it."),
     ] = False,
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="Leave out what lies above the network's 8 kHz, noise and speech.")
+    ] = False,
+    preview_s: Annotated[
+        float | None,
+        typer.Option(
+            "--preview", metavar="SECONDS", help="Write so many seconds before and after, as NAME.preview.wav."
+        ),
+    ] = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="Also write a picture, before and after; needs the extra plot.")
     ] = False,
@@ -64,6 +74,21 @@ def enhance_command(
         typer.Option(min=1, help="Hops in a call; causal networks. Default: the most that the bundle has."),
     ] = None,
     jobs: Jobs = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A Triton server with a bundle's models (`edgese triton`), which --model then names. Extra triton.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="On a Ray cluster: local (this machine's cores), auto, or its address. Inputs and -o may be URIs, an "
+            "input @FILE lists them; what is there is not done again (docs/ray.md). Extra ray.",
+        ),
+    ] = None,
     host: Host = None,
     timeout: Timeout = None,
     no_keep: NoKeep = False,
@@ -72,19 +97,21 @@ def enhance_command(
 ) -> None:
     """Enhance noisy recordings; the output has the input's sample rate, channels, length and alignment.
 
-    Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but not m4a,
-    webm or video. Tags and other metadata are not copied. Of joined, unfinished and damaged files: docs/recordings.md.
+    Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more; with ffmpeg
+    installed also m4a, webm and video, whose sound is replaced. Of what is kept, mended, refused: docs/recordings.md.
     """
-    from edgese.enhance.denoiser import Enhancer
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
     from edgese.enhance.jobs import EnhanceOptions, passed_over, plan_jobs
+    from edgese.enhance.signal_path import Enhancer
     from edgese.errors import AudioError, ConfigError, OutputError
-    from edgese.graphs.bundles import bundle_path, open_verified
+    from edgese.graphs.bundles import SHIPPED, bundle_path, open_verified, shipped_bundle
     from edgese.machine.processes import stopping_on_signals
 
-    check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
+    check_options(host, {"--jobs": jobs, "--preview": preview_s}, {"--timeout": timeout, "--no-keep": no_keep})
     if host is not None and runtime is not None:
         check_runtimes([runtime])
+    if server is not None and (host is not None or runtime is not None):
+        raise typer.BadParameter(f"--server {server}: found --host or --runtime beside it; the server has its own")
     try:
         options = EnhanceOptions(
             output=output,
@@ -97,10 +124,20 @@ def enhance_command(
             jobs=jobs,
             precision=precision,
             pcs=pcs,
+            narrow=narrow,
+            preview_s=preview_s,
             plot=plot,
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+    if ray is not None:
+        beside = {"--host": host, "--server": server, "--jobs": jobs, "--plot": plot, "--dry-run": dry_run}
+        needless = [name for name, given in beside.items() if given]
+        if needless or output in (None, "-"):
+            wanted = f"found {', '.join(needless)} beside it" if needless else "wanted -o with a folder or its URI"
+            raise typer.BadParameter(f"--ray {ray}: {wanted}")
+        _enhance_on_ray(ray, inputs, model, options, quiet, as_json)
+        return
     try:
         planned = plan_jobs(inputs, options)
     except ConfigError as error:
@@ -129,7 +166,12 @@ def enhance_command(
         bar = stack.enter_context(progress_bar(quiet or as_json))
         meter = _EnhanceMeter(bar, len(planned))
         open_denoiser: Callable[[], Enhancer]
-        if host is None:
+        if server is not None:
+            from edgese.triton.client import TritonDenoiser
+
+            named = shipped_bundle(str(model)).name if str(model) in SHIPPED else str(model) if model else None
+            open_denoiser = partial(TritonDenoiser, server, named, block=block, precision=precision, pcs=pcs)
+        elif host is None:
             open_denoiser = denoiser_factory(bundle_path(model), options)
         else:
             from edgese.board.denoiser import RemoteDenoiser
@@ -154,6 +196,52 @@ def enhance_command(
             _print_outcome(outcome, results_on_stderr)
     _print_left_out(left_out)
     if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(code=1)
+
+
+def _enhance_on_ray(
+    address: str, inputs: list[str], model: Path | None, options: EnhanceOptions, quiet: bool, as_json: bool
+) -> None:
+    """Enhance recordings by URI on a cluster; exit code 1 if one failed, failures listed at the end."""
+    from edgese.bulk.cluster import Result, enhance_items, ray_cluster
+    from edgese.bulk.places import list_items
+    from edgese.errors import AudioError
+    from edgese.graphs.bundles import bundle_path, open_verified
+    from edgese.machine.processes import stopping_on_signals
+
+    bundle = open_verified(bundle_path(model))
+    items = list_items(inputs, str(options.output), options)
+    with (
+        ray_cluster(address) as cores,
+        stopping_on_signals() as stop,
+        progress_bar(quiet or as_json) as bar,
+    ):
+        task = bar.add_task(f"enhancing on {cores} cores", total=len(items), unit="files")
+
+        def done(result: Result) -> None:
+            bar.advance(task)
+
+        results = enhance_items(items, bundle, options, cores=cores, done=done, stop=stop)
+    failed = [result for result in results if result.error]
+    if as_json:
+        files = [
+            dataclasses.asdict(result.item)
+            | ({"error": result.error} if result.error else {"was_there": result.was_there})
+            | (dataclasses.asdict(result.summary) if result.summary else {})
+            for result in results
+        ]
+        say(json.dumps({"files": files}, indent=2))
+    else:
+        for result in results:
+            if result.summary:
+                say(_summary_line(result.summary))
+        n_there = sum(result.was_there for result in results)
+        say(f"{len(results) - n_there - len(failed)} enhanced, {n_there} there already, {len(failed)} failed", err=True)
+    for result in failed:
+        say(f"error: {result.error}", err=True)
+    if len(results) < len(items):
+        raise AudioError(f"stopped: {len(items) - len(results)} of {len(items)} are left; start it again to go on")
+    if failed:
         raise typer.Exit(code=1)
 
 

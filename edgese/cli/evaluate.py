@@ -36,7 +36,8 @@ def evaluate_command(
             "--system",
             "-s",
             metavar="DIR",
-            help="A folder of files that another system enhanced, or another bundle. May be repeated.",
+            help="A folder of files that another system enhanced, or another bundle, also of the Hub (hf:owner/name). "
+            "May be repeated.",
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all scores, file by file.")] = None,
@@ -55,11 +56,13 @@ def evaluate_command(
     """Score a model and other systems on the same files, beside the noisy input; needs the extra metrics."""
     from edgese.errors import AudioError
     from edgese.evaluate import evaluate_all, report, write_csv
+    from edgese.graphs import HUB
     from edgese.graphs.bundles import bundle_path
 
     if csv and os.path.lexists(csv) and not force:  # said now, not after minutes of work
         raise AudioError(f"{csv}: exists already; replace it with --force, or choose another --csv")
-    named = [*([bundle_path(model)] if model or not systems else []), *(systems or [])]
+    others = [bundle_path(system) if str(system).startswith(HUB) else system for system in systems or []]
+    named = [*([bundle_path(model)] if model or not systems else []), *others]
     with progress_bar(quiet or as_json) as bar:
         scored = counter(bar, "scoring", "files")
         results = evaluate_all(

@@ -76,6 +76,12 @@ def export_command(
             "--trt", help="Also build TensorRT engines; without a GPU, the kit that builds them on the device."
         ),
     ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also lay it out as a model repository, as `edgese triton` does from a bundle."
+        ),
+    ] = None,
     c_project: Annotated[
         Path | None,
         typer.Option(
@@ -113,7 +119,14 @@ def export_command(
     if model is not None and model_card is not None:
         raise typer.BadParameter(f"--model {model}: found --model-card beside it; an untrained network gets its own")
     if c_project is not None:
-        given = {"--output": output, "--block": blocks, "--native": native, "--trt": trt, "--pcs": pcs}
+        given = {
+            "--output": output,
+            "--block": blocks,
+            "--native": native,
+            "--trt": trt,
+            "--pcs": pcs,
+            "--triton": triton,
+        }
         beside = [option for option, value in given.items() if value]
         if beside or len(precisions or []) > 1:
             raise typer.BadParameter(
@@ -195,6 +208,14 @@ def export_command(
     if plot is not None:
         _write_plot(plans, bundle, plot, to_stderr=as_json)
     say(f"bundle: {bundle.path} ({_megabytes(bundle)})", err=as_json)
+    if triton is not None:
+        from edgese.triton.repository import choose_graphs, write_repository
+        from edgese.triton.serving import Serving
+
+        for path in write_repository(
+            bundle, triton, choose_graphs(bundle, [], [], pcs=pcs), Serving(), replace=force, on_message=_tell
+        ):
+            say(f"model: {path}", err=as_json)
     if isinstance(made, Kit):
         kit = f"kit: {made.packed.path} ({made.packed.n_bytes / 1e6:.1f} MB)"
         say(f"{kit}: engines are built on the device, not here ({made.reason}): {made.next_step}", err=as_json)

@@ -56,10 +56,11 @@ def _latency_words(facts: dict[str, Any]) -> str:
 
 
 def _bundle_facts(path: Path | None) -> dict[str, Any] | None:
+    from edgese.graphs import HUB
     from edgese.graphs.audio_facts import open_bundle
     from edgese.graphs.bundles import bundle_path
 
-    if path is not None and not path.is_dir():
+    if path is not None and not (path.is_dir() or str(path).startswith(HUB)):
         return None
     return dict(open_bundle(bundle_path(path)).manifest)
 

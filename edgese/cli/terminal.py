@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-_BUNDLE = "A bundle made by `edgese export`, or a shipped one by its name (base, small). Default: base."
-BundleArgument = Annotated[Path | None, typer.Argument(metavar="BUNDLE", help=_BUNDLE)]
-BundleOption = Annotated[Path | None, typer.Option("--model", "-m", metavar="BUNDLE", help=_BUNDLE)]
+BUNDLE = (
+    "A bundle made by `edgese export`, a shipped one by its name (base, small), or one of the Hugging Face Hub "
+    "(hf:owner/name, hf:owner/name@revision). Default: base."
+)
+BundleArgument = Annotated[Path | None, typer.Argument(metavar="BUNDLE", help=BUNDLE)]
+BundleOption = Annotated[Path | None, typer.Option("--model", "-m", metavar="BUNDLE", help=BUNDLE)]
 Weights = Annotated[
     Path | None,
     typer.Argument(metavar="WEIGHTS", help=".safetensors or .pt of `edgese train`. Default: the shipped weights."),

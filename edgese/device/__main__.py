@@ -138,7 +138,10 @@ def _enhance(content: Content, engines: EngineFolder, options: argparse.Namespac
         if CANDIDATES.index(name) < CANDIDATES.index(usable[0]):
             _log(f"{name} is left out: {reason}")
     done = enhance_wav(
-        *(content, graph, usable[0], options.input, options.output, engines), replace=options.force, on_message=_log
+        *(content, graph, usable[0], options.input, options.output, engines),
+        narrow=options.narrow,
+        replace=options.force,
+        on_message=_log,
     )
     if done.n_clipped:
         _log(f"warning: {done.n_clipped} samples were clipped at full scale: lower the input's level")
@@ -194,12 +197,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=_seconds, default=5.0, help="of sound in real time, each graph; default: 5")
     one.set_defaults(command=_bench)
     one = commands.add_parser("enhance", parents=[common], help="make a noisy WAV clean")
-    one.add_argument("input", type=Path, help="WAV of 16 kHz: PCM of 16, 24, 32 bits or floats; any channels")
+    one.add_argument("input", type=Path, help="WAV of any rate: PCM of 16, 24, 32 bits or floats; any channels")
     one.add_argument("output", type=Path, help="WAV of the same format")
     one.add_argument("--runtime", choices=CANDIDATES, help="default: the first of these that opens here")
     one.add_argument("--precision", help="default: the first that the archive has, fp32 before fp16")
     one.add_argument("--block", type=_count, help="hops a call; default: the largest")
     one.add_argument("--pcs", action="store_true", help="with perceptual contrast stretching")
+    one.add_argument("--narrow", action="store_true", help="leave out what lies above the network's band")
     one.add_argument("--force", "-f", action="store_true", help="replace an existing output")
     one.set_defaults(command=_enhance)
     return parser

@@ -1,4 +1,7 @@
-"""Enhancement of a WAV on the board: same length and format, aligned, in constant memory; channels as streams."""
+"""Enhancement of a WAV on the board, by the way that sound takes on a desk (edgese/enhance/signal_path.py).
+
+Any rate; same length and format, aligned, in constant memory; channels as streams.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from edgese.atomic_file import shown
 from edgese.audio import Samples
 from edgese.device.content import Content
 from edgese.device.wav import WavReader, WavWriter
+from edgese.enhance.signal_path import RESAMPLER_TAIL, denoise
 from edgese.errors import AudioError, OutputError
+from edgese.graphs.audio_facts import AudioFacts
 from edgese.graphs.engines import TENSORRT, EngineFolder, OnMessage, open_exported
 from edgese.graphs.streaming import aligned_blocks
 from export.bundle import Graph
-from runtimes.base import Stream
+from runtimes.base import Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +51,22 @@ def enhance_wav(
     target: Path,
     engines: EngineFolder,
     *,
+    narrow: bool = False,
     replace: bool = False,
     on_message: OnMessage = lambda line: None,
 ) -> Enhanced:
     """Enhance `source`; `target` appears whole or not at all.
 
+    Args:
+        narrow: leave out what lies above the network's band.
+
     Raises:
-        AudioError: what `WavReader` refuses, another rate than the network's, an output that exists or cannot be
-            written, sound that makes the network give NaN.
+        AudioError: what `WavReader` refuses, an output that exists or cannot be written, sound that makes the network
+            give NaN.
         ExportError, RuntimeUnavailable: the graph cannot be opened or run.
     """
-    rate_hz = content.audio.sample_rate_hz
     with WavReader(source) as reader:
         info = reader.info
-        if info.sample_rate_hz != rate_hz:
-            raise AudioError(
-                f"{shown(source)}: found {info.sample_rate_hz} Hz, wanted {rate_hz}: resample it, "
-                f"as in: ffmpeg -i INPUT -ar {rate_hz} OUTPUT.wav"
-            )
         if runtime == TENSORRT and info.n_channels > engines.streams:
             raise AudioError(
                 f"{shown(source)}: found {info.n_channels} channels, the engines take {engines.streams}: "
@@ -76,25 +79,30 @@ def enhance_wav(
         with open_exported(
             content.bundle, graph, runtime, engines, metadata=content.metadata(graph), on_message=on_message
         ) as opened:
-            began, left = time.perf_counter(), info.n_frames
-            stream = opened.stream(graph.states, streams=info.n_channels)
+            began = time.perf_counter()
+            enhancer = _Opened(content, graph, opened)
             with WavWriter(target, info, mode=stat.S_IMODE(source.stat().st_mode)) as writer:
-                for block in _enhanced(content, reader.blocks(), stream, graph, info.n_channels):
+                for block in denoise(reader.blocks(), info.sample_rate_hz, info.n_channels, enhancer, narrow=narrow):
                     if not np.isfinite(block).all():
                         raise AudioError(f"{shown(source)}: the network gave NaN or Inf: lower the input's level")
-                    writer.write(block[:left])
-                    left -= len(block[:left])
-                assert left == 0, "the output is shorter than the input"
+                    writer.write(block)
                 writer.publish(replace=replace)
                 seconds = time.perf_counter() - began
     return Enhanced(info.duration_s, seconds, info.n_channels, writer.n_clipped, reader.silent)
 
 
-def _enhanced(
-    content: Content, blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int
-) -> Iterator[Samples]:
-    """Enhanced blocks aligned with those that come in, and some silence after their end."""
-    segments = content.segments
-    if segments is None:
-        return aligned_blocks(blocks, stream, graph, n_channels, content.audio.overlap_samples)
-    return segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
+class _Opened:
+    """A graph that is open in a runtime, as the enhancer of blocks at its rate."""
+
+    def __init__(self, content: Content, graph: Graph, runtime: Runtime) -> None:
+        self.config: AudioFacts = content.audio
+        self._segments, self._graph, self._runtime = content.segments, graph, runtime
+
+    def blocks(self, blocks: Iterable[Samples], n_channels: int) -> Iterator[Samples]:
+        stream = self._runtime.stream(self._graph.states, streams=n_channels)
+        if self._segments is None:
+            overlap = self.config.overlap_samples
+            yield from aligned_blocks(blocks, stream, self._graph, n_channels, overlap, RESAMPLER_TAIL)
+            return
+        yield from self._segments.joined(blocks, n_channels, lambda segment: stream({"wave": segment})["enhanced"])
+        yield np.zeros((RESAMPLER_TAIL, n_channels), np.float32)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Samples
+from edgese.audio.frame_queue import FrameQueue
 
 _STEP_S = 0.4
 _AROUND = 25  # steps before and after that decide a step's gain and offset: 10 s
@@ -29,6 +30,8 @@ LOUD_ENOUGH_DBFS = -40.0  # RMS of the loudest step; a recording of -45 dBFS has
 _LIFTED_DBFS = -30.0  # to where it is lifted from 10 dB below and less; between, by 2 dB a dB
 _MOST_DB = 50.0
 _OFFSET_SHARE = 0.02  # of the level of the loudest step: smaller offsets stay
+_NEAR_DB = 0.01  # of the gain that is aimed at: it is reached
+_PEAKS = 10.0  # power of the loudest moments beside that of the loudest step, at most
 _LEAST_S = 1.0  # of sound for a mean to be an offset
 
 
@@ -106,16 +109,84 @@ class Lift:
     def _target(self, at: int) -> NDArray[np.float64]:
         """Gain in dB and offset of a step for itself, (2, C), by the steps around it."""
         around = [self._sums[step] for step in range(at - _AROUND, at + _AROUND + 1) if step in self._sums]
-        counts, sums, squares = np.stack(around, axis=1)
-        mean = sums.sum(0) / counts.sum(0)
-        # of each step, about that mean: the power of what is left when the offset is gone
-        power = np.maximum(squares / counts - 2 * mean * sums / counts + mean**2, 0).max(axis=0)
-        level_dbfs = 10 * np.log10(np.maximum(power, 1e-20))
-        below_db = np.maximum(LOUD_ENOUGH_DBFS - level_dbfs, 0)
-        gain_db = np.minimum(2 * below_db, below_db + _LIFTED_DBFS - LOUD_ENOUGH_DBFS)
-        offset = np.sign(mean) * np.maximum(np.abs(mean) - _OFFSET_SHARE * np.sqrt(power), 0)
-        offset *= counts.sum(0) >= self._least
-        return np.stack([np.minimum(gain_db, _MOST_DB), offset])
+        return _goal(np.stack(around, axis=1), self._least)
+
+
+class LiveLift:
+    """Lift of a live stream, which cannot look ahead; see above for what it does.
+
+    It begins when ten seconds have been heard and all of them were quiet, and ends at once, within the piece that is
+    louder: what is not quiet for so long passes through bit for bit.
+
+    Args:
+        rate_hz: of the network's side.
+    """
+
+    def __init__(self, rate_hz: int, n_channels: int) -> None:
+        self._size, self._n_channels = round(_STEP_S * rate_hz), n_channels
+        self._sums: deque[NDArray[np.float64]] = deque(maxlen=_AROUND)  # of the last steps, (3, C) each
+        self._step = np.zeros((3, n_channels))  # of the one that is under way
+        self._gain_db = np.zeros(n_channels)
+        self._offset = np.zeros(n_channels)
+        self._goal = np.zeros((2, n_channels))  # gain in dB and offset that are aimed at
+        self._gains = FrameQueue()
+
+    def raised(self, block: Samples) -> Samples:
+        """(n, n_channels) float32 for the network, n at least 1."""
+        gain_db, offset = self._gain_db, self._offset
+        share = min(1.0, len(block) / self._size)
+        near = np.abs(self._goal[0] - gain_db) < _NEAR_DB
+        self._gain_db = np.where(near, self._goal[0], gain_db + share * (self._goal[0] - gain_db))
+        self._offset = np.where(near & (self._goal[1] == 0), 0, offset + share * (self._goal[1] - offset))
+        if self._gain_db.any() or gain_db.any():
+            power = np.square(block.astype(np.float64) - self._offset).mean(0)
+            self._gain_db = np.minimum(self._gain_db, _gain_db(power / _PEAKS))
+        self._hear(block)
+        if not (gain_db.any() or self._gain_db.any() or offset.any() or self._offset.any()):
+            self._gains.put(np.ones_like(block))
+            return block
+        ramp = (np.arange(1, len(block) + 1) / len(block))[:, None]
+        gains = (10 ** ((gain_db + ramp * (self._gain_db - gain_db)) / 20)).astype(np.float32)
+        self._gains.put(gains)
+        conditioned: Samples = (block - (offset + ramp * (self._offset - offset)).astype(np.float32)) * gains
+        return conditioned
+
+    def taken_back(self, block: Samples) -> Samples:
+        """A block from the network at the level of what went in; what goes on behind its end has gain 1."""
+        n_known = min(len(block), self._gains.n_frames)
+        gains = self._gains.take(n_known) if n_known else np.ones((0, self._n_channels), np.float32)
+        back: Samples = np.concatenate([block[:n_known] / gains, block[n_known:]])
+        return back
+
+    def _hear(self, block: Samples) -> None:
+        wide = block.astype(np.float64)
+        self._step = self._step + np.stack([np.full(self._n_channels, len(block)), wide.sum(0), (wide**2).sum(0)])
+        if self._step[0, 0] >= self._size:
+            self._sums.append(self._step)
+            self._step = np.zeros_like(self._step)
+            if len(self._sums) == _AROUND:
+                self._goal = _goal(np.stack(list(self._sums), axis=1), self._size)
+
+
+def _goal(steps: NDArray[np.float64], least: int) -> NDArray[np.float64]:
+    """Gain in dB and offset, (2, C), by the count, sum and sum of squares of steps, (3, steps, C).
+
+    Args:
+        least: samples for a mean to be an offset.
+    """
+    counts, sums, squares = steps
+    mean = sums.sum(0) / counts.sum(0)
+    # of each step, about that mean: the power of what is left when the offset is gone
+    power = np.maximum(squares / counts - 2 * mean * sums / counts + mean**2, 0).max(axis=0)
+    offset = np.sign(mean) * np.maximum(np.abs(mean) - _OFFSET_SHARE * np.sqrt(power), 0)
+    return np.stack([_gain_db(power), offset * (counts.sum(0) >= least)])
+
+
+def _gain_db(power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gain in dB of sound whose loudest step has this power, (C,)."""
+    below_db = np.maximum(LOUD_ENOUGH_DBFS - 10 * np.log10(np.maximum(power, 1e-20)), 0)
+    gain_db = np.minimum(2 * below_db, below_db + _LIFTED_DBFS - LOUD_ENOUGH_DBFS)
+    return np.asarray(np.minimum(gain_db, _MOST_DB))
 
 
 def _steps(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:

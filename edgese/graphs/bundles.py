@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgese.config import AudioConfig, from_dict
 from edgese.errors import VerificationError
+from edgese.graphs import HUB
 from edgese.graphs.audio_facts import audio_facts, open_bundle
 from edgese.graphs.precision import Precision
 from edgese.graphs.segments import require_streaming_form
@@ -21,18 +22,23 @@ def shipped_bundle(name: str = SHIPPED[0]) -> Path:
 
 
 def bundle_path(named: Path | None) -> Path:
-    """Path of the bundle that a user names: its folder, or one of `SHIPPED`; None: the default.
+    """Path of the bundle that a user names: its folder, one of `SHIPPED`, or one of the Hub; None: the default.
 
     Raises:
-        ExportError: there is neither.
+        ExportError: there is none.
+        EdgeseError: it cannot be fetched from the Hub (edgese/graphs/hub.py).
     """
     if named is None:
         return shipped_bundle()
     if named.exists():
         return named
+    if str(named).startswith(HUB):
+        from edgese.graphs.hub import fetch
+
+        return fetch(str(named))
     if str(named) not in SHIPPED:
         shipped = " or ".join(SHIPPED)
-        wanted = f"wanted one that holds manifest.json, or the name {shipped} of what is shipped"
+        wanted = f"wanted one that holds manifest.json, the name {shipped} of what is shipped, or {HUB}owner/name"
         raise ExportError(f"{named}: not a bundle: found no such directory, {wanted}")
     return shipped_bundle(str(named))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from edgese.audio import Samples, Wave
 from edgese.graphs.segments import Segments
 from export import ExportError
 from export.bundle import Graph
-from runtimes.base import Runtime, Stream, TensorSpec
+from runtimes.base import Arrays, Runtime, Stream, TensorSpec
 
 
 def samples(graph: Graph, n_hops: int) -> int:
@@ -62,12 +62,18 @@ def aligned(opened: Runtime, graph: Graph, wave: Wave, overlap: int) -> Wave:
 
 
 def aligned_blocks(
-    blocks: Iterable[Samples], stream: Stream, graph: Graph, n_channels: int, overlap: int, tail: int = 0
+    blocks: Iterable[Samples],
+    stream: Callable[[Arrays], Arrays],
+    graph: Graph,
+    n_channels: int,
+    overlap: int,
+    tail: int = 0,
 ) -> Iterator[Samples]:
     """Enhanced sound of a recording's blocks, aligned with them, and some silence after their end.
 
     Args:
         blocks: (n, n_channels) float32 of any n.
+        stream: gives `enhanced` for each `wave`, both (n_channels, size), in sequence.
         overlap: samples by which the graph's output runs behind its input; as many are dropped at the start.
         tail: samples of silence that are wanted after the end, at least.
 

@@ -22,9 +22,10 @@ import pytest
 import soundfile
 
 from edgese.audio import Samples
-from edgese.enhance.denoiser import Denoiser, denoise
+from edgese.enhance.denoiser import Denoiser
 from edgese.enhance.files import Outcome, Stopped, Summary, denoiser_factory, enhance_file, enhance_files, preview
 from edgese.enhance.jobs import EnhanceOptions, Job, passed_over, plan_jobs
+from edgese.enhance.signal_path import denoise
 from edgese.errors import AudioError, ConfigError, OutputError, VerificationError, install_command
 from edgese.machine.processes import stopping_on_signals
 from export import ExportError
@@ -128,11 +129,12 @@ def test_a_denoiser_forgets_between_files(halving: Denoiser) -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_nothing_above_8_khz_comes_through(identity: Denoiser) -> None:
+def test_narrow_leaves_out_what_lies_above_8_khz(identity: Denoiser) -> None:
     time = np.arange(44_100) / 44_100
     wave = (0.5 * np.sin(2 * np.pi * 12_000 * time) * np.hanning(len(time))).astype(np.float32)[:, None]
-    enhanced = np.concatenate(list(denoise([wave], 44_100, 1, identity)))
-    assert np.abs(enhanced).max() < 1e-4
+    narrow = np.concatenate(list(denoise([wave], 44_100, 1, identity, narrow=True)))
+    assert np.abs(narrow).max() < 1e-4
+    np.testing.assert_allclose(np.concatenate(list(denoise([wave], 44_100, 1, identity))), wave, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate_hz", RATES)
@@ -151,7 +153,7 @@ def test_the_attenuation_limit_mixes_the_input_in_without_shifting_it(
 def test_the_attenuation_limit_holds_above_8_khz_too(identity: Denoiser) -> None:
     time = np.arange(44_100) / 44_100
     wave = (0.5 * np.sin(2 * np.pi * 12_000 * time) * np.hanning(len(time))).astype(np.float32)[:, None]
-    enhanced = np.concatenate(list(denoise([wave], 44_100, 1, identity, atten_limit_db=20.0)))
+    enhanced = np.concatenate(list(denoise([wave], 44_100, 1, identity, atten_limit_db=20.0, narrow=True)))
     np.testing.assert_allclose(enhanced, 0.1 * wave, atol=1e-4)
 
 
@@ -503,7 +505,8 @@ def test_several_inputs_are_not_joined_into_a_file(tmp_path: Path, tree: Path) -
         assert targets(inputs, output=f"{tmp_path / 'merged.wav'}/")
 
 
-def test_files_that_are_not_read_are_named(tree: Path) -> None:
+def test_files_that_are_not_read_are_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgese.enhance.jobs.have_ffmpeg", lambda: False)
     for name in ("talk.m4a", "sub/film.WEBM", "sub/.hidden.mp4", "notes.txt"):
         (tree / name).touch()
     assert passed_over([str(tree), "-", "a.m4a"]) == [tree / "talk.m4a", tree / "sub" / "film.WEBM"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edgese.audio import Samples
-from edgese.enhance.denoiser import Denoiser, denoise
+from edgese.enhance.denoiser import Denoiser
 from edgese.enhance.lift import LOUD_ENOUGH_DBFS, Lift
+from edgese.enhance.signal_path import denoise
 from edgese.graphs.bundles import open_verified, shipped_bundle
 
 RATE_HZ = 16_000

@@ -19,7 +19,8 @@ from edgese.bench.advice import recommend
 from edgese.bench.measure import Settings, bench, choose
 from edgese.board.archive import unpack_archive, write_archive
 from edgese.device.__main__ import main as board
-from edgese.enhance.denoiser import Denoiser, denoise
+from edgese.enhance.denoiser import Denoiser
+from edgese.enhance.signal_path import denoise
 from edgese.errors import ConfigError, VerificationError
 from edgese.evaluate import evaluate_all
 from edgese.export_bundle import export_bundle, require_passed, untrained

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from calib.batches import read_batches
 from edgese.audio import Wave
-from edgese.enhance.denoiser import Denoiser, denoise
+from edgese.enhance.denoiser import Denoiser
+from edgese.enhance.signal_path import denoise
 from edgese.graphs.bundles import SHIPPED, shipped_bundle
 from edgese.metrics.difference import snr_db
 from edgese.metrics.scores import METRICS as KNOWN

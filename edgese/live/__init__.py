@@ -1,0 +1,1 @@
+"""Sound as it comes: streams of any rate and block, for programs, microphones and servers."""
