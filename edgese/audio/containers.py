@@ -29,26 +29,31 @@ _PLAIN = (
     *(bytes([0, version]) + b"\xa3\x64" for version in range(5)),
 )
 
-# Named in the refusal: what people have, and libsndfile does not read, or prints about.
-_FOREIGN = (
-    (4, b"ftyp", "an MP4 file (m4a, mp4, mov, 3gp)"),
-    (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM file"),
-    (0, b"\x30\x26\xb2\x75", "a Windows Media file (wma, wmv, asf)"),
-    (0, b"#!AMR", "an AMR file"),
-    (0, b"MAC ", "a Monkey's Audio file"),
-    (0, b"wvpk", "a WavPack file"),
-    (8, b"AVI ", "an AVI video"),
-    (0, b"FLV", "a Flash video"),
-    (0, b"\x00\x00\x01\xba", "an MPEG video"),
-    (0, b"MThd", "a MIDI file, which holds notes and no sound"),
-    (0, b"\xf0\x7e", "a MIDI sample dump"),
-    (0, b"\xff\xf1", "AAC without a container"),
-    (0, b"\xff\xf9", "AAC without a container"),
+# What people have, and libsndfile does not read, or prints about: named in the refusal, or read by ffmpeg as ...
+_FOREIGN: tuple[tuple[int, bytes, str, str | None], ...] = (
+    (4, b"ftyp", "an MP4 file (m4a, mp4, mov, 3gp)", "mov"),
+    (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM file", "matroska"),
+    (0, b"\x30\x26\xb2\x75", "a Windows Media file (wma, wmv, asf)", "asf"),
+    (0, b"#!AMR", "an AMR file", "amr"),
+    (0, b"MAC ", "a Monkey's Audio file", "ape"),
+    (0, b"wvpk", "a WavPack file", "wv"),
+    (8, b"AVI ", "an AVI video", "avi"),
+    (0, b"FLV", "a Flash video", "flv"),
+    (0, b"\x00\x00\x01\xba", "an MPEG video", "mpeg"),
+    (0, b"MThd", "a MIDI file, which holds notes and no sound", None),
+    (0, b"\xf0\x7e", "a MIDI sample dump", None),
+    (0, b"\xff\xf1", "AAC without a container", "aac"),
+    (0, b"\xff\xf9", "AAC without a container", "aac"),
 )
 
 _FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 _Finder = Callable[[Search, int], list[Part]]
+
+
+def demuxer_of(head: bytes) -> str | None:
+    """Name of the demuxer by which ffmpeg reads a file that begins so; None for what is read here, or by nobody."""
+    return next((demuxer for at, magic, _, demuxer in _FOREIGN if head[at : at + len(magic)] == magic), None)
 
 
 def find_parts(source: FileBytes, name: str) -> Parts:
@@ -117,7 +122,7 @@ def _finder(source: FileBytes, place: int, end: int) -> _Finder | None:
 def _foreign(source: FileBytes, start: int) -> str | None:
     """What a file is that is not read, as far as its first bytes show it."""
     head = source.at(start, 16)
-    return next((what for at, magic, what in _FOREIGN if head[at : at + len(magic)] == magic), None)
+    return next((what for at, magic, what, _ in _FOREIGN if head[at : at + len(magic)] == magic), None)
 
 
 def _plain(search: Search, start: int) -> list[Part]:

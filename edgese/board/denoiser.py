@@ -17,7 +17,7 @@ import numpy as np
 
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo
-from edgese.audio.reader import AudioReader
+from edgese.audio.media import open_reader
 from edgese.audio.resampler import resample
 from edgese.audio.writer import AudioWriter
 from edgese.board.commands import Chosen, require_self_test_passed
@@ -144,7 +144,7 @@ class RemoteDenoiser:
     def _write(self, source: Path, name: str, target: Path, stop: threading.Event) -> int:
         """Write a recording at the network's rate as a WAV of floats; returns its number of channels."""
         rate_hz = self.config.sample_rate_hz
-        with AudioReader(source, name) as reader:
+        with open_reader(source, name) as reader:
             info = AudioInfo(rate_hz, reader.info.n_channels, None, "WAV", "FLOAT")
             with AudioWriter(target, info, name) as writer:
                 noisy = resample(reader.blocks(), reader.info.sample_rate_hz, rate_hz, info.n_channels)

@@ -42,6 +42,12 @@ def enhance_command(
     narrow: Annotated[
         bool, typer.Option("--narrow", help="Leave out what lies above the network's 8 kHz, noise and speech.")
     ] = False,
+    preview_s: Annotated[
+        float | None,
+        typer.Option(
+            "--preview", metavar="SECONDS", help="Write so many seconds before and after, as NAME.preview.wav."
+        ),
+    ] = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="Also write a picture, before and after; needs the extra plot.")
     ] = False,
@@ -91,8 +97,8 @@ def enhance_command(
 ) -> None:
     """Enhance noisy recordings; the output has the input's sample rate, channels, length and alignment.
 
-    Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more, but not m4a,
-    webm or video. Tags and other metadata are not copied. Of joined, unfinished and damaged files: docs/recordings.md.
+    Files are of any length, in any format that libsndfile reads: WAV, FLAC, OGG, Opus, MP3, AIFF and more; with ffmpeg
+    installed also m4a, webm and video, whose sound is replaced. Of what is kept, mended, refused: docs/recordings.md.
     """
     from edgese.enhance.files import denoiser_factory, enhance_files, preview
     from edgese.enhance.jobs import EnhanceOptions, passed_over, plan_jobs
@@ -101,7 +107,7 @@ def enhance_command(
     from edgese.graphs.bundles import SHIPPED, bundle_path, open_verified, shipped_bundle
     from edgese.machine.processes import stopping_on_signals
 
-    check_options(host, {"--jobs": jobs}, {"--timeout": timeout, "--no-keep": no_keep})
+    check_options(host, {"--jobs": jobs, "--preview": preview_s}, {"--timeout": timeout, "--no-keep": no_keep})
     if host is not None and runtime is not None:
         check_runtimes([runtime])
     if server is not None and (host is not None or runtime is not None):
@@ -119,6 +125,7 @@ def enhance_command(
             precision=precision,
             pcs=pcs,
             narrow=narrow,
+            preview_s=preview_s,
             plot=plot,
         )
     except ConfigError as error:

@@ -24,10 +24,12 @@ import numpy as np
 from edgese.atomic_file import PartialFile, require_place, require_space
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo, choose_format, require_writable, size_bytes
+from edgese.audio.media import MEDIA, MediaReader, MediaWriter, media_info, open_reader, open_writer
 from edgese.audio.pipes import send_to_stdout, spool_stdin
 from edgese.audio.reader import AudioReader
 from edgese.audio.writer import AudioWriter
 from edgese.enhance.denoiser import Denoiser
+from edgese.enhance.excerpt import before_after
 from edgese.enhance.jobs import EnhanceOptions, Job
 from edgese.enhance.signal_path import Enhancer, denoise
 from edgese.errors import AudioError, OutputError
@@ -105,8 +107,8 @@ def preview(job: Job, promised: dict[int, int] | None = None) -> Preview:
     for target in (job.target, job.plot):
         if target is not None:
             require_place(target)
-    with AudioReader(job.source) as reader:
-        info = _target_info(job, reader.info)
+    with open_reader(job.source) as reader:
+        info = _target_info(job, reader)
         if job.target is not None:
             require_space(job.target, size_bytes(info), promised)
         return Preview(job, reader.info, info)
@@ -130,19 +132,25 @@ def enhance_file(
     with contextlib.ExitStack() as stack:
         source, target = _places(job, stack, stop)
         _require_running(job, stop)
-        reader = stack.enter_context(AudioReader(source, job.source_name))
-        info = _target_info(job, reader.info)
+        reader = open_reader(source, job.source_name)
+        stack.enter_context(reader)
+        info = _target_info(job, reader)
         require_space(target, size_bytes(info))
-        metadata, mode = reader.metadata, _mode(job.source)
-        writer = stack.enter_context(AudioWriter(target, info, job.target_name, mode=mode, metadata=metadata))
+        alike = job.options.preview_s is None
+        writer = open_writer(target, info, job.target_name, reader, mode=_mode(job.source), alike=alike)
+        stack.enter_context(writer)
         denoiser.prepare(source, job.source_name, stop)
         given_back = np.float32(reader.scale if info.subtype in ("FLOAT", "DOUBLE") else 1.0)
         level_in, level_out = _Level(), _Level()
-        noisy = level_in.meter(reader.blocks())
-        options = job.options
-        clean = denoise(
-            noisy, info.sample_rate_hz, info.n_channels, denoiser, options.atten_limit_db, narrow=options.narrow
-        )
+        options, rate_hz = job.options, info.sample_rate_hz
+        limit_db, narrow = options.atten_limit_db, options.narrow
+        if options.preview_s is None:
+            noisy = level_in.meter(reader.blocks())
+            clean = denoise(noisy, rate_hz, info.n_channels, denoiser, limit_db, narrow=narrow)
+        else:
+            clean = before_after(source, job.source_name, rate_hz, options.preview_s, denoiser, limit_db, narrow)
+            writer.write(next(iter(level_in.meter(clean))) * given_back)
+            writer.write(next(clean))
         for block in level_out.meter(clean):
             _require_running(job, stop)
             if not math.isfinite(level_out.energy):
@@ -175,7 +183,7 @@ def enhance_file(
             level_in_dbfs=level_in.dbfs,
             level_out_dbfs=level_out.dbfs,
             n_clipped=writer.n_clipped,
-            warnings=tuple(_warnings(reader, writer, denoiser, float(given_back))),
+            warnings=tuple(_warnings(reader, writer, denoiser, float(given_back), silent=not level_in.peak)),
         )
 
 
@@ -282,8 +290,11 @@ def _places(job: Job, stack: contextlib.ExitStack, stop: threading.Event) -> tup
     return source, job.target or folder / "stdout"
 
 
-def _target_info(job: Job, source: AudioInfo) -> AudioInfo:
+def _target_info(job: Job, reader: AudioReader | MediaReader) -> AudioInfo:
     suffix = job.target.suffix.lower() if job.target is not None else ""
+    if suffix in MEDIA and job.options.container is None and job.options.subtype is None:
+        return media_info(reader, suffix)
+    source = reader.info
     try:
         info = choose_format(source, suffix, job.options.container, job.options.subtype)
     except AudioError as error:
@@ -318,7 +329,14 @@ def _require_running(job: Job, stop: threading.Event) -> None:
         raise Stopped(f"{job.source_name}: stopped before it was done; nothing was left of its output")
 
 
-def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer, given_back: float) -> Iterator[str]:
+def _warnings(
+    reader: AudioReader | MediaReader,
+    writer: AudioWriter | MediaWriter,
+    denoiser: Enhancer,
+    given_back: float,
+    *,
+    silent: bool,
+) -> Iterator[str]:
     if not denoiser.trained:
         yield "the network is UNTRAINED, made to measure its speed: this sound means nothing"
     if writer.n_clipped:
@@ -329,7 +347,7 @@ def _warnings(reader: AudioReader, writer: AudioWriter, denoiser: Enhancer, give
     yield from reader.notes
     if reader.scale != 1:
         yield f"the output is {'multiplied again' if given_back != 1 else 'left so: its samples cannot exceed 1'}"
-    if reader.silent:
+    if silent:
         yield "the input is silent, nothing but zeros, and so is the output: check the recording"
     if writer.not_kept:
         yield f"not kept in {writer.info.container}: {', '.join(writer.not_kept)}"

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from edgese.atomic_file import shown
 from edgese.audio.formats import CONTAINERS, FORMATS, READABLE, SUBTYPES, UNREADABLE
+from edgese.audio.media import DECODED, MEDIA, have_ffmpeg
 from edgese.errors import AudioError, ConfigError
 from edgese.graphs.precision import Precision
+
+MOST_PREVIEW_S = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +33,17 @@ class EnhanceOptions:
     precision: Precision = Precision.FP32  # of the graphs
     pcs: bool = False  # the graphs with perceptual contrast stretching
     narrow: bool = False  # nothing above the network's band
+    preview_s: float | None = None  # write so many seconds, before and after, instead of the whole
     plot: bool = False  # before/after spectrograms beside the output
 
     def __post_init__(self) -> None:
         limit = self.atten_limit_db
         if limit is not None and not (math.isfinite(limit) and limit >= 0):
             raise ConfigError(f"--atten-limit: found {limit}, wanted 0 or more decibels, such as 12")
+        if self.preview_s is not None and not 0.1 <= self.preview_s <= MOST_PREVIEW_S:
+            raise ConfigError(f"--preview: found {self.preview_s:g}, wanted 0.1 to {MOST_PREVIEW_S:g} seconds")
+        if self.preview_s is not None and self.plot:
+            raise ConfigError("--plot: draws whole recordings, found --preview: choose one of them")
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"--jobs: found {self.jobs}, wanted at least 1")
         for what, value, known in (("container", self.container, CONTAINERS), ("subtype", self.subtype, SUBTYPES)):
@@ -65,7 +73,7 @@ def plan_jobs(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
     """One job for each input file; folders are walked and mirrored. Nothing is written or decoded.
 
     Without an output, `a.wav` becomes `a.enhanced.wav` beside it, the folder `x` becomes `x.enhanced/`, and stdin goes
-    to stdout. With one, a single file goes to that file or into that folder; folders and several files go into that
+    to stdout; a preview becomes `a.preview.wav`. With one, a single file goes to that file or into that folder; folders and several files go into that
     folder under their own names. MP3 becomes WAV unless the output's name says .mp3: most players shift and pad MP3.
     An input that is missing gets its job like any other, and fails when it is done.
 
@@ -100,7 +108,7 @@ def passed_over(inputs: Sequence[str]) -> list[Path]:
         for text in inputs
         if text != "-" and _is_folder(Path(text))
         for file in _files(Path(text))
-        if file.suffix.lower() in UNREADABLE
+        if file.suffix.lower() in UNREADABLE and file.suffix.lower() not in _taken()
     ]
 
 
@@ -125,7 +133,8 @@ def _pairs(inputs: Sequence[str], options: EnhanceOptions) -> Iterator[tuple[Pat
         elif text == "-" or options.output == "-":
             yield (None if text == "-" else source), None
         else:
-            yield source, source.with_name(f"{_stem(source)}.enhanced{_suffix(source, options)}")
+            made = "enhanced" if options.preview_s is None else "preview"
+            yield source, source.with_name(f"{_stem(source)}.{made}{_suffix(source, options)}")
 
 
 def _apart(pairs: Sequence[tuple[Path | None, Path | None]]) -> Iterator[tuple[Path | None, Path | None]]:
@@ -168,12 +177,16 @@ def output_name(source: Path, options: EnhanceOptions) -> str:
 
 def _stem(source: Path) -> str:
     """File name without its suffix, if that names an audio format: `talk.3` is all name."""
-    return source.stem if source.suffix.lower() in READABLE else source.name
+    return source.stem if source.suffix.lower() in (*READABLE, *UNREADABLE) else source.name
 
 
 def _suffix(source: Path, options: EnhanceOptions) -> str:
     """Suffix of an output whose name is made from its input's."""
     own = source.suffix if source.suffix.lower() in FORMATS else ".wav"
+    if options.preview_s is not None and options.container is None:
+        return ".wav"
+    if options.container is None and options.subtype is None and have_ffmpeg() and source.suffix.lower() in MEDIA:
+        return source.suffix
     if options.container is not None:
         if FORMATS[own.lower()][0] == options.container:
             return own
@@ -183,6 +196,8 @@ def _suffix(source: Path, options: EnhanceOptions) -> str:
 
 def _check_suffix(target: Path, options: EnhanceOptions) -> None:
     by_suffix = FORMATS.get(target.suffix.lower(), (None, None))[0]
+    if options.container is None and options.subtype is None and target.suffix.lower() in MEDIA:
+        return  # the writer says what is missing
     if options.container is None and by_suffix is None:
         raise AudioError(
             f"{shown(target)}: its suffix names no audio format, wanted one of {', '.join(FORMATS)}, "
@@ -235,9 +250,14 @@ def _identities(path: Path) -> set[object]:
     return {os.path.realpath(path)} | ({(found.st_dev, found.st_ino)} if found else set())
 
 
+def _taken() -> tuple[str, ...]:
+    """Suffixes of the files that are taken from a folder."""
+    return (*READABLE, *DECODED) if have_ffmpeg() else READABLE
+
+
 def _audio_files(folder: Path, output: Path) -> list[Path]:
     """Audio files below `folder` by suffix, sorted; neither hidden ones nor those below `output`."""
-    found = [file for file in _files(folder, output) if file.suffix.lower() in READABLE]
+    found = [file for file in _files(folder, output) if file.suffix.lower() in _taken()]
     if not found:
         others = sorted(file for file in _files(folder, output) if file.suffix.lower() in UNREADABLE)
         seen = f" but {shown(others[0].name)}, which is not read" if others else ""

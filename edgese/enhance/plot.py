@@ -8,7 +8,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from edgese.audio.reader import AudioReader
+from edgese.audio.media import open_reader
 from edgese.config import AudioConfig
 from edgese.model.stft import stft
 from edgese.pictures.figure import drawing, new_figure
@@ -52,7 +52,7 @@ def write_comparison(before: Path, after: Path, png: Path) -> None:
 
 def _spectrogram_db(path: Path, config: AudioConfig) -> NDArray[np.float64]:
     """Levels of a recording's beginning, (T, F) dB; 0 is a sine at full scale."""
-    with AudioReader(path) as reader:
+    with open_reader(path) as reader:
         wave = soxr.resample(reader.excerpt(EXCERPT_S), reader.info.sample_rate_hz, config.sample_rate_hz)
     # A sine of amplitude 1 gives sum(window) / 2 = n_fft / pi at its bin, the window being half a sine.
     magnitude = np.abs(stft(wave, config)) * (np.pi / config.n_fft)

@@ -505,7 +505,8 @@ def test_several_inputs_are_not_joined_into_a_file(tmp_path: Path, tree: Path) -
         assert targets(inputs, output=f"{tmp_path / 'merged.wav'}/")
 
 
-def test_files_that_are_not_read_are_named(tree: Path) -> None:
+def test_files_that_are_not_read_are_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgese.enhance.jobs.have_ffmpeg", lambda: False)
     for name in ("talk.m4a", "sub/film.WEBM", "sub/.hidden.mp4", "notes.txt"):
         (tree / name).touch()
     assert passed_over([str(tree), "-", "a.m4a"]) == [tree / "talk.m4a", tree / "sub" / "film.WEBM"]
