@@ -25,14 +25,16 @@ class LossConfig:
     magnitude: float = 1.0
     complex: float = 0.3
     waveform: float = 0.5
-    perceptual: float = 0.2
+    perceptual: float = 0.05
     phase: float = 0.0
     multi_resolution: float = 0.0
-    band_level: float = 0.0
+    band_level: float = 0.05
+    distillation: float = 2.0  # where there is a teacher
 
     def __post_init__(self) -> None:
         weights = dataclasses.astuple(self)
-        require(min(weights) >= 0 and max(weights) > 0, "loss: weights must not be negative and one must be positive")
+        alone = dataclasses.astuple(self)[:-1]
+        require(min(weights) >= 0 and max(alone) > 0, "loss: weights must not be negative and one must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,9 @@ class DataConfig:
     band_limit_probability: float = 0.03
     clipping_probability: float = 0.03
     remix_probability: float = 0.5  # recorded pairs only: speech of one with the noise of another
+    share: tuple[tuple[str, float], ...] = dataclasses.field(
+        default=(), metadata={"table": 0.0}
+    )  # see docs/training.md
     made_rooms: int = 0  # rooms made by pyroomacoustics where the data has none
     validation_share: float = 0.05  # of speakers and of noise recordings, kept out of training
 
@@ -77,6 +82,8 @@ class DataConfig:
                 require(0 <= value <= 1, f"data.{field.name}: found {value}, wanted [0, 1]")
         both = self.babble_probability + self.synthetic_probability
         require(both <= 1, f"data.babble_probability, synthetic_probability: found {both:g} together, wanted at most 1")
+        for folder, share in self.share:
+            require(0 <= share <= 1, f"data.share.{folder}: found {share}, wanted [0, 1]")
         require_within("data.made_rooms", self.made_rooms, 0, 100_000)
 
 
@@ -93,9 +100,11 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     seed: int = 0
     steps: int = 20_000
-    batch: int = 8
+    batch: int = 8  # this and the rate: of `small`; RECIPES has those of other sizes
     learning_rate: float = 2e-3
     warmup_steps: int = 200
+    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, after the warm-up
+    fall: float = 0.3  # share of the run, at its end, in which a constant rate falls
     weight_decay: float = 0.01
     clip_norm: float = 5.0
     ema_decay: float = 0.999
@@ -104,7 +113,8 @@ class TrainConfig:
     workers: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"  # of products; scan and losses stay float32
     compile: bool = False  # torch.compile: fewer passes over memory, a minute of waiting first
-    start_from: str = ""  # weights (.safetensors) to begin with instead of random ones
+    start_from: str = ""  # weights to begin with instead of random ones; of a run's trunk.pt, its whole state
+    teacher: str = ""  # weights (.safetensors) of another network to learn from besides the clean speech
 
     def __post_init__(self) -> None:
         require(
@@ -134,6 +144,15 @@ class TrainConfig:
         require_within("seed", self.seed, 0, (1 << 63) - 1)
         require(0 <= self.ema_decay < 1, f"ema_decay: found {self.ema_decay}, wanted [0, 1)")
         require_within("workers", self.workers, 0, 1024)
+        require(
+            self.schedule in ("constant", "cosine"),
+            f"schedule: found {self.schedule!r}, wanted 'constant' or 'cosine'",
+        )
+        require(0 <= self.fall <= 1, f"fall: found {self.fall}, wanted [0, 1]")
+        require(
+            not self.teacher or self.loss.distillation > 0,
+            "teacher: found one, and loss.distillation = 0: give that a weight, or no teacher",
+        )
         require(
             self.precision in ("float32", "bfloat16"),
             f"precision: found {self.precision!r}, wanted 'float32' or 'bfloat16'",
@@ -167,7 +186,9 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "", ba
         if key not in fields:
             raise ConfigError(f"{path}: unknown setting; known here: {', '.join(sorted(fields))}")
         default = defaults[key]
-        if dataclasses.is_dataclass(default):
+        if "table" in fields[key].metadata:
+            made[key] = _pairs(path, value, fields[key].metadata["table"])
+        elif dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{path}: found {reprlib.repr(value)}, wanted a table of settings")
             made[key] = from_dict(type(default), value, f"{path}.", default)
@@ -197,34 +218,64 @@ def to_dict(config: AudioConfig | ModelConfig | LossConfig | DataConfig | TrainC
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple) and value and isinstance(value[0], tuple):  # a table
+            return dict(value)
         return list(value) if isinstance(value, tuple) else value
 
     result: dict[str, Any] = plain(dataclasses.asdict(config))
     return result
 
 
-def read_train_config(path: Path) -> TrainConfig:
+# What a size is trained with unless told otherwise, where that differs from the defaults: as its weights were made.
+RECIPES: dict[str, dict[str, Any]] = {"base": {"batch": 32, "learning_rate": 1.5e-3, "clip_norm": 1.0}}
+
+
+def read_train_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> TrainConfig:
     """Settings of a training run from a TOML file.
+
+    What neither gives is that of the network's size in `RECIPES`, else the default.
+
+    Args:
+        path: None: nothing is set but the changes.
+        changes: plain values that come before the file's, such as `{"steps": 9, "model": {"size": "base"}}`.
 
     Raises:
         ConfigError: the file is missing, not TOML, or holds a setting that cannot be.
     """
+    values = (_toml(path) if path else {}) | dict(changes or {})
+    model = values.get("model", {})
+    network = from_dict(ModelConfig, model, "model.", TrainConfig().model) if isinstance(model, Mapping) else None
+    recipe = next((dict(RECIPES[name]) for name in RECIPES if MODELS[name] == network), {})
+    return from_dict(TrainConfig, recipe | values)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    """Values of a TOML file."""
     try:
         import tomllib  # Python 3.11+
     except ModuleNotFoundError:
         import tomli as tomllib
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits; too deep
         raise ConfigError(f"{path}: not a TOML file ({error})") from error
-    return from_dict(TrainConfig, values)
+    return values
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     assert field.default is not dataclasses.MISSING, "every setting has a default"
     return field.default
+
+
+def _pairs(path: str, value: Any, default: Any) -> tuple[tuple[str, Any], ...]:
+    """Entries of a table of settings whose names are free, in the order of the names; default: the type of each."""
+    if value == []:  # an empty one, of to_dict
+        return ()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}: found {reprlib.repr(value)}, wanted a table of settings")
+    return tuple((str(key), _convert(f"{path}.{key}", item, default)) for key, item in sorted(value.items()))
 
 
 def _convert(path: str, value: Any, default: Any) -> Any:

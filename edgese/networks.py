@@ -136,7 +136,8 @@ class MbsConfig(ModelConfig):
     conv_width: int = 4
     expand: int = 1
     chunk: int = 32  # frames that the training scan keeps in memory at a time
-    fusion: Literal["once", "each"] = "each"  # bands are mixed after the last layer, or after each
+    # bands are mixed with fixed weights after the last layer or each; after each, with weights that follow the sound
+    fusion: Literal["once", "each", "attention"] = "each"
     decoder_hidden: int = 224
 
     def __post_init__(self) -> None:
@@ -147,7 +148,14 @@ class MbsConfig(ModelConfig):
             self.decay_heads == 0 or self.inner % self.decay_heads == 0,
             f"model.decay_heads: found {self.decay_heads}, wanted 0 or a divisor of {self.inner} inner channels",
         )
-        require(self.fusion in ("once", "each"), f"model.fusion: found {self.fusion!r}, wanted 'once' or 'each'")
+        require(
+            self.fusion in ("once", "each", "attention"),
+            f"model.fusion: found {self.fusion!r}, wanted 'once', 'each' or 'attention'",
+        )
+        require(
+            self.fusion != "attention" or self.channels % 16 == 0,
+            f"model.channels: found {self.channels}, wanted a multiple of 16 for fusion = 'attention'",
+        )
 
     @property
     def inner(self) -> int:

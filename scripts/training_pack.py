@@ -34,7 +34,7 @@ from edgese import __version__
 from edgese.audio.formats import READABLE
 from edgese.config import TrainConfig, read_train_config, to_dict
 from edgese.errors import EdgeseError, TrainingError
-from edgese.train.data import DEPTH, HELD_OUT, LEAVES
+from edgese.train.sources import DEPTH, HELD_OUT, LEAVES
 from export.staging import StagedFolder, temporary_folder
 
 ROOT = Path(__file__).parents[1]

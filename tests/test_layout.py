@@ -23,9 +23,9 @@ MAY_IMPORT = {
 # Every package and root file of edgese, in the order in which they stand on each other: each imports only what stands
 # to its right. What is new is given its place here.
 ORDER = (
-    "__main__", "cli", "board", "quantize", "train", "evaluate", "export_bundle", "doctor", "device", "live", "bulk",
-    "triton", "enhance", "verify", "bench", "graphs", "native", "contract", "model", "metrics", "audio", "config",
-    "networks", "pictures", "machine", "atomic_file", "samples", "errors",
+    "__main__", "cli", "board", "quantize", "train", "evaluate", "export_bundle", "doctor", "device", "serve", "listen",
+    "live", "bulk", "triton", "enhance", "verify", "bench", "graphs", "native", "contract", "model", "metrics", "audio",
+    "config", "networks", "pictures", "machine", "atomic_file", "samples", "errors",
 )  # fmt: skip
 MOST_ROOT_FILES = 10
 

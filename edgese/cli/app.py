@@ -24,7 +24,9 @@ from edgese.cli.evaluate import evaluate_command
 from edgese.cli.export import export_command
 from edgese.cli.hub import pull_command, push_command
 from edgese.cli.info import info_command
+from edgese.cli.listen import listen_command
 from edgese.cli.models import models_command
+from edgese.cli.serve import serve_command
 from edgese.cli.terminal import say
 from edgese.cli.train import train_command
 from edgese.cli.triton import triton_command
@@ -75,6 +77,8 @@ app = typer.Typer(
     },
 )
 app.command("enhance")(enhance_command)
+app.command("listen")(listen_command)
+app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
 app.command("calibrate")(calibrate_command)
 app.command("export")(export_command)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from edgese.config import TrainConfig
+    from edgese.train.data import DataSets
     from edgese.train.loop import Progress as Step
 
 
@@ -38,17 +40,34 @@ def train_command(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after this time; the same command continues.")
     ] = None,
+    finish_in: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="MINUTES", help="Finish the run in this time, whatever the number of steps: the rate falls."
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights to begin with; a run's trunk.pt: go on from its whole state."),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="WEIGHTS", help="Weights of a better network, to learn from too.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     changed_data: Annotated[
         bool, typer.Option("--changed-data", help="Continue a run with other data than it has had.")
+    ] = False,
+    skip_data_check: Annotated[
+        bool, typer.Option("--skip-data-check", help="Train without looking at what the data sound like first.")
     ] = False,
     cache: Cache = CACHE,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a network, or continue a run to the same result; logs as CSV and for TensorBoard. Needs the extra train."""
+    begun_s = time.monotonic()
     require("torch", "scipy", "safetensors", extra="train")
-    from edgese.config import TrainConfig, read_train_config
+    from edgese.config import read_train_config
     from edgese.errors import ConfigError
     from edgese.machine.processes import INTERRUPTED, stopping_on_signals
     from edgese.networks import find_model
@@ -56,18 +75,20 @@ def train_command(
     from edgese.train.loop import train
     from edgese.train.ranks import leads
 
-    settings = read_train_config(config) if config else TrainConfig()
-    try:
-        network = None if model is None else find_model(model, "--model")
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
+    if model is not None:
+        try:
+            find_model(model, "--model")
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
     changes: dict[str, Any] = {
         "steps": steps,
         "batch": batch,
         "seed": seed,
-        "model": network,
+        "model": model and {"size": model},
+        "start_from": start_from and str(start_from),
+        "teacher": teacher and str(teacher),
     }
-    settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
+    settings = read_train_config(config, {key: value for key, value in changes.items() if value is not None})
     with progress_bar(quiet or as_json or not leads(), _step_columns) as bar:
         sets = open_data(
             data,
@@ -79,6 +100,8 @@ def train_command(
         )
         if not as_json and leads():
             say(f"data: {', '.join(f'{key} {value}' for key, value in sets.description.items())}", err=True)
+        if not skip_data_check and leads():
+            _look_at_data(sets, cache.expanduser(), output, quiet=quiet or as_json)
         with stopping_on_signals() as stop:
             result = train(
                 settings,
@@ -90,6 +113,7 @@ def train_command(
                 stop_after_s=math.inf if minutes is None else 60 * minutes,
                 stop=stop,
                 changed_data=changed_data,
+                finish_within_s=math.inf if finish_in is None else 60 * finish_in - (time.monotonic() - begun_s),
             )
     stopped = stop.is_set() and not result.finished
     if not leads():
@@ -103,9 +127,24 @@ def train_command(
         say(f"done: step {result.step}, best validation loss {result.best_validation_loss:.4f}, {result.weights}")
         say(f"next: edgese export {result.weights} -o BUNDLE")
     else:
-        say(f"stopped at step {result.step} of {settings.steps}; the same command goes on")
+        of = "" if finish_in else f" of {settings.steps}"
+        say(f"stopped at step {result.step}{of}; the same command goes on")
     if stopped:
         raise typer.Exit(INTERRUPTED)
+
+
+def _look_at_data(sets: DataSets, cache: Path, run: Path, *, quiet: bool) -> None:
+    """Report what is fed, source by source, also as data.json in the run's folder; refuse what would spoil the run."""
+    from edgese.atomic_file import write_output
+    from edgese.train.inventory import require_usable, take_inventory
+
+    reports = take_inventory(sets.materials, cache)
+    for report in () if quiet else reports:
+        for line in report.lines():
+            say(line, err=True)
+    require_usable(reports)
+    run.mkdir(parents=True, exist_ok=True)
+    write_output(run / "data.json", json.dumps([dataclasses.asdict(report) for report in reports], indent=1).encode())
 
 
 def _step_columns() -> list[Any]:
@@ -148,6 +187,6 @@ def _train_meter(bar: Progress, settings: TrainConfig) -> Callable[[Step], None]
                 say(f"step {step.step}/{step.steps}: loss {step.loss:.4f}{validated}", err=True)
         left = f"{step.seconds_left // 60:.0f} min left"
         note = f"loss {step.loss:.4f}{validated}, {step.audio_per_second:.1f}x real time, {left}"
-        bar.update(task, completed=step.step, note=note)
+        bar.update(task, completed=step.step, total=step.steps, note=note)
 
     return meter

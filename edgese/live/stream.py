@@ -256,6 +256,7 @@ class StreamBatch:
 
         Raises:
             AudioError: a block of another shape or type, NaN or Inf; nothing was taken of any.
+            FailedStreamsError: the network gave NaN or Inf for some; it holds the answers of the others.
             ConfigError: a stream that has left, or is another batch's.
             RuntimeUnavailable: closed, or the runtime failed.
         """
@@ -265,7 +266,16 @@ class StreamBatch:
         for joined, samples in blocks.items():
             joined.port.put(samples)
         self._advance(list(blocks))
-        return {joined: joined.port.take(samples) for joined, samples in blocks.items()}
+        answers: dict[Joined, Block] = {}
+        failed: dict[Joined, AudioError] = {}
+        for joined, samples in blocks.items():
+            try:
+                answers[joined] = joined.port.take(samples)
+            except AudioError as error:
+                failed[joined] = error
+        if failed:
+            raise FailedStreamsError(answers, failed)
+        return answers
 
     def leave(self, joined: Joined) -> Block:
         """The last `latency_samples` samples of a stream, which is then gone.
@@ -313,6 +323,19 @@ class Joined:
         self.port, self.stream = port, stream
         self.sample_rate_hz, self.channels = sample_rate_hz, channels
         self.latency_samples = port.front.latency_samples
+
+
+class FailedStreamsError(AudioError):
+    """Some streams of a batch gave NaN or Inf: they are of no more use, the others are as they should be.
+
+    Attributes:
+        answers: of the others, as `StreamBatch.process` gives them.
+        failed: stream -> its error.
+    """
+
+    def __init__(self, answers: dict[Joined, Block], failed: dict[Joined, AudioError]) -> None:
+        super().__init__(f"{len(failed)} of {len(answers) + len(failed)} streams: {next(iter(failed.values()))}")
+        self.answers, self.failed = answers, failed
 
 
 def _advance_alone(joined: Joined) -> None:

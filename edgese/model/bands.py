@@ -95,6 +95,42 @@ class BandDecoder(nn.Module):
         return bins.index_select(2, self.layout.to_bins) + self.bias
 
 
+class BandAttention(nn.Module):
+    """Residual attention over the bands of one frame: what a band takes from the others follows the sound.
+
+    Four heads (Vaswani et al. 2017), each with D / 16 channels of query and key and D / 8 of value, so that the first
+    product maps D channels to D. Each band has its own bias in query and key, and each pair of bands one in the scores:
+    what bands are to each other does not follow from what they hold alone. That one begins as a slope over their
+    distance, steeper or flatter by head (Press et al. 2022).
+    """
+
+    heads = 4
+
+    def __init__(self, n_bands: int, channels: int) -> None:
+        super().__init__()
+        self.narrow, self.wide = channels // 16, channels // 8  # of a head: query or key, value
+        self.norm = nn.LayerNorm(channels)
+        self.in_proj = Linear(channels, self.heads * (2 * self.narrow + self.wide), bias=False)
+        self.query_bias, self.key_bias = (
+            nn.Parameter(0.5 * torch.randn(self.heads, n_bands, self.narrow)) for _ in range(2)
+        )
+        distance = (torch.arange(n_bands)[:, None] - torch.arange(n_bands)).abs()
+        slopes = torch.tensor([1.0, 0.3, 0.1, 0.0])
+        self.score_bias = nn.Parameter(-slopes[:, None, None] * distance)  # (H, K, K)
+        self.out_proj = Linear(self.heads * self.wide, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input with bands and channels mixed: (B, K, T, D) -> the same shape; frames do not see each other."""
+        sizes = [self.heads * size for size in (self.narrow, self.narrow, self.wide)]
+        parts = self.in_proj(self.norm(x)).split(sizes, dim=-1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4) for part in parts)
+        scores = (query + self.query_bias) @ (key + self.key_bias).transpose(-1, -2)  # (B, T, H, K, K)
+        weights = torch.softmax(scores * self.narrow**-0.5 + self.score_bias, dim=-1)
+        mixed = weights.to(value.dtype) @ value  # (B, T, H, K, wide)
+        change: Tensor = self.out_proj(mixed.permute(0, 3, 1, 2, 4).flatten(-2))  # (B, K, T, D)
+        return x + change
+
+
 class BandFusion(nn.Module):
     """Residual MLP whose first layer mixes bands and whose second mixes channels.
 

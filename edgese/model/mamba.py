@@ -63,7 +63,8 @@ def scan_in_form(form: ScanForm, chunk: int) -> Scan:
 class MambaBlock(nn.Module):
     """Residual Mamba block with its state as an argument and a result.
 
-    It can be run in two halves, `before_scan` and `after_scan`, by a layer that scans for several blocks at once.
+    It can be run in parts, `before_scan`, `scan` and `after_scan`, by a network that compiles what lies between the
+    scans, or by a layer that scans for several blocks at once.
     """
 
     def __init__(self, config: BlockConfig) -> None:
@@ -101,9 +102,9 @@ class MambaBlock(nn.Module):
         Returns:
             (B, K, T, D), and both states after the last frame.
         """
-        (u, dt, a, b, c), gate, conv = self.before_scan(x, conv)
-        y, ssm = self._scan()(u, dt, a, b, c, ssm)
-        return self.after_scan(x, y, u, gate), conv, ssm.to(u.dtype)
+        inputs, gate, conv = self.before_scan(x, conv)
+        y, ssm = self.scan(inputs, ssm)
+        return self.after_scan(x, y, inputs[0], gate), conv, ssm
 
     def before_scan(self, x: Tensor, conv: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         """Inputs of the scan (u, dt, a, b, c) as in scan.py; the gate, (B, K, T, E); the convolution's next state."""
@@ -112,6 +113,12 @@ class MambaBlock(nn.Module):
         dt, b, c = self.x_proj(u).split([self.dt_rank or self.heads, self.states, self.states], dim=-1)
         dt = _softplus(self.dt_proj(dt) + self.dt_bias)  # (B, K, T, H)
         return (u, dt, -torch.exp(self.a_log), b, c), gate, conv
+
+    def scan(self, inputs: tuple[Tensor, ...], ssm: Tensor) -> tuple[Tensor, Tensor]:
+        """Output of the scan, (B, K, T, E), and its state after the last frame, of the type of the inputs."""
+        u, dt, a, b, c = inputs
+        y, ssm = self._scan()(u, dt, a, b, c, ssm)
+        return y, ssm.to(u.dtype)
 
     def after_scan(self, x: Tensor, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
         """Output of the block, (B, K, T, D), from its input and the scan's y and u."""

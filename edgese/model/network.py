@@ -5,7 +5,7 @@ Letters: B batch (streams), T frames, F frequency bins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class Network(nn.Module):
 
     def use_form(self, form: Form) -> None:
         """Compute the same in another way: to train, as graphs are exported, or exactly, for float64."""
+
+    def compile_parts(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let PyTorch compile the network, or those parts of it that gain by it, for training."""
+        self.compile(backend=backend)
 
     def uncounted_macs(self) -> dict[str, int]:
         """Multiply-accumulates a frame outside PyTorch's matrix products, by submodule; negative: counted too often.

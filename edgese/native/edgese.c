@@ -1045,7 +1045,7 @@ size_t edgese_process(edgese_stream *stream, const float *in, float *out, size_t
 #define INLINE static inline __attribute__((always_inline))
 #define VECTORS (PANEL / LANES) /* of a panel's row */
 #if defined(__clang__)
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
@@ -1101,6 +1101,8 @@ INLINE vf max_(vf a, vf b)
     return _mm512_max_ps(a, b);
 #elif SET == NEON
     return vmaxq_f32(a, b);
+#elif SET == WASM
+    return (vf)wasm_f32x4_pmax((v128_t)b, (v128_t)a);
 #else
     vi more = a > b;
     return (vf)(((vi)a & more) | ((vi)b & ~more));
@@ -1122,6 +1124,8 @@ INLINE vf root(vf x)
     return _mm512_sqrt_ps(x);
 #elif SET == NEON
     return vsqrtq_f32(x);
+#elif SET == WASM
+    return (vf)wasm_f32x4_sqrt((v128_t)x);
 #else
     for (int i = 0; i < LANES; i++)
         x[i] = sqrtf(x[i]);
@@ -1217,11 +1221,15 @@ INLINE vf weights_of(int kind, const raw *place, size_t at)
 #elif SET == NEON
         return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(place + 2 * at)));
 #else
+#if SET == WASM
+        vi bits = (vi)wasm_u32x4_load16x4(place + 2 * at);
+#else
         uint16_t half[LANES];
-        vi bits;
+        vi bits = {0};
         memcpy(half, place + 2 * at, sizeof half);
         for (int i = 0; i < LANES; i++)
             bits[i] = half[i];
+#endif
         /* the exponent's bias differs by 112; a product brings it right, for subnormal numbers too */
         return (vf)(((bits & 0x7fff) << 13)) * splat(0x1p112f) * (vf)(((bits & 0x8000) << 16) | 0x3f800000);
 #endif
@@ -1230,9 +1238,12 @@ INLINE vf weights_of(int kind, const raw *place, size_t at)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(place + at))));
 #elif SET == AVX512
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(place + at))));
+#elif SET == WASM
+    return (vf)wasm_f32x4_convert_i32x4(
+        wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(place + at))));
 #else
     {
-        vi bits;
+        vi bits = {0};
         for (int i = 0; i < LANES; i++)
             bits[i] = (signed char)place[at + (size_t)i];
         return __builtin_convertvector(bits, vf);

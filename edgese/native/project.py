@@ -10,13 +10,13 @@ import numpy as np
 
 from edgese.audio import Wave
 from edgese.errors import OutputError
-from edgese.native.build import SOURCES
 from edgese.native.weights import SUFFIX
 
 WEIGHTS = f"model{SUFFIX}"  # as the programs look for it
 SELF_TEST = "selftest.bin"
 
 _FOLDER = Path(__file__).parent
+_SOURCES = ("edgese.h", "edgese.c", "edgese_live.h", "edgese_live.c")
 _OWN = ("edgese.h", WEIGHTS)  # a folder that holds these is such a project
 
 
@@ -41,7 +41,7 @@ def write_project(
     try:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.copytree(_FOLDER / "project", staging)
-        for name in SOURCES:
+        for name in _SOURCES:
             shutil.copyfile(_FOLDER / name, staging / name)
         (staging / WEIGHTS).write_bytes(weights)
         vectors = np.concatenate([wave, enhanced]).astype("<f4").tobytes()

@@ -134,6 +134,10 @@ def _read(source: Path) -> tuple[AudioConfig, MbsConfig, Tensors]:
         raise CheckpointError(f"{source}: not a weights file of edgese ({type(error).__name__}: {error})") from error
     if not isinstance(model, MbsConfig):
         raise CheckpointError(f"{source}: holds {model.name}; the C library runs mbs-net, choose another runtime")
+    if model.fusion == "attention":
+        raise CheckpointError(
+            f"{source}: its bands are mixed by attention, which the C library does not run; choose another runtime"
+        )
     return audio, model, tensors
 
 

@@ -44,7 +44,7 @@ class DecodedRecordings:
             TrainingError: a file is gone, or the cache cannot be written.
         """
         key = hashlib.sha256(json.dumps([sample_rate_hz, list(map(_identity, files))]).encode()).hexdigest()[:24]
-        self.files = list(files)
+        self.files, self.sample_rate_hz = list(files), sample_rate_hz
         self._samples_path, index_path = cache / f"{key}.i16", cache / f"{key}.json"
         index = _read_index(index_path, self._samples_path, len(files))
         if index is None:

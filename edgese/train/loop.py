@@ -1,8 +1,9 @@
 """Training loop: seeded, resumable to the same result, stopped by NaN, logged as CSV and TensorBoard.
 
 A run is a folder: config.json, log.csv, last.pt (to go on from; last.prev.pt the one before, should that be damaged),
-best.pt (lowest validation loss), and the averaged weights of best.pt as weights.safetensors. One process at a time
-trains in it and holds its lock. Under `torchrun` the processes share each batch.
+trunk.pt (before the fall of a constant rate: another run can go on from it), best.pt (lowest validation loss), and the
+averaged weights of best.pt as weights.safetensors. One process at a time trains in it and holds its lock. Under
+`torchrun` the processes share each batch.
 """
 
 from __future__ import annotations
@@ -18,31 +19,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from edgese.atomic_file import write_output
 from edgese.config import TrainConfig, to_dict
 from edgese.contract import require_contract
-from edgese.errors import CheckpointError, EdgeseError, TrainingError
-from edgese.metrics.scores import pesq_wb, si_sdr
-from edgese.model.checkpoint import load_enhancer, save_checkpoint, save_weights
+from edgese.errors import TrainingError
+from edgese.model.checkpoint import load_enhancer
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.registry import build
 from edgese.train.data import DataSets, Examples
-from edgese.train.losses import Objective
 from edgese.train.ranks import Ranks, joined
-from edgese.train.run_folder import LAST, RunLog, has_checkpoint, load_last, locked, save_last
+from edgese.train.run_folder import WEIGHTS, RunLog, has_checkpoint, locked
+from edgese.train.schedule import Fall
+from edgese.train.trainer import Trainer
 from export.staging import sweep
 
 logger = logging.getLogger(__name__)
 
 N_VALIDATION = 96  # examples, always the same
-WORST_PESQ = 1.04  # bottom of the wideband scale
+ROWS_AT_ONCE = 50  # steps between two looks at a GPU's numbers
+UNENDING = 1 << 40  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,6 @@ class Result:
     finished: bool
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of a step: linear warm-up, then half a cosine down to 1 % (Loshchilov & Hutter 2017)."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
-
-
 def train(
     config: TrainConfig,
     data: DataSets,
@@ -87,6 +79,7 @@ def train(
     stop_after_s: float = math.inf,
     stop: threading.Event | None = None,
     changed_data: bool = False,
+    finish_within_s: float = math.inf,
 ) -> Result:
     """Train in the folder `run` until config.steps, going on from run/last.pt where there is one.
 
@@ -95,6 +88,9 @@ def train(
         stop_at_step, stop_after_s, stop: end this slice early, with a checkpoint; the next call goes on to the same
             result.
         changed_data: go on with other data than those that the run has had.
+        finish_within_s: finish the run in this time, whatever config.steps is: a constant rate falls for the last share
+            `config.fall` of it. The steps of the fall are counted when it begins; they end the run, in this slice or
+            another.
 
     Raises:
         TrainingError: a loss or gradient is not finite (the last checkpoint stays as it was); another process trains
@@ -102,24 +98,46 @@ def train(
         CheckpointError: run/last.pt was made with another config or other data.
         OutputError: the disk is full (the last checkpoint stays as it was).
     """
-    until = _Until(stop_at_step, stop_after_s, stop)
+    if finish_within_s < math.inf and config.schedule != "constant":
+        raise TrainingError(f"schedule: found {config.schedule!r}, wanted 'constant' to finish within a given time")
+    until = _Until(stop_at_step, stop_after_s, stop, time.monotonic(), finish_within_s)
     with joined(device) as ranks:
         return _train(config, data, run, ranks, on_progress, until, changed_data)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Until:
-    """End of a slice."""
+    """End of a slice, and of the time for the whole run."""
 
     step: int | None
     seconds: float
     event: threading.Event | None
+    called_s: float
+    finish_within_s: float
+
+    @property
+    def deadline_s(self) -> float:
+        """Moment, of the monotonic clock, by which the run is to be finished."""
+        return self.called_s + self.finish_within_s
 
     def reached(self, elapsed_s: float, ranks: Ranks) -> bool:
         """True for all processes alike where one of them has come to the time or got the signal."""
         if self.seconds == math.inf and self.event is None:
             return False
         return ranks.any(elapsed_s > self.seconds or (self.event is not None and self.event.is_set()))
+
+    def fall(self, step: int, share: float, per_step_s: float, last_s: float, ranks: Ranks) -> Fall | None:
+        """Fall that begins after this step and ends in time, for all processes alike; None while it is too early.
+
+        Args:
+            share: of the whole time.
+            last_s: what comes after the last step.
+        """
+        left_s = self.deadline_s - time.monotonic() - last_s
+        if not ranks.any(left_s <= share * self.finish_within_s):
+            return None
+        steps = ranks.mean(torch.tensor(float(max(0, left_s)) / per_step_s, device=ranks.device))
+        return Fall(step, step + max(1, round(float(steps))))
 
 
 def _train(
@@ -154,51 +172,120 @@ def _train_locked(
     until: _Until,
     changed_data: bool,
 ) -> Result:
-    device = ranks.device
     ranks.wait()  # the leader has the lock
     sweep(run)
     resumes = has_checkpoint(run)
-    begins_with_weights = config.start_from and not resumes  # a checkpoint brings its own
-    enhancer = (
-        starting_enhancer(config, Path(config.start_from)) if begins_with_weights else build(config.model, config.audio)
-    )
+    start = Path(config.start_from) if config.start_from and not resumes else None  # a checkpoint brings its own
+    whole_state = start is not None and start.suffix == ".pt"
+    enhancer = starting_enhancer(config, start) if start and not whole_state else build(config.model, config.audio)
     require_contract(enhancer)  # now, not when it is exported after days of training
-    trainer = _Trainer(config, enhancer.to(device), run, ranks, data.digest)
+    trainer = Trainer(config, enhancer.to(ranks.device), run, ranks, data.digest)
+    if until.finish_within_s < math.inf:
+        trainer.fall = None  # not known yet
     if resumes:
         trainer.resume(changed_data=changed_data)
-    elif ranks.leads:
-        write_output(run / "config.json", json.dumps(to_dict(config), indent=2).encode())
+    else:
+        if start and whole_state:
+            trainer.begin_from(start)
+        if ranks.leads:
+            write_output(run / "config.json", json.dumps(to_dict(config), indent=2).encode())
     ranks.wait()
-    last_step = max(trainer.step, min(config.steps, config.steps if until.step is None else until.step))
-    batches = _batches(data.train, config, trainer.step, last_step, ranks)
-    validation = [data.validation(index) for index in range(N_VALIDATION)] if ranks.leads else []
-    started, first_step, validation_s = time.monotonic(), trainer.step, 0.0  # the last one's, 0 before it
-    with RunLog(run, trainer.step) if ranks.leads else contextlib.nullcontext() as log:
-        for noisy, clean in batches:
-            row = trainer.update(noisy.to(device), clean.to(device))
-            elapsed_s = time.monotonic() - started
-            last = until.reached(elapsed_s, ranks) or trainer.step == last_step
-            if log:
-                per_step = elapsed_s / (trainer.step - first_step)
-                row["audio_per_second"] = config.batch * noisy.shape[1] / config.audio.sample_rate_hz / per_step
-                left, speed = (last_step - trainer.step) * per_step, row["audio_per_second"]
-                if trainer.step % config.validate_every == 0 or trainer.step == config.steps:
-                    begun, likely_s = time.monotonic(), validation_s or N_VALIDATION / config.batch * per_step
-                    if on_progress:
-                        on_progress(Progress(trainer.step, config.steps, row["loss"], speed, left, None, likely_s))
-                    row |= trainer.validate(validation)
-                    validation_s = time.monotonic() - begun
-                log.write(row)  # before the checkpoint: rows past it are dropped on resume, a missing one stays missing
-                if trainer.step % config.checkpoint_every == 0 or last:
+    return _Slice(trainer, data, until, on_progress).run()
+
+
+class _Slice:
+    """Steps of one call of `train`."""
+
+    def __init__(
+        self, trainer: Trainer, data: DataSets, until: _Until, on_progress: Callable[[Progress], None] | None
+    ) -> None:
+        self.trainer, self.config, self.ranks, self.until = trainer, trainer.config, trainer.ranks, until
+        self.on_progress = on_progress
+        self.against_time = until.finish_within_s < math.inf
+        self.rows_at_once = 1 if self.ranks.device == "cpu" else ROWS_AT_ONCE
+        last = max(trainer.step, self._last_step())
+        self.batches = _batches(data.train, self.config, trainer.step, last, self.ranks)
+        self.validation = [data.validation(index) for index in range(N_VALIDATION)] if self.ranks.leads else []
+        self.validation_s = 0.0  # the last one's, 0 before it
+        self.first_s, self.first_step = time.monotonic(), trainer.step
+        self.begun = self.first_s, self.first_step  # from where on speed is measured
+
+    def run(self) -> Result:
+        trainer, config, ranks = self.trainer, self.config, self.ranks
+        with RunLog(trainer.run, trainer.step) if ranks.leads else contextlib.nullcontext() as log:
+            for noisy, clean in self.batches:
+                if trainer.step == self.first_step + 1:
+                    self.begun = time.monotonic(), trainer.step  # the first step may have compiled
+                trainer.update(*(wave.to(ranks.device, non_blocking=True) for wave in (noisy, clean)))
+                self._decide_fall()
+                last = self.until.reached(time.monotonic() - self.first_s, ranks) or trainer.step == self._last_step()
+                trunk = trainer.fall is not None and trainer.step == trainer.fall.first
+                validates = trainer.step % config.validate_every == 0 or trainer.step == self._end()
+                saves = trainer.step % config.checkpoint_every == 0 or last or trunk
+                if not (validates or saves or trainer.step % self.rows_at_once == 0):
+                    continue
+                row: dict[str, float] = {}
+                for row in trainer.rows():  # in all processes: they share them
+                    if log:
+                        if validates and row["step"] == trainer.step:
+                            row |= self._validate(row)
+                        log.write(row | {"audio_per_second": self._speed()})
+                if log and trunk:
+                    trainer.save_trunk()
+                if log and saves:  # after its rows: those past it are dropped on resume, a missing one stays missing
                     log.sync()
                     trainer.save()
-                if on_progress:
-                    validated = row.get("validation_loss")
-                    on_progress(Progress(trainer.step, config.steps, row["loss"], speed, left, validated))
-            if last:
-                break
-    ranks.wait()
-    return Result(trainer.step, trainer.best, run / "weights.safetensors", trainer.step == config.steps)
+                if log:
+                    self._tell(row)
+                if last:
+                    break
+        ranks.wait()
+        return Result(trainer.step, trainer.best, trainer.run / WEIGHTS, trainer.step >= self._end())
+
+    def _validate(self, row: dict[str, float]) -> dict[str, float]:
+        started = time.monotonic()
+        self._tell(row, self.validation_s or N_VALIDATION / self.config.batch * self._per_step_s())
+        scores = self.trainer.validate(self.validation)
+        self.validation_s = time.monotonic() - started
+        return scores
+
+    def _tell(self, row: dict[str, float], validation_s: float | None = None) -> None:
+        """Report progress after the step of a row."""
+        if not self.on_progress:
+            return
+        step, known = int(row["step"]), self._last_step() < UNENDING
+        per_step_s = self._per_step_s()
+        if known:
+            left_s = (self._last_step() - step) * per_step_s
+        else:
+            left_s = max(0.0, self.until.deadline_s - time.monotonic())
+        steps = self._end() if known else step + round(left_s / per_step_s)
+        validated = row.get("validation_loss")
+        self.on_progress(Progress(step, steps, row["loss"], self._speed(), left_s, validated, validation_s))
+
+    def _per_step_s(self) -> float:
+        started, first_step = self.begun
+        return (time.monotonic() - started) / max(1, self.trainer.step - first_step)
+
+    def _speed(self) -> float:
+        """Seconds of sound trained on in a second."""
+        return self.config.batch * self.config.data.segment_s / self._per_step_s()
+
+    def _decide_fall(self) -> None:
+        """Let the rate fall from now on where there is just time for it."""
+        trainer, share = self.trainer, self.config.fall
+        if self.against_time and trainer.fall is None:
+            trainer.fall = self.until.fall(trainer.step, share, self._per_step_s(), self.validation_s, self.ranks)
+
+    def _end(self) -> int:
+        """Last step of the run, as far as it is known."""
+        if self.trainer.fall:
+            return self.trainer.fall.last
+        return UNENDING if self.against_time else self.config.steps
+
+    def _last_step(self) -> int:
+        """Last step of this slice."""
+        return min(self._end(), UNENDING if self.until.step is None else self.until.step)
 
 
 def starting_enhancer(config: TrainConfig, weights: Path) -> WaveformEnhancer:
@@ -232,147 +319,6 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
-class _Trainer:
-    """State that changes from step to step (weights, averages, optimizer), with its updates and checkpoints."""
-
-    def __init__(self, config: TrainConfig, enhancer: WaveformEnhancer, run: Path, ranks: Ranks, data: str) -> None:
-        self.config, self.enhancer, self.run, self.ranks, self.device = config, enhancer, run, ranks, ranks.device
-        self.last_path, self.best_path = run / LAST, run / "best.pt"
-        self.data = data  # digest
-        self.step, self.best = 0, math.inf
-        self.objective = Objective(config.loss, config.audio, config.model.compression).to(self.device)
-        if config.compile:
-            enhancer.network.compile()
-        self.replica = ranks.wrap(enhancer)
-        groups = [
-            {"params": parameters, "weight_decay": weight_decay}
-            for parameters, weight_decay in zip(_by_decay(enhancer), (config.weight_decay, 0.0), strict=True)
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-        self.ema = {name: tensor.clone() for name, tensor in enhancer.state_dict().items()}
-
-    def update(self, noisy: Tensor, clean: Tensor) -> dict[str, float]:
-        """Do one step; returns its loss terms, learning rate and gradient norm."""
-        config = self.config
-        rate = learning_rate(self.step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self._terms(self.replica, noisy, clean)
-        terms["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.enhancer.parameters(), config.clip_norm)
-        means = self.ranks.mean(torch.stack([term.detach() for term in terms.values()]))
-        values = dict(zip(terms, means.tolist(), strict=True)) | {"gradient_norm": float(norm)}
-        if not all(map(math.isfinite, values.values())):
-            raise TrainingError(
-                f"step {self.step + 1}: {values}: not finite. The last checkpoint is untouched: mend broken "
-                "recordings in the data and start again with --changed-data to go on from it, or lower learning_rate "
-                "with a new --output"
-            )
-        self.optimizer.step()
-        self.step += 1
-        decay = min(config.ema_decay, self.step / (self.step + 10))
-        with torch.no_grad():
-            for name, tensor in self.enhancer.state_dict().items():
-                self.ema[name].lerp_(tensor, 1 - decay)
-        return {"step": self.step, "learning_rate": rate} | values
-
-    def validate(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """Loss, PESQ and SI-SDR of the averaged weights on held-out speakers; keeps the best weights so far."""
-        averaged = build(self.config.model, self.config.audio).to(self.device)
-        averaged.load_state_dict(self.ema)
-        losses, scores, ratios, gains = [], [], [], []
-        with torch.no_grad():
-            for start in range(0, len(examples), self.config.batch):
-                part = examples[start : start + self.config.batch]
-                noisy, clean = (torch.from_numpy(np.stack(waves)).to(self.device) for waves in zip(*part, strict=True))
-                losses.append(float(self._terms(averaged, noisy, clean)["loss"]))
-                for (before, target), after in zip(part, averaged.enhance(noisy).cpu().numpy(), strict=True):
-                    scores.append(_score(target, after))
-                    ratios.append(si_sdr(target, after))
-                    gains.append(ratios[-1] - si_sdr(target, before))
-        loss = float(np.mean(losses))
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {self.step}: the validation loss is {loss}: start again with a lower learning_rate"
-            )
-        known = [score for score in scores if score is not None]
-        if loss < self.best:
-            self.best = loss
-            save_checkpoint(self.best_path, self._content(with_optimizer=False))
-            save_weights(self.run / "weights.safetensors", self.enhancer, self.ema)
-        return ({"validation_pesq_wb": float(np.mean(known))} if known else {}) | {
-            "validation_loss": loss,
-            "validation_si_sdr_db": float(np.mean(ratios)),
-            "validation_si_sdr_gain_db": float(np.mean(gains)),
-        }
-
-    def save(self) -> None:
-        save_last(self.run, self._content(with_optimizer=True))
-
-    def resume(self, *, changed_data: bool = False) -> None:
-        content = load_last(self.run)
-        if not {"config", "step", "best", "ema", "model", "optimizer"} <= set(content):
-            raise CheckpointError(f"{self.last_path}: no checkpoint to go on from: remove it, or take another --output")
-        if content["config"] != to_dict(self.config):
-            found, wanted = content["config"], to_dict(self.config)
-            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
-            raise CheckpointError(
-                f"{self.last_path}: made with another config ({', '.join(changed)} differ); "
-                "give the same settings to go on, or another --output to start afresh"
-            )
-        known = content.get("data", "")  # a checkpoint of an earlier edgese does not say
-        if "" not in (known, self.data) and known != self.data and not changed_data:
-            raise CheckpointError(
-                f"{self.last_path}: made with other data (found {known[:12]}, wanted {self.data[:12]}); give the same "
-                "--data to go on, --changed-data to go on with these, or another --output to start afresh"
-            )
-        self.step, self.best = content["step"], content["best"]
-        self.enhancer.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.ema = {name: tensor.to(self.ema[name].device) for name, tensor in content["ema"].items()}
-        logger.info("going on from step %d", self.step)
-
-    def _content(self, *, with_optimizer: bool) -> dict[str, Any]:
-        content: dict[str, Any] = {"config": to_dict(self.config), "step": self.step, "best": self.best}
-        content |= {"ema": self.ema, "data": self.data}
-        if with_optimizer:
-            content |= {"model": self.enhancer.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return content
-
-    def _terms(self, enhancer: nn.Module, noisy: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """Terms of the objective over whole segments; output and target are aligned by the known lag."""
-        hop, overlap = self.config.audio.hop, self.config.audio.overlap
-        whole = noisy.shape[1] // hop * hop
-        state = self.enhancer.initial_state(len(noisy))
-        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            output, _ = enhancer(noisy[:, :whole], state)
-        length = whole - overlap
-        terms: dict[str, Tensor] = self.objective(output[:, overlap:].float(), clean[:, :length], noisy[:, :length])
-        return terms
-
-
-def _score(target: np.ndarray, enhanced: np.ndarray) -> float | None:
-    """PESQ-WB; the scale's worst where nothing is left of the speech, None without speech or without the package."""
-    if target.any() and not enhanced.any():
-        return WORST_PESQ
-    try:
-        return pesq_wb(target, enhanced)
-    except EdgeseError as error:
-        logger.info("validation without PESQ of one example: %s", error)
-        return None
-
-
-def _by_decay(enhancer: WaveformEnhancer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters with weight decay, and those without: biases, gains and decay rates (as Mamba's authors train it)."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in enhancer.named_parameters():
-        exempt = parameter.ndim < 2 or name.endswith(("bias", "a_log"))
-        (kept if exempt else decayed).append(parameter)
-    return decayed, kept
-
-
 class _Numbered(Dataset[tuple[Tensor, Tensor]]):
     """Dataset of this process's share of the examples of steps first ... last - 1, for a loader with workers."""
 
@@ -397,6 +343,7 @@ def _batches(
         num_workers=config.workers,
         prefetch_factor=8 if config.workers else None,
         worker_init_fn=_begin_worker,
+        pin_memory=ranks.device.startswith("cuda"),
     )
     yield from (tuple(batch) for batch in loader)
 

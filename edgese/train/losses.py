@@ -22,10 +22,14 @@ from edgese.train.perceptual import PerceptualDisturbance, raw_pesq
 
 POWER_FLOOR = 1e-5  # 74 dB below white noise of unit level: keeps the gradient of the compressed magnitude finite
 BAND_EDGES_HZ = (125, 250, 500, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000)
+MOST_MASK = 2.0
+TRUST_WINDOW = (5, 9)  # frames and bins, odd
 RESOLUTIONS = (256, 512, 1024)  # samples of a window; hops are a quarter of it
 
+Spectrum = tuple[Tensor, Tensor]  # compressed: magnitude (B, T, F), complex (B, T, F, 2)
 
-def compressed_spectrum(wave: Tensor, transform: Transform, compression: float) -> tuple[Tensor, Tensor]:
+
+def compressed_spectrum(wave: Tensor, transform: Transform, compression: float) -> Spectrum:
     """Compressed magnitude (B, T, F) and compressed complex spectrum (B, T, F, 2) of waves (B, n_samples)."""
     whole = wave[:, : wave.shape[1] // transform.config.hop * transform.config.hop]
     spectrum, _ = transform(whole, whole.new_zeros(len(whole), transform.config.overlap))
@@ -107,8 +111,46 @@ def _band_energies(wave: Tensor, transform: Transform) -> Tensor:
     return torch.stack([power[..., low:high].sum(-1) for low, high in itertools.pairwise(bins)], dim=-1)
 
 
+def distillation_loss(found: Spectrum, taught: Spectrum, clean: Spectrum, noisy: Spectrum) -> Tensor:
+    """Distance from a teacher's compressed magnitude, complex spectrum and mask, counted where the teacher is right.
+
+    The mask is what is left of the noisy input's compressed magnitude, at most 2: in it quiet bins count like loud
+    ones. Gradients go to `found` alone.
+
+    Args:
+        found, taught, clean, noisy: magnitudes (B, T, F) and spectra (B, T, F, 2) of `compressed_spectrum`.
+    """
+    magnitude, spectrum = (estimate - target.detach() for estimate, target in zip(found, taught, strict=True))
+    mask = (found[0] / noisy[0]).clamp_max(MOST_MASK) - (taught[0] / noisy[0]).clamp_max(MOST_MASK).detach()
+    error = magnitude.square() + 0.3 * spectrum.square().sum(-1) + mask.square()
+    return (trust(found[1], taught[1], clean[1], noisy[1]) * error).mean()
+
+
+@torch.no_grad()
+def trust(found: Tensor, taught: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
+    """Weight of a teacher by bin, (B, T, F) in [0, 1]: 1 where it is right, 0 where it is far from the clean spectrum.
+
+    The product of two shares: of the student's error in the student's and the teacher's together, and of the noise in
+    the noise's and the teacher's together. So a teacher that is no better than the student, or than no enhancement,
+    counts half. Errors are squared distances of compressed spectra (B, T, F, 2), meant over `TRUST_WINDOW` bins around:
+    those of a single bin are small by chance.
+    """
+    of_student, of_teacher, of_noise = (_local_mean((x - clean).square().sum(-1)) for x in (found, taught, noisy))
+    share: Tensor = of_student / (of_student + of_teacher + 1e-6)
+    return share * (of_noise / (of_noise + of_teacher + 1e-6))
+
+
+def _local_mean(power: Tensor) -> Tensor:
+    """Mean over the bins and frames around each, (B, T, F) -> the same shape; over fewer at the edges."""
+    around = (TRUST_WINDOW[0] // 2, TRUST_WINDOW[1] // 2)
+    return nn.functional.avg_pool2d(power, TRUST_WINDOW, stride=1, padding=around, count_include_pad=False)
+
+
 class Objective(nn.Module):
-    """Training objective: the weighted sum of all terms whose weight is not zero."""
+    """Training objective: the weighted sum of all terms whose weight is not zero.
+
+    The one for a teacher's part is computed where there is a teacher.
+    """
 
     def __init__(self, config: LossConfig, audio: AudioConfig, compression: float) -> None:
         super().__init__()
@@ -116,29 +158,37 @@ class Objective(nn.Module):
         self.transform = Transform(audio)
         self.disturbance = PerceptualDisturbance()
 
-    def forward(self, enhanced: Tensor, clean: Tensor, noisy: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, enhanced: Tensor, clean: Tensor, noisy: Tensor, taught: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Values of the terms with a weight, unweighted, and their weighted sum under "loss".
 
         Args:
             enhanced, clean, noisy: (B, n_samples), in time with each other.
+            taught: the same noisy sound as a teacher enhances it.
         """
         level = noisy.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-5)
         enhanced, clean = enhanced / level, clean / level
-        magnitude, spectrum = compressed_spectrum(enhanced, self.transform, self.compression)
-        clean_magnitude, clean_spectrum = compressed_spectrum(clean, self.transform, self.compression)
+        found, wanted = self._compressed(enhanced), self._compressed(clean)
         terms = {
-            "magnitude": lambda: magnitude_loss(magnitude, clean_magnitude),
-            "complex": lambda: complex_loss(spectrum, clean_spectrum),
+            "magnitude": lambda: magnitude_loss(found[0], wanted[0]),
+            "complex": lambda: complex_loss(found[1], wanted[1]),
             "waveform": lambda: waveform_loss(enhanced, clean),
             "perceptual": lambda: self._perceptual(enhanced, clean),
-            "phase": lambda: phase_loss(spectrum, clean_spectrum),
+            "phase": lambda: phase_loss(found[1], wanted[1]),
             "multi_resolution": lambda: multi_resolution_loss(enhanced, clean),
             "band_level": lambda: band_level_loss(enhanced, clean, self.transform),
         }
+        if taught is not None:
+            others = [self._compressed(wave / level) for wave in (taught, noisy)]
+            terms["distillation"] = lambda: distillation_loss(found, others[0], wanted, others[1])
         weights = {name: weight for name, weight in dataclasses.asdict(self.config).items() if weight > 0}
-        counted = {name: terms[name]() for name in weights}
-        total = torch.stack([weight * counted[name] for name, weight in weights.items()]).sum()
+        counted = {name: terms[name]() for name in weights if name in terms}
+        total = torch.stack([weights[name] * value for name, value in counted.items()]).sum()
         return {"loss": total} | counted
+
+    def _compressed(self, wave: Tensor) -> Spectrum:
+        return compressed_spectrum(wave, self.transform, self.compression)
 
     def _perceptual(self, enhanced: Tensor, clean: Tensor) -> Tensor:
         """Distance of raw PESQ from 4.5 (perceptual.py); 0 for a target 60 dB below the input, which is no speech."""

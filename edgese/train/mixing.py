@@ -23,6 +23,7 @@ from edgese.train.noises import coloured, decibels, log_uniform, spectral_envelo
 from edgese.train.rooms import Room
 
 SILENCE_DBFS = -60.0
+Shares = Sequence[tuple[Path, float]]  # of what is drawn, by the folder that it is drawn from
 FULL_LEVEL = 0.1  # -20 dBFS: the level of a mixture at a gain of 0 dB
 LONGEST_T60_S = 0.8  # of a room that speech is heard in; babble may fill a hall
 
@@ -48,15 +49,27 @@ def validation_config(config: DataConfig) -> DataConfig:
 class Talkers:
     """Speech recordings by speaker, to draw talkers from."""
 
-    def __init__(self, recordings: DecodedRecordings, speakers: Sequence[str]) -> None:
+    def __init__(self, recordings: DecodedRecordings, speakers: Sequence[str], shares: Shares = ()) -> None:
+        """Group recordings by speaker.
+
+        Args:
+            shares: of what is drawn, by folder; a speaker of several such folders counts as one in each.
+        """
         self.recordings = recordings
-        grouped: dict[str, list[int]] = defaultdict(list)
+        grouped: dict[tuple[str, Path | None], list[int]] = defaultdict(list)
         for index, speaker in enumerate(speakers):
-            grouped[speaker].append(index)
+            grouped[speaker, _folder_of(recordings.files[index], shares)].append(index)
         self.by_speaker = list(grouped.values())
         # the square root lies between "every speaker alike" and "every minute alike": few speakers hold most minutes
-        seconds = [sum(recordings.length(index) for index in group) for group in self.by_speaker]
-        self._share = _root_share(seconds)
+        seconds = [float(sum(recordings.length(index) for index in group)) for group in self.by_speaker]
+        self._share = _shared([folder for _, folder in grouped], np.sqrt(seconds), shares)
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """Probability of each recording to be drawn for a talker."""
+        found = np.zeros(len(self.recordings))
+        for share, group in zip(self._share, self.by_speaker, strict=True):
+            found[group] = share / len(group)
+        return found
 
     def pick(self, rng: np.random.Generator, other_than: int | None = None) -> int:
         """Number of a random speaker; not `other_than`, where there is anybody else."""
@@ -100,13 +113,15 @@ class MixedExamples:
         *,
         seed: int,
         split: int,
+        speech_shares: Shares = (),
+        noise_shares: Shares = (),
     ) -> None:
         self.speech, self.noise, self.config, self.sample_rate_hz = speech, noise, config, sample_rate_hz
         self.seed, self.split, self.length = seed, split, round(config.segment_s * sample_rate_hz)
-        self.talkers = Talkers(speech, speakers)
+        self.talkers = Talkers(speech, speakers, speech_shares)
         self.rooms = [room.response for room in rooms if room.t60_s <= LONGEST_T60_S]
         self.halls = [room.response for room in rooms]
-        self._noise_share = _noise_share(noise)
+        self.noise_probabilities = _noise_share(noise, noise_shares)
 
     def __call__(self, index: int) -> tuple[Wave, Wave]:
         rng, config = numbered_generator(self.seed, self.split, index), self.config
@@ -157,7 +172,7 @@ class MixedExamples:
 
     def _recorded(self, rng: np.random.Generator) -> Wave:
         config = self.config
-        choice = int(rng.choice(len(self.noise), p=self._noise_share))
+        choice = int(rng.choice(len(self.noise), p=self.noise_probabilities))
         speed = rng.uniform(*config.noise_speed) if rng.random() < config.noise_speed_probability else 1.0
         length = self.length if speed == 1 else int(self.length * speed) + 1
         spare = self.noise.length(choice) - length
@@ -230,7 +245,31 @@ def _root_share(amounts: Sequence[float] | NDArray[np.float64]) -> NDArray[np.fl
     return np.asarray(roots / roots.sum())
 
 
-def _noise_share(noise: DecodedRecordings) -> NDArray[np.float64]:
+def _folder_of(file: Path, shares: Shares) -> Path | None:
+    """Innermost of the folders with a share of their own that a file lies in."""
+    inside = [folder for folder, _ in shares if folder in file.parents]
+    return max(inside, key=lambda folder: len(folder.parts), default=None)
+
+
+def _shared(folders: Sequence[Path | None], weights: NDArray[np.float64], shares: Shares) -> NDArray[np.float64]:
+    """Probabilities in proportion to `weights`, those of a folder with a share of its own adding up to it.
+
+    What is left belongs to the others, and so does the share of a folder that has nothing here.
+
+    Args:
+        folders: that each lies in, of those with a share; None: of none.
+    """
+    here = set(folders)
+    wanted: dict[Path | None, float] = {folder: share for folder, share in shares if folder in here}
+    rest = 1 - sum(wanted.values())
+    probabilities = np.array(weights, dtype=float)
+    for folder in here:
+        members = np.array([other == folder for other in folders])
+        probabilities[members] *= wanted.get(folder, rest) / probabilities[members].sum()
+    return np.asarray(probabilities / probabilities.sum())
+
+
+def _noise_share(noise: DecodedRecordings, shares: Shares = ()) -> NDArray[np.float64]:
     """Probability of each recording: by the root of its folder's seconds, then of its own within the folder.
 
     A large collection of short events would else drown the few long recordings of places.
@@ -243,7 +282,7 @@ def _noise_share(noise: DecodedRecordings) -> NDArray[np.float64]:
     of_folders = _root_share([float(lengths[members].sum()) for members in folders.values()])
     for members, of_folder in zip(folders.values(), of_folders, strict=True):
         share[members] = of_folder * _root_share(lengths[members])
-    return np.asarray(share / share.sum())
+    return _shared([_folder_of(file, shares) for file in noise.files], share, shares)
 
 
 def _rms(wave: Wave) -> float:

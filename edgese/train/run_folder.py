@@ -23,6 +23,8 @@ from export.staging import keep_as, write_all
 logger = logging.getLogger(__name__)
 
 LAST, PREVIOUS, LOCK = "last.pt", "last.prev.pt", ".lock"
+TRUNK = "trunk.pt"  # before the fall of a constant rate
+BEST, WEIGHTS = "best.pt", "weights.safetensors"
 LOCK_S = 10.0  # that a killed run's workers need to notice that they are alone
 TERMS = tuple(field.name for field in dataclasses.fields(LossConfig))
 COLUMNS = (

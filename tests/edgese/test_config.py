@@ -15,7 +15,7 @@ from edgese.networks import MODELS, MbsConfig
 
 OTHER = TrainConfig(
     model=dataclasses.replace(MODELS["base"], channels=24, fusion="once", compression=0.5),
-    data=DataConfig(segment_s=3, snr_db=(-2.5, 7.0), offset=False),
+    data=DataConfig(segment_s=3, snr_db=(-2.5, 7.0), offset=False, share=(("noise/a b", 0.5), ("speech", 0.25))),
     loss=LossConfig(magnitude=0.5, waveform=0.0),
     seed=7,
     steps=12,
@@ -25,7 +25,8 @@ OTHER = TrainConfig(
 
 def as_toml(values: dict[str, Any], table: str = "") -> str:
     """Plain values as TOML; scalars and lists look as they do in JSON."""
-    scalars = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    quoted = {json.dumps(key) if " " in key or "/" in key else key: value for key, value in values.items()}
+    scalars = [f"{key} = {json.dumps(value)}" for key, value in quoted.items() if not isinstance(value, dict)]
     tables = [as_toml(value, f"{table}{key}.") for key, value in values.items() if isinstance(value, dict)]
     return "\n".join([f"[{table[:-1]}]" if table else "", *scalars, *tables]) + "\n"
 
@@ -47,7 +48,7 @@ def test_json_round_trip(config: Any) -> None:
 
 
 def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
-    assert read_train_config(write_toml(tmp_path, "")) == TrainConfig()
+    assert read_train_config(write_toml(tmp_path, "")) == TrainConfig() == read_train_config(None)
 
 
 def test_file_changes_only_what_it_names(tmp_path: Path) -> None:
@@ -58,6 +59,29 @@ def test_file_changes_only_what_it_names(tmp_path: Path) -> None:
     assert config == expected
     assert isinstance(config.learning_rate, float)
     assert all(isinstance(bound, float) for bound in config.data.snr_db)
+
+
+def test_batch_and_rate_go_with_the_size_where_nothing_else_is_said(tmp_path: Path) -> None:
+    base = read_train_config(write_toml(tmp_path, 'batch = 4\n[model]\nsize = "base"\n'))
+    assert (base.batch, base.learning_rate) == (4, 1.5e-3)
+    assert read_train_config(None, {"model": {"size": "base"}}).batch == 32
+    small = read_train_config(tmp_path / "run.toml", {"model": {"size": "small"}, "seed": 9})
+    assert (small.batch, small.learning_rate, small.seed) == (4, TrainConfig().learning_rate, 9)
+    wider = read_train_config(None, {"model": {"size": "base", "channels": 64}})
+    assert wider.batch == TrainConfig().batch
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("share = 0.5", r"data\.share: found 0\.5, wanted a table of settings"),
+        ('share = {a = "half"}', r"data\.share\.a: found 'half', wanted float"),
+        ("share = {a = 1.5}", r"data\.share\.a: found 1\.5, wanted \[0, 1\]"),
+    ],
+)
+def test_shares_are_numbers_by_folder(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_train_config(write_toml(tmp_path, f"[data]\n{text}\n"))
 
 
 def test_model_table_changes_only_what_it_names(tmp_path: Path) -> None:
@@ -148,6 +172,9 @@ def test_wrong_type_is_refused_with_path_found_and_wanted(text: str, message: st
         ("[model]\nband_widths = [0, 257]", r"model\.band_widths"),
         ("[model]\nband_widths = [256]", r"model\.band_widths"),
         ("[model]\nband_widths = []", r"model\.band_widths"),
+        ('schedule = "linear"', "schedule"),
+        ("fall = 1.1", "fall"),
+        ('teacher = "w.safetensors"\n[loss]\ndistillation = 0', "teacher"),
         ("[data]\nsegment_s = 0", r"data\.segment_s"),
         ("[data]\nsegment_s = inf", r"data\.segment_s"),
         ("[data]\nsegment_s = 0.01", r"data\.segment_s"),  # shorter than one window
@@ -158,7 +185,7 @@ def test_wrong_type_is_refused_with_path_found_and_wanted(text: str, message: st
         ("[data]\nreverb_probability = 1.5", r"data\.reverb_probability"),
         ("[data]\nvalidation_share = -0.1", r"data\.validation_share"),
         ("[loss]\nmagnitude = -1", "loss"),
-        ("[loss]\nmagnitude = 0\ncomplex = 0\nwaveform = 0\nperceptual = 0", "loss"),
+        ("[loss]\nmagnitude = 0\ncomplex = 0\nwaveform = 0\nperceptual = 0\nband_level = 0", "loss"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(text: str, name: str, tmp_path: Path) -> None:

@@ -418,6 +418,25 @@ def sidecar(folder: Path) -> Target:
     return Target(lambda rng: mutated_json(seed, rng), read, (ArtefactError,))
 
 
+def stream_messages(folder: Path) -> Target:
+    """First messages of a client, and samples as floats, as `edgese serve` reads them."""
+    from edgese.errors import AudioError, ConfigError
+    from edgese.serve.protocol import StreamFormat, is_flush
+
+    wanted = {"rate": 48_000, "channels": 2, "format": "float32"}
+
+    def make(rng: random.Random) -> bytes:
+        return mutated_json(wanted, rng) if rng.random() < 0.5 else mutated_bytes([_tone(64).tobytes()], rng)
+
+    def read(content: bytes) -> object:
+        if content.lstrip()[:1] in (b"{", b"["):
+            text = content.decode(errors="replace")
+            return is_flush(text), StreamFormat.from_message(text)
+        return StreamFormat(format="float32").samples(content)
+
+    return Target(make, read, (AudioError, ConfigError))
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "audio": audio,
     "device-wav": device_wav,
@@ -430,6 +449,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "agent": agent,
     "results": results,
     "sidecar": sidecar,
+    "messages": stream_messages,
 }
 
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from edgese.config import AudioConfig
+from edgese.contract import require_contract
 from edgese.errors import ConfigError
-from edgese.model.bands import BandDecoder, BandFusion, BandSplit
+from edgese.model.bands import BandAttention, BandDecoder, BandFusion, BandSplit
+from edgese.model.cost import macs_per_frame
 from edgese.model.enhancer import StreamStep, WaveformEnhancer
 from edgese.model.mamba import MambaBlock
 from edgese.model.mbs_net import MbsNet
-from edgese.model.product import Product
+from edgese.model.product import Product, products
 from edgese.model.registry import build
 from edgese.networks import MODELS, NETWORKS, MbsConfig, Registered, register
 
@@ -292,11 +294,11 @@ def test_without_its_band_mixer_no_band_hears_another(
     assert bands_reached(tiny_enhancer.network, spectrum, band) == {band}
 
 
-@pytest.mark.parametrize(("fusion", "count"), [("once", 1), ("each", 2)])
+@pytest.mark.parametrize(("fusion", "count"), [("once", 1), ("each", 2), ("attention", 2)])
 def test_fusion_setting_says_how_often_bands_are_mixed(
     fusion: str, count: int, tiny_config: MbsConfig, spectrum: Tensor
 ) -> None:
-    network = MbsNet(dataclasses.replace(tiny_config, fusion=fusion))
+    network = MbsNet(dataclasses.replace(tiny_config, fusion=fusion, channels=16))
     calls = []
     for module in network.fusions:
         module.register_forward_hook(lambda *_: calls.append(1))
@@ -344,6 +346,89 @@ def test_band_fusion_mixes_bands_then_channels_of_one_frame() -> None:
     normed = nn.functional.layer_norm(x, (5,))
     mixed = torch.einsum("jk,bktd->bjtd", fusion.bands, normed) + fusion.bias[:, :, None]
     torch.testing.assert_close(fusion(x), x + fusion.channels(nn.functional.silu(mixed)))
+
+
+def test_band_attention_is_its_formula_frame_by_frame() -> None:
+    torch.manual_seed(0)
+    fusion, x = BandAttention(n_bands=3, channels=32).double(), torch.randn(2, 3, 4, 32, dtype=torch.float64)
+    nn.init.normal_(fusion.score_bias)
+    normed = nn.functional.layer_norm(x, (32,), fusion.norm.weight, fusion.norm.bias)
+    query, key, value = (normed @ fusion.in_proj.weight.T).split([8, 8, 16], dim=-1)  # four heads of 2, 2 and 4
+    for batch, frame in [(0, 0), (1, 3)]:
+        heads = []
+        for head in range(4):
+            narrow, wide = slice(2 * head, 2 * head + 2), slice(4 * head, 4 * head + 4)
+            q = query[batch, :, frame, narrow] + fusion.query_bias[head]
+            k = key[batch, :, frame, narrow] + fusion.key_bias[head]
+            scores = torch.stack([torch.stack([q[i] @ k[j] for j in range(3)]) for i in range(3)]) / 2**0.5
+            heads.append(torch.softmax(scores + fusion.score_bias[head], dim=-1) @ value[batch, :, frame, wide])
+        change = torch.cat(heads, dim=-1) @ fusion.out_proj.weight.T + fusion.out_proj.bias
+        torch.testing.assert_close(fusion(x)[batch, :, frame], x[batch, :, frame] + change)
+
+
+def test_every_parameter_of_the_attention_is_learnt() -> None:
+    torch.manual_seed(0)
+    fusion = BandAttention(n_bands=3, channels=16)
+    fusion(torch.randn(2, 3, 4, 16)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in fusion.parameters())
+
+
+@pytest.fixture
+def attentive() -> WaveformEnhancer:
+    torch.manual_seed(0)
+    config = MbsConfig(channels=16, layers=2, states=4, decay_heads=4, chunk=5, decoder_hidden=8, fusion="attention")
+    return build(config, AudioConfig()).eval()
+
+
+@pytest.mark.parametrize("size", [127, 128, 1000])
+def test_network_with_attention_streams_as_it_runs_offline(
+    size: int, attentive: WaveformEnhancer, wave: Tensor
+) -> None:
+    stream = SampleStream(attentive)
+    output = torch.cat([stream.push(piece) for piece in wave.split(size, dim=1)], dim=1)
+    assert (output - whole_run(attentive)(wave)).abs().max() <= STREAMING
+
+
+def test_attention_lets_bands_hear_each_other_within_a_frame_alone(
+    attentive: WaveformEnhancer, spectrum: Tensor
+) -> None:
+    require_contract(attentive)  # causal, and its states are all its memory
+    assert bands_reached(attentive.network, spectrum, 3) == set(range(30))
+
+
+def test_attention_costs_half_more_than_fixed_weights_and_its_products_can_be_chosen(
+    attentive: WaveformEnhancer,
+) -> None:
+    fixed = build(dataclasses.replace(attentive.network.config, fusion="each"), AudioConfig())
+    macs = [macs_per_frame(enhancer)["cross-band fusion"] for enhancer in (attentive, fixed)]
+    bands, channels = 30, 16
+    inner = channels * channels + channels * channels // 2  # in_proj, out_proj
+    scores = bands * bands * (channels // 4 + channels // 2)
+    assert macs == [2 * (bands * inner + scores), 2 * (bands**2 * channels + bands * channels**2)]
+    names = [name for name in products(attentive.network) if name.startswith("fusions")]
+    assert names == [f"fusions.{layer}.{part}" for layer in (0, 1) for part in ("in_proj", "out_proj")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # PyTorch's compiler looks at it, and hides that
+def test_compiled_parts_give_the_same_values_and_gradients_by_four_graphs(
+    attentive: WaveformEnhancer, wave: Tensor
+) -> None:
+    """Three layers: the graph between two scans is used twice."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    config = dataclasses.replace(attentive.network.config, layers=3)
+    torch.manual_seed(0)
+    plain = build(config, AudioConfig())
+    compiled = copy.deepcopy(plain)
+    graphs = CompileCounterWithBackend("eager")  # the graphs as they are found: to compile them takes a minute
+    compiled.network.compile_parts(graphs)
+    for enhancer in (plain, compiled):
+        enhancer(wave, enhancer.initial_state())[0].square().sum().backward()
+    found, wanted = (dict(enhancer.named_parameters()) for enhancer in (compiled, plain))
+    for name, parameter in wanted.items():
+        torch.testing.assert_close(found[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+    assert graphs.frame_count == 4
 
 
 # The block

@@ -377,6 +377,16 @@ def test_another_network_is_refused(tmp_path: Path, audio: AudioConfig) -> None:
         native_weights(tmp_path / "other.safetensors")
 
 
+def test_attention_over_bands_is_refused(tmp_path: Path, audio: AudioConfig) -> None:
+    from edgese.model.registry import build as build_network
+
+    config = MbsConfig(channels=16, layers=1, decoder_hidden=8, fusion="attention")
+    other = build_network(config, audio)
+    save_weights(tmp_path / "other.safetensors", other, other.state_dict())
+    with pytest.raises(CheckpointError, match="mixed by attention, which the C library does not run; choose another"):
+        native_weights(tmp_path / "other.safetensors")
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 20, struct.pack("<Q", 2) + b"{}"])
 def test_a_broken_source_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.safetensors").write_bytes(content)

@@ -16,6 +16,7 @@ from edgese.errors import EdgeseError, TrainingError
 from edgese.train import data as data_module
 from edgese.train.data import DataSets, open_data
 from edgese.train.decoded import DecodedRecordings
+from edgese.train.mixing import Talkers
 
 from ..helpers.data_folders import PLAIN, RATE_HZ, SpeechLike, write
 
@@ -53,6 +54,106 @@ def test_speakers_come_from_the_manifest_where_there_is_one(mixing: Path, open_f
     groups = [{speaker[file] for file in part.speech.files} for part in (data.train, data.validation)]
     assert groups[0] | groups[1] == {0, 1, 2}
     assert not groups[0] & groups[1]
+
+
+def write_manifest(folder: Path, marks: dict[str, str]) -> None:
+    """A manifest of all recordings below, by folder or file name marked for a split."""
+    rows = []
+    for file in sorted(folder.rglob("*.wav")):
+        name = file.relative_to(folder)
+        rows.append(f"{name},{file.parent.name},{marks.get(file.parent.name, marks.get(file.stem, ''))}")
+    (folder / "manifest.csv").write_text("\n".join(["file,speaker,split", *rows]) + "\n")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_manifest_marks_for_training_never_validates(seed: int, mixing: Path, open_folder: Open) -> None:
+    write_manifest(mixing / "speech", {"s0": "train", "s1": "train", "s3": "train", "s4": "train"})
+    write_manifest(mixing / "noise", {"n0": "train", "n2": "train"})
+    data = open_folder(mixing, seed=seed)
+    assert speakers_of(data.validation.speech) == {"s2"}
+    assert {file.stem for file in data.validation.noise.files} < {"n1", "n3"}
+
+
+def test_what_a_manifest_marks_for_validation_is_the_validation(mixing: Path, open_folder: Open) -> None:
+    write_manifest(mixing / "speech", {"s1": "validation", "s3": "validation", "s4": "test"})
+    write_manifest(mixing / "noise", {"n1": "validation", "n2": "test"})
+    data = open_folder(mixing, dataclasses.replace(PLAIN, validation_share=0.9))
+    assert speakers_of(data.train.speech) == {"s0", "s2"}
+    assert speakers_of(data.validation.speech) == {"s1", "s3"}
+    assert [{file.stem for file in part.noise.files} for part in (data.train, data.validation)] == [
+        {"n0", "n3"},
+        {"n1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        (dict.fromkeys(["s0", "s1", "s2", "s3", "s4"], "train"), "found 5 speakers, 5 of them marked for training"),
+        ({"s0": "training"}, r"manifest.csv: split of s0/0.wav: found 'training', wanted one of"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(
+    marks: dict[str, str], message: str, mixing: Path, open_folder: Open
+) -> None:
+    write_manifest(mixing / "speech", marks)
+    with pytest.raises(TrainingError, match=message):
+        open_folder(mixing)
+
+
+def test_speaker_in_both_splits_is_refused(mixing: Path, open_folder: Open) -> None:
+    rows = ["s0/0.wav,anna,train", "s0/1.wav,anna,validation", "s1/0.wav,bert,"]
+    (mixing / "speech" / "manifest.csv").write_text("\n".join(["file,speaker,split", *rows]) + "\n")
+    with pytest.raises(TrainingError, match=r"manifest\.csv: anna has recordings of both splits, wanted speakers in"):
+        open_folder(mixing)
+
+
+# Shares
+
+
+def test_folders_get_the_shares_that_the_settings_give_them(mixing: Path, open_folder: Open) -> None:
+    shares = (("noise", 1.0), ("speech/s1", 0.5), ("speech/s3", 0.3))
+    config = dataclasses.replace(PLAIN, share=shares, validation_share=0.2)
+    for seed in range(9):
+        data = open_folder(mixing, config, seed=seed)
+        talkers = data.train.talkers
+        if speakers_of(data.validation.speech) & {"s1", "s3"}:
+            continue
+        names = [talkers.recordings.files[group[0]].parent.name for group in talkers.by_speaker]
+        found = dict(zip(names, talkers._share, strict=True))
+        assert (found["s1"], found["s3"]) == pytest.approx((0.5, 0.3))
+        assert sum(found.values()) == pytest.approx(1)
+        rest = [share for name, share in found.items() if name not in ("s1", "s3")]
+        assert rest == pytest.approx([0.1, 0.1])
+        assert data.train.noise_probabilities.sum() == pytest.approx(1)
+        break
+    else:
+        pytest.fail("no seed keeps both speakers in training")
+
+
+def test_share_of_a_folder_that_a_split_lacks_goes_to_the_others(tmp_path: Path, speech_like: SpeechLike) -> None:
+    for name in ("a/one", "a/two", "b/three"):
+        write(tmp_path / f"{name}.wav", speech_like(4000))
+    files = [tmp_path / f"{name}.wav" for name in ("a/one", "a/two", "b/three")]
+    recordings = DecodedRecordings(files, RATE_HZ, tmp_path / "cache")
+    shares = [(tmp_path / "b", 0.6), (tmp_path / "c", 0.4)]
+    assert Talkers(recordings, ["one", "two", "three"], shares)._share == pytest.approx([0.2, 0.2, 0.6])
+    everything = [(tmp_path / "b", 0.6), (tmp_path, 0.1)]  # the inner folder of the two counts
+    assert Talkers(recordings, ["one", "two", "three"], everything)._share == pytest.approx([1 / 14, 1 / 14, 6 / 7])
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ((("speech/nobody", 0.5),), r"data\.share: found 'speech/nobody', wanted a folder below .* with recordings"),
+        ((("speech/s0", 0.5), ("speech/s1", 0.6)), r"data\.share: found 1\.1 for speech/s0, speech/s1 together"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(
+    shares: tuple[tuple[str, float], ...], message: str, mixing: Path, open_folder: Open
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        open_folder(mixing, dataclasses.replace(PLAIN, share=shares))
 
 
 def test_description_counts_what_was_found(mixing: Path, pairs: Path, open_folder: Open) -> None:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from edgese.model.registry import build
 from edgese.model.scan import chunked_scan
 from edgese.networks import MODELS, MbsConfig
 from edgese.train import loop as training
+from edgese.train import trainer as trainers
 from edgese.train.data import DataSets, open_data
-from edgese.train.loop import Progress, Result, learning_rate, train
+from edgese.train.loop import Progress, Result, train
 from edgese.train.run_folder import COLUMNS, LAST, LOCK, RunLog, locked
 
 from ..helpers.disk import file_size_limit
@@ -78,6 +80,7 @@ def small_run(model: MbsConfig) -> TrainConfig:
         steps=7,
         batch=2,
         warmup_steps=2,
+        schedule="cosine",
         validate_every=3,
         checkpoint_every=2,
     )
@@ -199,17 +202,6 @@ def test_averaged_weights_follow_the_trained_ones(config: TrainConfig, tmp_path:
     assert any(not torch.equal(content["ema"][name], weights) for name, weights in content["model"].items())
 
 
-def test_learning_rate_warms_up_then_falls_as_half_a_cosine() -> None:
-    config = TrainConfig(steps=110, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate(step, config) for step in range(111)]
-    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
-    assert rates[60] == pytest.approx(0.01 + 0.99 / 2)
-    assert rates[110] == pytest.approx(0.01)
-    assert all(np.diff(rates[10:]) < 0)
-    assert learning_rate(0, dataclasses.replace(config, warmup_steps=0)) == 1.0
-    assert learning_rate(500, dataclasses.replace(config, warmup_steps=110)) == pytest.approx(0.01)
-
-
 def test_gradients_are_clipped_to_the_norm_asked_for(config: TrainConfig, tmp_path: Path) -> None:
     """AdamW hides a gradient's scale, but not from its moments."""
     clipped = dataclasses.replace(config, clip_norm=1e-4)
@@ -225,7 +217,7 @@ def test_weights_decay_and_biases_do_not(config: TrainConfig, tmp_path: Path) ->
     groups = load_checkpoint(tmp_path / "last.pt")["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [config.weight_decay, 0.0]
     enhancer = build(config.model, config.audio)
-    decayed, kept = training._by_decay(enhancer)
+    decayed, kept = trainers.by_decay(enhancer)
     assert [len(group["params"]) for group in groups] == [len(decayed), len(kept)]
     names = {id(parameter): name for name, parameter in enhancer.named_parameters()}
     free = {names[id(parameter)].split(".")[-1] for parameter in kept}
@@ -288,6 +280,158 @@ def test_progress_tells_where_a_run_stands(config: TrainConfig, tmp_path: Path) 
     assert all(progress.audio_per_second > 0 for progress in told)
     assert told[-1].seconds_left == 0
     assert [progress.step for progress in told if progress.validation_loss is not None] == [3, 6, 7]
+
+
+# A constant rate and its fall
+
+
+@pytest.fixture
+def constant(config: TrainConfig) -> TrainConfig:
+    """The rate falls after step 4 of 7, which is no step of a checkpoint or validation."""
+    return dataclasses.replace(config, schedule="constant", fall=0.43, checkpoint_every=3)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_stopped_run_with_a_fall_equals_the_uninterrupted_one(
+    stop: int, constant: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    train(constant, DATA, tmp_path, stop_at_step=stop)
+    assert train(constant, DATA, tmp_path).finished
+    assert_same_result(tmp_path, uninterrupted(constant))
+    trunks = [load_checkpoint(run / "trunk.pt") for run in (tmp_path, uninterrupted(constant))]
+    assert_equal_to_the_bit(*trunks, "trunk.pt")
+    assert trunks[0]["step"] == 4
+
+
+def test_next_stretch_goes_on_from_the_trunk_as_if_the_rate_had_never_fallen(
+    constant: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    trunk = uninterrupted(constant) / "trunk.pt"
+    longer = dataclasses.replace(constant, steps=11, fall=3 / 11)
+    train(dataclasses.replace(longer, start_from=str(trunk)), DATA, tmp_path / "next")
+    train(longer, DATA, tmp_path / "whole")
+    found, wanted = (load_checkpoint(tmp_path / name / LAST) for name in ("next", "whole"))
+    for part in ("model", "ema", "optimizer", "step"):
+        assert_equal_to_the_bit(found[part], wanted[part], part)
+    assert [row["step"] for row in rows_of(tmp_path / "next")] == [str(step) for step in range(5, 12)]
+
+
+def test_trunk_is_refused_where_nothing_would_follow_or_the_network_is_another(
+    constant: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    onward = dataclasses.replace(constant, start_from=str(uninterrupted(constant) / "trunk.pt"))
+    with pytest.raises(TrainingError, match=r"steps: found 4, wanted more than the 4 that .*trunk\.pt has behind it"):
+        train(dataclasses.replace(onward, steps=4), DATA, tmp_path)
+    wider = dataclasses.replace(constant.model, channels=16)
+    with pytest.raises(CheckpointError, match=r"trunk\.pt: made with other settings of model"):
+        train(dataclasses.replace(onward, model=wider), DATA, tmp_path)
+    best = uninterrupted(constant) / "best.pt"
+    with pytest.raises(CheckpointError, match=r"best\.pt: no state of a run to go on from"):
+        train(dataclasses.replace(onward, start_from=str(best)), DATA, tmp_path)
+
+
+class Clock:
+    """Clock of a run whose steps take a second each, validations nothing."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    update = trainers.Trainer.update
+
+    def takes_a_second(trainer: trainers.Trainer, *waves: torch.Tensor) -> None:
+        update(trainer, *waves)
+        clock.now += 1
+
+    monkeypatch.setattr(trainers.Trainer, "update", takes_a_second)
+    monkeypatch.setattr(training, "time", clock)
+    return clock
+
+
+def test_run_against_the_clock_lets_the_rate_fall_and_ends_in_time(
+    constant: TrainConfig, seconds: Clock, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(constant, fall=0.25, steps=3, warmup_steps=1)  # steps do not count
+    result = train(config, DATA, tmp_path, finish_within_s=20)
+    assert (result.step, result.finished, seconds.now) == (20, True, 1020)
+    rates = [float(row["learning_rate"]) / config.learning_rate for row in rows_of(tmp_path)]
+    assert rates[:16] == pytest.approx([1] * 16)
+    assert rates[15:] == pytest.approx([1 - math.sqrt(share / 5) for share in range(5)], rel=1e-4)
+    assert load_checkpoint(tmp_path / "trunk.pt")["step"] == 15
+
+
+def test_fall_that_was_decided_by_the_clock_goes_on_as_it_was_planned(
+    constant: TrainConfig, seconds: Clock, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(constant, fall=0.25)
+    train(config, DATA, tmp_path / "whole", finish_within_s=20)
+    train(config, DATA, tmp_path / "slices", finish_within_s=20, stop_at_step=17)
+    assert train(config, DATA, tmp_path / "slices", finish_within_s=999).finished  # the time no longer counts
+    assert_same_result(tmp_path / "slices", tmp_path / "whole")
+
+
+def test_a_cosine_cannot_be_run_against_the_clock(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="schedule: found 'cosine', wanted 'constant' to finish"):
+        train(config, DATA, tmp_path, finish_within_s=20)
+
+
+# A teacher
+
+
+def test_teacher_changes_what_is_learnt_and_not_what_is_validated(
+    config: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    weights = uninterrupted(config) / "weights.safetensors"
+    train(dataclasses.replace(config, teacher=str(weights)), DATA, tmp_path)
+    taught, alone = rows_of(tmp_path), rows_of(uninterrupted(config))
+    assert all(float(row["distillation"]) > 0 for row in taught)
+    assert not any(row["distillation"] for row in alone)
+    first, before = taught[0], alone[0]  # the same weights and examples, before the first update
+    assert float(first["loss"]) == pytest.approx(float(before["loss"]) + 2 * float(first["distillation"]), rel=1e-4)
+    assert (
+        load_checkpoint(tmp_path / LAST)["model"].keys()
+        == load_checkpoint(uninterrupted(config) / LAST)["model"].keys()
+    )
+
+
+def test_network_learns_nothing_from_a_teacher_that_it_is_itself(config: TrainConfig, tmp_path: Path) -> None:
+    weights = train(config, DATA, tmp_path / "first").weights
+    pupil = dataclasses.replace(config, start_from=str(weights), teacher=str(weights), steps=1)
+    train(pupil, DATA, tmp_path / "second")
+    assert float(rows_of(tmp_path / "second")[0]["distillation"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_run_goes_on_with_the_same_teacher_alone(
+    config: TrainConfig, uninterrupted: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    weights.write_bytes((uninterrupted(config) / "weights.safetensors").read_bytes())
+    taught = dataclasses.replace(config, teacher=str(weights))
+    train(taught, DATA, tmp_path / "whole")
+    train(taught, DATA, tmp_path / "slices", stop_at_step=2)
+    train(taught, DATA, tmp_path / "slices", stop_at_step=4)
+    weights.write_bytes(train(config, DATA, tmp_path / "other", stop_at_step=3).weights.read_bytes())
+    with pytest.raises(CheckpointError, match=r"made with another teacher than .*teacher\.safetensors is now"):
+        train(taught, DATA, tmp_path / "slices")
+    weights.write_bytes((uninterrupted(config) / "weights.safetensors").read_bytes())
+    train(taught, DATA, tmp_path / "slices")
+    assert_same_result(tmp_path / "slices", tmp_path / "whole")
+
+
+def test_teacher_for_another_signal_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    weights = train(config, DATA, tmp_path / "first", stop_at_step=3).weights
+    audio = dataclasses.replace(config.audio, hop=64)
+    with pytest.raises(TrainingError, match=r"a teacher for another signal: found .*hop=128.*, wanted .*hop=64"):
+        train(dataclasses.replace(config, audio=audio, teacher=str(weights)), DATA, tmp_path / "second")
 
 
 # Several processes
@@ -367,8 +511,8 @@ def test_resuming_needs_the_weights_of_the_start_no_more(config: TrainConfig, tm
 
 def test_validation_counts_silence_as_the_worst_and_leaves_out_what_has_no_speech() -> None:
     speech = DATA.train(0)[1]
-    assert training._score(speech, np.zeros_like(speech)) == training.WORST_PESQ
-    assert training._score(np.zeros_like(speech), speech) is None
+    assert trainers.pesq_of(speech, np.zeros_like(speech)) == trainers.WORST_PESQ
+    assert trainers.pesq_of(np.zeros_like(speech), speech) is None
 
 
 @pytest.mark.parametrize("stops", [(1,), (3, 4, 6)])
@@ -412,7 +556,7 @@ def test_run_killed_while_it_saves_resumes_to_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever file is being written when the machine stops, none of the others runs ahead of last.pt."""
-    original, calls = getattr(training, moment), []
+    original, calls = getattr(trainers, moment), []
 
     def dies(*arguments: object) -> None:
         calls.append(arguments)
@@ -421,7 +565,7 @@ def test_run_killed_while_it_saves_resumes_to_the_same_result(
         original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, moment, dies)
+        patch.setattr(trainers, moment, dies)
         with pytest.raises(KeyboardInterrupt):
             train(config, DATA, tmp_path)
     train(config, DATA, tmp_path)
@@ -634,7 +778,7 @@ def test_log_has_one_complete_row_for_each_step(config: TrainConfig, tmp_path: P
     rows = rows_of(tmp_path)
     assert tuple(rows[0]) == COLUMNS
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 8)]
-    weightless = {name for name, weight in dataclasses.asdict(config.loss).items() if weight == 0}
+    weightless = {name for name, weight in dataclasses.asdict(config.loss).items() if weight == 0} | {"distillation"}
     always = [name for name in COLUMNS if not name.startswith("validation") and name not in weightless]
     assert not any(row[name] for row in rows for name in weightless)
     for row in rows:
@@ -642,7 +786,7 @@ def test_log_has_one_complete_row_for_each_step(config: TrainConfig, tmp_path: P
         judged = [row[name] for name in COLUMNS if name.startswith("validation") and "pesq" not in name]
         validated = [math.isfinite(float(value)) for value in judged if value]
         assert validated == ([True] * 3 if int(row["step"]) in (3, 6, 7) else []), row
-    assert float(rows[0]["learning_rate"]) == pytest.approx(learning_rate(0, config))
+    assert float(rows[0]["learning_rate"]) == pytest.approx(config.learning_rate / config.warmup_steps)
 
 
 def test_log_of_more_than_a_million_steps_can_be_gone_on_with(config: TrainConfig, tmp_path: Path) -> None:

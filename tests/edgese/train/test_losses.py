@@ -19,9 +19,11 @@ from edgese.train.losses import (
     band_level_loss,
     complex_loss,
     compressed_spectrum,
+    distillation_loss,
     magnitude_loss,
     multi_resolution_loss,
     phase_loss,
+    trust,
     waveform_loss,
 )
 
@@ -70,9 +72,16 @@ def test_terms_are_means_of_their_formulas() -> None:
 
 def test_loss_is_the_weighted_sum_of_its_terms(audio: AudioConfig, clean: Tensor, noisy: Tensor) -> None:
     weights = LossConfig(
-        magnitude=0.7, complex=0.2, waveform=3.0, perceptual=0.3, phase=0.4, multi_resolution=0.5, band_level=0.6
+        magnitude=0.7,
+        complex=0.2,
+        waveform=3.0,
+        perceptual=0.3,
+        phase=0.4,
+        multi_resolution=0.5,
+        band_level=0.6,
+        distillation=0.8,
     )
-    terms = Objective(weights, audio, 0.3)(noisy, clean, noisy)
+    terms = Objective(weights, audio, 0.3)(noisy, clean, noisy, (noisy + clean) / 2)
     assert set(terms) == {"loss", *dataclasses.asdict(weights)}
     assert all(term.ndim == 0 and term > 0 for term in terms.values())
     expected = sum(weight * float(terms[name]) for name, weight in dataclasses.asdict(weights).items())
@@ -80,7 +89,9 @@ def test_loss_is_the_weighted_sum_of_its_terms(audio: AudioConfig, clean: Tensor
 
 
 def test_term_without_weight_is_not_computed(audio: AudioConfig, clean: Tensor, noisy: Tensor) -> None:
-    terms = Objective(LossConfig(magnitude=0, waveform=2.0, complex=0, perceptual=0), audio, 0.3)(noisy, clean, noisy)
+    terms = Objective(LossConfig(magnitude=0, waveform=2.0, complex=0, perceptual=0, band_level=0), audio, 0.3)(
+        noisy, clean, noisy
+    )
     assert set(terms) == {"loss", "waveform"}
     assert float(terms["loss"]) == pytest.approx(2 * float(terms["waveform"]))
 
@@ -196,3 +207,55 @@ def test_band_level_leaves_out_pauses_and_silence(transform: Transform) -> None:
     assert loss == 0
     assert silence.grad is not None
     assert not silence.grad.any()
+
+
+# A teacher
+
+
+def spectra(*waves: Tensor, transform: Transform) -> list[tuple[Tensor, Tensor]]:
+    return [compressed_spectrum(wave, transform, 0.3) for wave in waves]
+
+
+def test_trust_in_a_teacher_is_its_formula(transform: Transform, clean: Tensor, noisy: Tensor) -> None:
+    part = slice(3000, 5000)
+    taught = clean + 0.3 * (noisy - clean).flip(1)
+    found, taught, truth, heard = (
+        spectrum.double().numpy()
+        for _, spectrum in spectra(*(x[:, part] for x in (noisy / 2, taught, clean, noisy)), transform=transform)
+    )
+    result = trust(*map(torch.from_numpy, (found, taught, truth, heard))).numpy()
+    _, frames, bins = result.shape
+    for t, f in [(0, 0), (1, 3), (frames - 1, bins - 1), (7, 100), (4, 256)]:
+        around = slice(max(0, t - 2), t + 3), slice(max(0, f - 4), f + 5)
+        student, teacher, noise = (
+            np.square(x - truth).sum(-1)[(slice(None), *around)].mean((1, 2)) for x in (found, taught, heard)
+        )
+        expected = student / (student + teacher + 1e-6) * noise / (noise + teacher + 1e-6)
+        np.testing.assert_allclose(result[:, t, f], expected, rtol=1e-6)
+
+
+def test_trust_falls_with_the_teachers_error_from_one_to_nothing(
+    transform: Transform, clean: Tensor, noisy: Tensor
+) -> None:
+    taught = [clean + share * (noisy - clean).flip(1) for share in (0, 0.3, 1, 10)]
+    found, truth, *others = spectra(noisy, clean, *taught, transform=transform)
+    means = [float(trust(found[1], teacher[1], truth[1], found[1]).mean()) for teacher in others]
+    assert means[0] > 0.99
+    assert 0.9 > means[1] > means[2] > 0.1
+    assert means[3] < 0.05
+
+
+def test_teacher_that_is_right_counts_like_the_truth(transform: Transform, clean: Tensor, noisy: Tensor) -> None:
+    found, truth = spectra(noisy, clean, transform=transform)
+    mask = (found[0] / found[0]).clamp_max(2) - (truth[0] / found[0]).clamp_max(2)
+    expected = magnitude_loss(found[0], truth[0]) + 0.3 * complex_loss(found[1], truth[1]) + mask.square().mean()
+    assert float(distillation_loss(found, truth, truth, found)) == pytest.approx(float(expected), rel=1e-2)
+
+
+def test_gradients_of_a_teachers_part_reach_the_student_alone(
+    transform: Transform, clean: Tensor, noisy: Tensor
+) -> None:
+    waves = [wave.clone().requires_grad_() for wave in (0.5 * noisy, 0.9 * clean, clean, noisy)]
+    distillation_loss(*spectra(*waves, transform=transform)).backward()
+    assert waves[0].grad.abs().sum() > 0
+    assert [wave.grad for wave in waves[1:3]] == [None, None]  # the truth only weighs

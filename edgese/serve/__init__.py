@@ -1,0 +1,1 @@
+"""`edgese serve`: streams over WebSocket, enhanced together."""
