@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,9 @@ class Stream:
         return results
 
 
+_dtype_name = functools.cache(str)  # NumPy makes the name anew each time, which for a hop is long
+
+
 def check_feeds(feeds: Arrays, specs: Sequence[TensorSpec]) -> None:
     """Raise FeedError unless `feeds` holds exactly the arrays that `specs` describe."""
     if len(feeds) != len(specs) or any(spec.name not in feeds for spec in specs):
@@ -160,7 +164,7 @@ def check_feeds(feeds: Arrays, specs: Sequence[TensorSpec]) -> None:
         array = feeds[spec.name]
         if not isinstance(array, np.ndarray):
             raise FeedError(f"{spec.name}: found {type(array).__name__}, wanted a NumPy array of {spec.dtype}")
-        if str(array.dtype) != spec.dtype:
+        if _dtype_name(array.dtype) != spec.dtype:
             raise FeedError(f"{spec.name}: found {array.dtype}, wanted {spec.dtype}; convert it with astype")
         if array.shape != spec.shape:
             _check_shape(array.shape, spec, axes)

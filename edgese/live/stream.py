@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +218,9 @@ class StreamBatch:
             raise ConfigError(f"threads: found {threads!r}, wanted 1 to 1024")
         self._opened = _Opened(model, runtime, precision, pcs, attenuation_limit_db, narrow, threads)
         self._rows = None if self._opened.runtime.name == NATIVE else _Rows(self._opened)
-        self._pool = ThreadPoolExecutor(threads, "edgese-batch") if self._rows is None and threads > 1 else None
+        self._threads = threads
+        more = self._rows is None and threads > 1  # beside the caller's thread
+        self._pool = ThreadPoolExecutor(threads - 1, "edgese-batch") if more else None
         self._joined: dict[Joined, None] = {}
 
     def __enter__(self) -> Self:
@@ -301,7 +303,15 @@ class StreamBatch:
 
     def _advance(self, streams: list[Joined]) -> None:
         if self._rows is None:
-            list((self._pool.map if self._pool else map)(_advance_alone, streams))
+            n_shares = min(self._threads, len(streams))
+            own, *others = (streams[first::n_shares] for first in range(n_shares)) if streams else ([],)
+            elsewhere = [self._pool.submit(_advance_alone, share) for share in others] if self._pool else []
+            try:
+                _advance_alone(own)
+            finally:
+                wait(elsewhere)
+            for share in elsewhere:
+                share.result()
             return
         while ready := [joined for joined in streams if joined.port.front.n_hops]:
             hops = [joined.port.front.take_hop() for joined in ready]
@@ -338,10 +348,11 @@ class FailedStreamsError(AudioError):
         self.answers, self.failed = answers, failed
 
 
-def _advance_alone(joined: Joined) -> None:
-    front = joined.port.front
-    while front.n_hops:
-        front.put_hop(joined.stream({"wave": front.take_hop()})["enhanced"])
+def _advance_alone(streams: list[Joined]) -> None:
+    for joined in streams:
+        front = joined.port.front
+        while front.n_hops:
+            front.put_hop(joined.stream({"wave": front.take_hop()})["enhanced"])
 
 
 class _Rows:
