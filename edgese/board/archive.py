@@ -6,8 +6,7 @@
 
 In it lie the chosen graphs with their weights, sealed anew; the golden vectors; the model card and the attribution; the
 licence; of MBS-Net, the C project, for a board without Python; and the code of `edgese.device` with all that it imports
-of ours, edgese renamed to edgese_device. Equal input
-gives equal bytes.
+of ours, edgese renamed to edgese_device. Equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from edgese.native.artefact import STORED
 from edgese.native.project import project_files
-from edgese.native.weights import native_weights
-from edgese.networks import MbsConfig
+from edgese.native.weights import OtherNetworkError, native_weights
 from export import ExportError
 from export.bundle import ATTRIBUTION, MODEL_CARD, WEIGHTS, Bundle, Graph, seal_bundle
 from export.manifest import MANIFEST
@@ -64,6 +62,12 @@ import sys
 from edgese_device.device.__main__ import main
 
 sys.exit(main())
+'''
+
+# In place of edgese's own, which offers streams: those need code that no board does.
+_ROOT = f'''"""The code of edgese that a device needs."""
+
+__version__ = "{__version__}"
 '''
 
 _README = """\
@@ -290,12 +294,15 @@ def _manifest(bundle: Bundle, graphs: tuple[Graph, ...]) -> dict[str, Any]:
 
 def _c_project(bundle: Bundle, graphs: tuple[Graph, ...], content: Content) -> dict[str, bytes]:
     """Files of the C project, in the most exact of the precisions; none of a network that C does not run."""
-    if WEIGHTS not in bundle.manifest["files"] or bundle.manifest["model"].get("name") != MbsConfig.name:
+    if WEIGHTS not in bundle.manifest["files"]:
         return {}
     packed = {graph.precision for graph in graphs}
     precision = next(name for name in STORED if name in packed)
     metadata = {"edgese.bundle": str(bundle.manifest["name"]), "edgese.weights": bundle.manifest["files"][WEIGHTS]}
-    weights = native_weights(bundle.file(WEIGHTS), stored=STORED[precision], metadata=metadata)
+    try:
+        weights = native_weights(bundle.file(WEIGHTS), stored=STORED[precision], metadata=metadata)
+    except OtherNetworkError:
+        return {}
     return project_files(weights, *content.golden_vectors(), content.limits(precision)["snr_db"])
 
 
@@ -313,7 +320,7 @@ def _code() -> dict[str, str]:
         name = path.relative_to(_HERE).as_posix()
         if name in found:
             continue
-        found[name] = path.read_text(encoding="utf-8")
+        found[name] = _ROOT if name == "edgese/__init__.py" else path.read_text(encoding="utf-8")
         waiting += [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)]
         waiting += _imports(found[name])
     code = {
