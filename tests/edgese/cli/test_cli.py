@@ -25,8 +25,8 @@ from ..helpers.command_line import Done, edgese, one_error, parsed, run_python
 from ..helpers.identity_bundle import write_identity_bundle
 
 COMMANDS = (
-    *("enhance", "serve", "evaluate", "calibrate", "export", "verify", "bench", "bundle", "push", "pull", "triton"),
-    *("train", "info", "doctor"),
+    *("enhance", "listen", "serve", "evaluate", "calibrate", "export", "verify", "bench", "bundle", "push", "pull"),
+    *("triton", "train", "info", "doctor"),
 )
 RATE_HZ = 16_000
 
