@@ -322,7 +322,8 @@ def _code() -> dict[str, str]:
             continue
         found[name] = _ROOT if name == "edgese/__init__.py" else path.read_text(encoding="utf-8")
         waiting += [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)]
-        waiting += _imports(found[name])
+        if path.name != "__init__.py":  # the root's names are imported when asked for, and no board asks
+            waiting += _imports(found[name])
     code = {
         re.sub(r"^edgese/", f"{_DEVICE}/", name): _RENAMED.sub(rf"\1{_DEVICE}", text) for name, text in found.items()
     }
