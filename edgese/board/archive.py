@@ -64,12 +64,6 @@ from edgese_device.device.__main__ import main
 sys.exit(main())
 '''
 
-# In place of edgese's own, which offers streams: those need code that no board does.
-_ROOT = f'''"""The code of edgese that a device needs."""
-
-__version__ = "{__version__}"
-'''
-
 _README = """\
 {name}: speech enhancement on this device
 {underline}
@@ -320,7 +314,7 @@ def _code() -> dict[str, str]:
         name = path.relative_to(_HERE).as_posix()
         if name in found:
             continue
-        found[name] = _ROOT if name == "edgese/__init__.py" else path.read_text(encoding="utf-8")
+        found[name] = path.read_text(encoding="utf-8")
         waiting += [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)]
         if path.name != "__init__.py":  # the root's names are imported when asked for, and no board asks
             waiting += _imports(found[name])
