@@ -2,8 +2,11 @@
 
     python -m benchmarks.train_step [--model small] [--batch 8] [--seconds 2] [--compile]
 
-`of it: scans`: only the selective scans of all layers, forward and backward, on the tensors that the network gives
-them. `audio/s`: seconds of sound trained on per second. All loss terms are computed. Medians.
+Two ways of doing a step take turns: `now`, as `edgese train` does it (AdamW in one pass, averages of all weights in one
+call, with --compile the regions between the scans compiled), and `plain` (AdamW and averages tensor by tensor, the loss
+read at once, with --compile the network compiled as a whole). `of it: scans`: only the selective scans of all layers,
+forward and backward, on the tensors that the network gives them. `audio/s`: seconds of sound trained on per second. All
+loss terms are computed. Medians.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from edgese.networks import MODELS
 from edgese.train.loop import keep_freed_memory
 from edgese.train.losses import Objective
 
-EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1)
+EVERY_TERM = LossConfig(perceptual=0.1, phase=0.1, multi_resolution=0.1, band_level=0.1)
 
 
 def main() -> None:
@@ -46,18 +49,37 @@ def main() -> None:
     report("train_step", machine, rows, as_json=chosen.json)
 
 
-def measure(size: str, batch: int, seconds: float, steps: int, precision: torch.dtype, compiled: bool) -> list[Row]:
-    audio, config = AudioConfig(), MODELS[size]
-    torch.manual_seed(0)
-    enhancer, objective = build(config, audio), Objective(EVERY_TERM, audio, config.compression)
-    optimizer = torch.optim.AdamW(enhancer.parameters(), lr=1e-4)
-    if compiled:
-        enhancer.network.compile()
-    length = int(seconds * audio.sample_rate_hz) // audio.hop * audio.hop
-    noisy, clean = (0.1 * torch.randn(batch, length) for _ in range(2))
-    state = enhancer.initial_state(batch)
+class Step:
+    """A network with what trains it, and one step of it timed part by part."""
 
-    def step() -> dict[str, float]:
+    def __init__(self, size: str, batch: int, seconds: float, precision: torch.dtype, *, plain: bool, compiled: bool):
+        audio, config = AudioConfig(), MODELS[size]
+        torch.manual_seed(0)
+        self.enhancer, self.objective = build(config, audio), Objective(EVERY_TERM, audio, config.compression)
+        self.precision, self.plain, self.overlap = precision, plain, audio.overlap
+        if compiled:
+            self.enhancer.network.compile() if plain else self.enhancer.network.compile_parts()
+        self.parameters = list(self.enhancer.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=not plain, foreach=False if plain else None)
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.length = int(seconds * audio.sample_rate_hz) // audio.hop * audio.hop
+        self.noisy, self.clean = (0.1 * torch.randn(batch, self.length) for _ in range(2))
+        self.state = self.enhancer.initial_state(batch)
+
+    def forward(self) -> Tensor:
+        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+            output: Tensor = self.enhancer(self.noisy, self.state)[0]
+        return output.float()
+
+    def average(self) -> None:
+        with torch.no_grad():
+            if self.plain:
+                for average, parameter in zip(self.averages, self.parameters, strict=True):
+                    average.lerp_(parameter, 0.001)
+            else:
+                torch._foreach_lerp_(self.averages, self.parameters, 0.001)
+
+    def run(self) -> dict[str, float]:
         times: dict[str, float] = {}
 
         def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -66,38 +88,47 @@ def measure(size: str, batch: int, seconds: float, steps: int, precision: torch.
             times[name] = time.perf_counter() - started
             return result
 
-        def forward() -> Tensor:
-            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-                output: Tensor = enhancer(noisy, state)[0]
-            return output.float()
-
-        optimizer.zero_grad(set_to_none=True)
-        output = timed("network forward", forward)
-        kept = length - audio.overlap
-        loss = timed(
-            "objective forward", lambda: objective(output[:, -kept:], clean[:, :kept], noisy[:, :kept])["loss"]
-        )
+        self.optimizer.zero_grad(set_to_none=True)
+        output = timed("network forward", self.forward)
+        kept = self.length - self.overlap
+        waves = output[:, -kept:], self.clean[:, :kept], self.noisy[:, :kept]
+        loss = timed("objective forward", lambda: self.objective(*waves)["loss"])
         into_output = timed("objective backward", lambda: torch.autograd.grad(loss, output, retain_graph=True)[0])
         timed("network backward", lambda: output.backward(into_output))
-        timed("optimizer", optimizer.step)
+        timed("clipping", lambda: nn.utils.clip_grad_norm_(self.parameters, 1.0))
+        timed("optimizer", self.optimizer.step)
+        timed("averages", self.average)
         return times
 
-    step(), step()
-    runs = [step() for _ in range(steps)]
-    parts = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    whole = sum(parts.values())
-    if not compiled:  # inside the network: the scans alone, forward and backward, at the same shapes
-        parts["of it: scans"] = scans(enhancer, noisy, state, steps, precision)
-    name = f"{str(precision).removeprefix('torch.')}{', compiled' if compiled else ''}"
-    rows: list[Row] = [
-        {"precision": name, "part": part, "ms": 1000 * spent, "share %": 100 * spent / whole}
-        for part, spent in parts.items()
-    ]
-    speed = batch * length / audio.sample_rate_hz / whole
-    return [
-        *rows,
-        {"precision": name, "part": f"whole step, {speed:.1f} audio/s", "ms": 1000 * whole, "share %": 100.0},
-    ]
+
+def measure(size: str, batch: int, seconds: float, steps: int, precision: torch.dtype, compiled: bool) -> list[Row]:
+    ways = {
+        way: Step(size, batch, seconds, precision, plain=way == "plain", compiled=compiled) for way in ("plain", "now")
+    }
+    for step in ways.values():
+        step.run(), step.run()
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(steps):
+        for way, step in ways.items():
+            runs[way].append(step.run())
+    rows: list[Row] = []
+    for way, step in ways.items():
+        parts = {name: statistics.median(run[name] for run in runs[way]) for name in runs[way][0]}
+        whole = sum(parts.values())
+        if (
+            not compiled and way == "now"
+        ):  # inside the network: the scans alone, forward and backward, at the same shapes
+            parts["of it: scans"] = scans(step.enhancer, step.noisy, step.state, steps, precision)
+        name = f"{str(precision).removeprefix('torch.')}{', compiled' if compiled else ''}, {way}"
+        rows += [
+            {"precision": name, "part": part, "ms": 1000 * spent, "share %": 100 * spent / whole}
+            for part, spent in parts.items()
+        ]
+        speed = batch * step.length / AudioConfig().sample_rate_hz / whole
+        rows.append(
+            {"precision": name, "part": f"whole step, {speed:.1f} audio/s", "ms": 1000 * whole, "share %": 100.0}
+        )
+    return rows
 
 
 def scans(enhancer: nn.Module, noisy: Tensor, state: dict[str, Tensor], steps: int, precision: torch.dtype) -> float:

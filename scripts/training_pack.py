@@ -74,14 +74,18 @@ def main(
     config: Annotated[Path, typer.Option(help="Settings in TOML.")],
     out: Annotated[Path, typer.Option(help="The pack's folder.")],
     evaluation: Annotated[Path | None, typer.Option("--eval", help="Folder with clean/ and noisy/.")] = None,
-    start_from: Annotated[Path | None, typer.Option(help="Weights to begin with.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Weights to begin with, or the trunk.pt of a run to go on from.")
+    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Weights of a network to learn from.")] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="MiB that a shard of recordings has at most.")] = 56,
     python: Annotated[str, typer.Option(help="Python of the machine, for the wheels.")] = "3.12",
     wheels: Annotated[bool, typer.Option(help="Pack the libraries that a machine with PyTorch may lack.")] = True,
 ) -> None:
     """Write a training pack for a machine that has a GPU and PyTorch but no network."""
     try:
-        parts, lacking = pack(data, config, out, evaluation, start_from, shard_mb * MIB, python if wheels else None)
+        given = Given(start_from, teacher)
+        parts, lacking = pack(data, config, out, evaluation, given, shard_mb * MIB, python if wheels else None)
     except EdgeseError as error:
         sys.exit(f"error: {error}")
     for part in parts:
@@ -91,12 +95,20 @@ def main(
     typer.echo(f"next: a rehearsal here, bash {out}/slice.sh 0 RESULTS; then {out}/README.md")
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Files besides the data that a run reads, by the names of the settings that name them."""
+
+    start_from: Path | None = None
+    teacher: Path | None = None
+
+
 def pack(
     data: Path,
     config: Path,
     out: Path,
     evaluation: Path | None,
-    start_from: Path | None,
+    given: Given,
     shard_bytes: int,
     python: str | None,
 ) -> tuple[list[Part], list[str]]:
@@ -118,7 +130,7 @@ def pack(
         with StagedFolder(out.parent) as staged:
             with temporary_folder() as scratch:
                 wheels = scratch / "wheels"
-                settings = list(_settings(config, start_from, scratch))
+                settings = list(_settings(config, given, scratch))
                 lacking = download_wheels(wheels, python, read_train_config(config)) if python else []
                 _write_tar(staged.path / "source.tar", [*settings, *_source(), *_files(wheels, "wheels/")])
             for name, plan in plans.items():
@@ -302,34 +314,46 @@ def _files(folder: Path, prefix: str) -> Iterator[Member]:
             yield prefix + inner.as_posix(), path.read_bytes()
 
 
-def _settings(path: Path, start_from: Path | None, scratch: Path) -> Iterator[Member]:
-    """Members config.toml, as it is or with the packed weights named, these weights, and the run's config.json.
+def _settings(path: Path, given: Given, scratch: Path) -> Iterator[Member]:
+    """Members config.toml, as it is or with the packed files named, these files, and the run's config.json.
 
     Raises:
         EdgeseError: settings that cannot be, or weights that are not theirs.
     """
     config, text = read_train_config(path), path.read_text(encoding="utf-8")
-    if config.start_from and not start_from:
-        raise PackError(
-            f"{path}: start_from is {config.start_from}, which the pack does not hold: "
-            "give the file with --start-from, or remove the setting"
-        )
-    if start_from:
-        from edgese.train.loop import starting_enhancer
-
-        try:
-            starting_enhancer(config, start_from)
-        except TrainingError as error:
-            raise PackError(f"{error} of {path}") from error
-        name = f"start{start_from.suffix}"
-        yield name, start_from.read_bytes()
-        text = f'start_from = "{name}"\n' + re.sub(r"(?m)^\W*start_from\W*=.*\n?", "", text)
+    for setting, file in dataclasses.asdict(given).items():
+        named = getattr(config, setting)
+        if named and not file:
+            raise PackError(
+                f"{path}: {setting} is {named}, which the pack does not hold: "
+                f"give the file with --{setting.replace('_', '-')}, or remove the setting"
+            )
+        if not file:
+            continue
+        _require_usable(path, config, setting, file)
+        name = f"{setting.partition('_')[0]}{file.suffix}"
+        yield name, file.read_bytes()
+        text = f'{setting} = "{name}"\n' + re.sub(rf"(?m)^\W*{setting}\W*=.*\n?", "", text)
         changed = scratch / "config.toml"
         changed.write_text(text, encoding="utf-8")
-        config = dataclasses.replace(config, start_from=name)
+        config = dataclasses.replace(config, **{setting: name})
         assert read_train_config(changed) == config
     yield "config.toml", text.encode()
     yield "config.json", json.dumps(to_dict(config), indent=2).encode()
+
+
+def _require_usable(path: Path, config: TrainConfig, setting: str, file: Path) -> None:
+    """Refuse weights that a run with these settings would refuse."""
+    from edgese.train.distillation import Teacher
+    from edgese.train.loop import starting_enhancer
+
+    try:
+        if setting == "teacher":
+            Teacher(file, config.audio, "cpu", bfloat16=False)
+        else:
+            starting_enhancer(config, file)  # of a trunk.pt, the averages
+    except TrainingError as error:
+        raise PackError(f"{error} of {path}") from error
 
 
 def download_wheels(folder: Path, python: str, config: TrainConfig) -> list[str]:

@@ -104,7 +104,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(script: Any, data: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack with evaluation pairs, in shards that hold about two of the recordings each."""
     out: Path = tmp_path_factory.mktemp("packs") / "pack"
-    script.pack(data, config, out, data / "eval", None, 60_000, None)
+    script.pack(data, config, out, data / "eval", script.Given(), 60_000, None)
     return out
 
 
@@ -190,7 +190,7 @@ def test_unpacked_recordings_give_the_same_examples(data: Path, config: Path, pa
 
 
 def test_equal_inputs_give_equal_bytes(script: Any, data: Path, config: Path, packed: Path, tmp_path: Path) -> None:
-    script.pack(data, config, tmp_path / "again", data / "eval", None, 60_000, None)
+    script.pack(data, config, tmp_path / "again", data / "eval", script.Given(), 60_000, None)
     names = sorted(path.name for path in packed.iterdir())
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == names
     for name in names:
@@ -227,16 +227,18 @@ def test_weights_to_start_from_travel_and_the_config_names_them(
     enhancer = build(settings.model, settings.audio)
     save_weights(tmp_path / "mine.safetensors", enhancer, enhancer.state_dict())
     (tmp_path / "run.toml").write_text(CONFIG.replace('start_from = ""', 'start_from = "/elsewhere/mine.safetensors"'))
-    script.pack(data, tmp_path / "run.toml", tmp_path / "pack", None, tmp_path / "mine.safetensors", MIB, None)
+    given = script.Given(tmp_path / "mine.safetensors", teacher=tmp_path / "mine.safetensors")
+    script.pack(data, tmp_path / "run.toml", tmp_path / "pack", None, given, MIB, None)
     source = members(tmp_path / "pack", "source.tar")
-    assert source["start.safetensors"] == (tmp_path / "mine.safetensors").read_bytes()
+    assert source["start.safetensors"] == source["teacher.safetensors"] == (tmp_path / "mine.safetensors").read_bytes()
     (tmp_path / "packed.toml").write_bytes(source["config.toml"])
-    assert read_train_config(tmp_path / "packed.toml") == dataclasses.replace(settings, start_from="start.safetensors")
+    packed = dataclasses.replace(settings, start_from="start.safetensors", teacher="teacher.safetensors")
+    assert read_train_config(tmp_path / "packed.toml") == packed
 
     wider = CONFIG.replace("channels = 8", "channels = 16")
     (tmp_path / "wider.toml").write_text(wider)
     with pytest.raises(script.PackError, match=r"mine\.safetensors: weights of another model"):
-        script.pack(data, tmp_path / "wider.toml", tmp_path / "no", None, tmp_path / "mine.safetensors", MIB, None)
+        script.pack(data, tmp_path / "wider.toml", tmp_path / "no", None, given, MIB, None)
 
 
 def write_wheel(folder: Path, name: str, requires: str = "") -> None:
@@ -279,7 +281,7 @@ def test_recording_larger_than_a_shard_is_refused_with_a_mend(
     script: Any, data: Path, config: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(script.PackError, match=r"found 0\.\d MiB, wanted less than .* raise --shard-mb, or cut"):
-        script.pack(data, config, tmp_path / "pack", None, None, 30_000, None)
+        script.pack(data, config, tmp_path / "pack", None, script.Given(), 30_000, None)
     assert list(tmp_path.iterdir()) == []  # nothing half made is left
 
 
@@ -298,9 +300,10 @@ def test_broken_recording_is_named(script: Any, tmp_path: Path) -> None:
 
 
 def test_weights_that_only_this_machine_has_are_refused(script: Any, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('start_from = "/elsewhere/w.safetensors"')
-    with pytest.raises(script.PackError, match=r"start_from is /elsewhere/w.safetensors.* give .* --start-from"):
-        script.pack(data, tmp_path / "run.toml", tmp_path / "pack", None, None, MIB, None)
+    for setting, option in (("start_from", "--start-from"), ("teacher", "--teacher")):
+        (tmp_path / "run.toml").write_text(f'{setting} = "/elsewhere/w.safetensors"')
+        with pytest.raises(script.PackError, match=rf"{setting} is /elsewhere/w.safetensors.* give .* {option}"):
+            script.pack(data, tmp_path / "run.toml", tmp_path / "pack", None, script.Given(), MIB, None)
 
 
 def run(*command: object, cwd: Path, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess[str]:

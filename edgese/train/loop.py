@@ -35,6 +35,7 @@ from edgese.train.data import DataSets, Examples
 from edgese.train.ranks import Ranks, joined
 from edgese.train.run_folder import WEIGHTS, RunLog, has_checkpoint, locked
 from edgese.train.schedule import Fall
+from edgese.train.scoring import Scorers
 from edgese.train.trainer import Trainer
 from export.staging import sweep
 
@@ -206,13 +207,15 @@ class _Slice:
         last = max(trainer.step, self._last_step())
         self.batches = _batches(data.train, self.config, trainer.step, last, self.ranks)
         self.validation = [data.validation(index) for index in range(N_VALIDATION)] if self.ranks.leads else []
+        self.scorers = Scorers(len(self.validation))
         self.validation_s = 0.0  # the last one's, 0 before it
         self.first_s, self.first_step = time.monotonic(), trainer.step
         self.begun = self.first_s, self.first_step  # from where on speed is measured
 
     def run(self) -> Result:
         trainer, config, ranks = self.trainer, self.config, self.ranks
-        with RunLog(trainer.run, trainer.step) if ranks.leads else contextlib.nullcontext() as log:
+        opened = RunLog(trainer.run, trainer.step) if ranks.leads else contextlib.nullcontext()
+        with opened as log, contextlib.closing(self.scorers):
             for noisy, clean in self.batches:
                 if trainer.step == self.first_step + 1:
                     self.begun = time.monotonic(), trainer.step  # the first step may have compiled
@@ -245,7 +248,7 @@ class _Slice:
     def _validate(self, row: dict[str, float]) -> dict[str, float]:
         started = time.monotonic()
         self._tell(row, self.validation_s or N_VALIDATION / self.config.batch * self._per_step_s())
-        scores = self.trainer.validate(self.validation)
+        scores = self.trainer.validate(self.validation, self.scorers)
         self.validation_s = time.monotonic() - started
         return scores
 
@@ -275,7 +278,8 @@ class _Slice:
         """Let the rate fall from now on where there is just time for it."""
         trainer, share = self.trainer, self.config.fall
         if self.against_time and trainer.fall is None:
-            trainer.fall = self.until.fall(trainer.step, share, self._per_step_s(), self.validation_s, self.ranks)
+            last_s = self.validation_s or N_VALIDATION / self.config.batch * self._per_step_s()
+            trainer.fall = self.until.fall(trainer.step, share, self._per_step_s(), last_s, self.ranks)
 
     def _end(self) -> int:
         """Last step of the run, as far as it is known."""

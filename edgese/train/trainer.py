@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from edgese.config import TrainConfig, to_dict
-from edgese.errors import CheckpointError, EdgeseError, TrainingError
-from edgese.metrics.scores import pesq_wb, si_sdr
+from edgese.errors import CheckpointError, TrainingError
+from edgese.metrics.scores import si_sdr
 from edgese.model.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from edgese.model.enhancer import WaveformEnhancer
 from edgese.model.registry import build
@@ -25,10 +25,10 @@ from edgese.train.losses import Objective
 from edgese.train.ranks import Ranks
 from edgese.train.run_folder import BEST, LAST, TRUNK, WEIGHTS, load_last, save_last
 from edgese.train.schedule import Fall, learning_rate, planned_fall
+from edgese.train.scoring import Scorers
 
 logger = logging.getLogger(__name__)
 
-WORST_PESQ = 1.04  # bottom of the wideband scale
 _STATE = ("config", "step", "best", "ema", "model", "optimizer")  # of a checkpoint to go on from
 
 
@@ -95,7 +95,7 @@ class Trainer:
                 )
             yield {"step": step, "learning_rate": rate} | row
 
-    def validate(self, examples: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    def validate(self, examples: list[tuple[np.ndarray, np.ndarray]], scorers: Scorers) -> dict[str, float]:
         """Loss, PESQ and SI-SDR of the averaged weights on held-out speakers; keeps the best weights so far.
 
         A teacher has no part in this loss: runs with and without one are compared by it.
@@ -109,7 +109,7 @@ class Trainer:
                 noisy, clean = (torch.from_numpy(np.stack(waves)).to(self.device) for waves in zip(*part, strict=True))
                 losses.append(float(self._terms(averaged, averaged, noisy, clean)["loss"]))
                 for (before, target), after in zip(part, averaged.enhance(noisy).cpu().numpy(), strict=True):
-                    scores.append(pesq_of(target, after))
+                    scores.append(scorers.submit(target, after))
                     ratios.append(si_sdr(target, after))
                     gains.append(ratios[-1] - si_sdr(target, before))
         loss = float(np.mean(losses))
@@ -117,7 +117,7 @@ class Trainer:
             raise TrainingError(
                 f"step {self.step}: the validation loss is {loss}: start again with a lower learning_rate"
             )
-        known = [score for score in scores if score is not None]
+        known = [score for score in (done.result() for done in scores) if score is not None]
         if loss < self.best:
             self.best = loss
             save_checkpoint(self.run / BEST, self._content(with_optimizer=False))
@@ -235,17 +235,6 @@ class Trainer:
         length = found.shape[1]
         terms: dict[str, Tensor] = self.objective(found, clean[:, :length], noisy[:, :length], taught)
         return terms
-
-
-def pesq_of(target: np.ndarray, enhanced: np.ndarray) -> float | None:
-    """PESQ-WB; the scale's worst where nothing is left of the speech, None without speech or without the package."""
-    if target.any() and not enhanced.any():
-        return WORST_PESQ
-    try:
-        return pesq_wb(target, enhanced)
-    except EdgeseError as error:
-        logger.info("validation without PESQ of one example: %s", error)
-        return None
 
 
 def by_decay(enhancer: WaveformEnhancer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
