@@ -6,7 +6,7 @@ Callbacks copy frames and note the time, no more. Two devices have two clocks: w
 or run out within minutes. So the least that was left after a callback of the loudspeaker, in two seconds, is held at
 `reserve_ms`, by blocks that are a sample longer or shorter (edgese/listen/stretch.py); more than 100 ms too much, as
 after a machine's standstill, is skipped at once. So the delay does not grow. Where the loudspeaker finds too little all
-the same, the reserve becomes 10 ms more, and that again less by 3 ms in each minute in which all is well.
+the same, the reserve becomes 10 ms more, and that again less by 15 ms in each minute in which all is well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WINDOW_S = 2.0
 DEADBAND_S = 0.001
 MOST_STRETCH = 1 / 200  # of a block: inaudible, and 50 times what clocks differ by
 SKIP_S = 0.1
-MORE_S, MOST_MORE_S, LESS_S = 0.01, 0.2, 0.0001  # of reserve: at a dropout, at most, at the end of a window without one
+MORE_S, MOST_MORE_S, LESS_S = 0.01, 0.2, 0.0005  # of reserve: at a dropout, at most, at the end of a window without one
 FADE_S = 0.01  # from before to after and back
 FALL_DB_S = 20.0  # of the meters
 FLOOR_DB = -90.0

@@ -203,7 +203,7 @@ def test_the_reserve_grows_with_a_dropout_and_falls_when_all_is_well() -> None:
     assert reserves == pytest.approx([0.02, 0.03, 0.04])
     run(line, noise(20 * RATE_HZ), start_s=100.0)
     assert line.numbers().n_dropouts == 3
-    assert line._reserve / RATE_HZ == pytest.approx(0.039, abs=0.0005)
+    assert line._reserve / RATE_HZ == pytest.approx(0.035, abs=0.001)
 
 
 def test_what_the_thread_does_not_take_is_lost_and_counted() -> None:
