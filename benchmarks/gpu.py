@@ -19,10 +19,11 @@ import numpy as np
 from benchmarks.machine import Row, parser, report
 from edgese.audio import Samples
 from edgese.audio.reader import read_wave
+from edgese.bench.capacity import Point, most_streams
 from edgese.bench.timing import Timing, back_to_back
 from edgese.graphs.bundles import shipped_bundle
 from edgese.graphs.form import bundle_enhancer
-from edgese.graphs.opening import open_graph
+from edgese.graphs.opening import ENGINE_STREAMS, open_graph
 from edgese.graphs.streaming import run, samples
 from edgese.machine.host import describe
 from edgese.metrics.difference import snr_db
@@ -35,6 +36,7 @@ from runtimes.gpu import read_device
 
 TENTHS = 10
 WARM_UP_CALLS = 50
+POINT_CALLS = 200  # at each point of the search for the most streams: enough for p99
 
 
 def main() -> None:
@@ -46,6 +48,9 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=10.0, help="sound of the stream that is compared")
     arguments.add_argument("--streams", type=int, nargs="+", default=[1, 64], help="in a call that is timed")
     arguments.add_argument("--calls", type=int, default=1000)
+    arguments.add_argument(
+        "--most-streams", type=int, default=0, metavar="N", help="search up to so many; 0: no search"
+    )
     options = arguments.parse_args()
     machine, bundle = describe(), Bundle.open(options.model)
     rate_hz, hop = (int(bundle.manifest["audio"][key]) for key in ("sample_rate_hz", "hop"))
@@ -60,7 +65,10 @@ def main() -> None:
             for block in options.block:
                 graph = bundle.graph(block=block, precision=precision)
                 try:
-                    rows.append(measure(bundle, graph, runtime, truth, options.streams, options.calls, hop / rate_hz))
+                    rows.append(
+                        measure(bundle, graph, runtime, truth, options.streams, options.calls, hop / rate_hz)
+                        | most(bundle, graph, runtime, truth.wave, hop / rate_hz, options.most_streams)
+                    )
                 except (RuntimeUnavailable, ExportError) as error:
                     notes.append(f"{graph.file} in {runtime}: {error}")
     if not rows:
@@ -92,10 +100,27 @@ def measure(
             f"x{n}_{name}_ms": value
             for n, timing in timings.items()
             for name, value in timing.percentiles_ms().items()
-            if name in ("p50", "p99")
+            if name in ("p50", "p99", "p99_9", "max")
         },
         **{f"x{n}_times_real_time": n / timing.rtf for n, timing in timings.items()},
     }
+
+
+def most(bundle: Bundle, graph: Graph, runtime: str, wave: Samples, hop_s: float, ceiling: int) -> Row:
+    """Columns of the most streams in one call; none where nothing is to be searched."""
+    if not ceiling:
+        return {}
+    with open_graph(bundle, graph, runtime) as opened:
+
+        def point(streams: int) -> Point:
+            return Point(
+                streams, (calls(opened, graph, streams, POINT_CALLS, wave, graph.block * hop_s),), complete=True
+            )
+
+        most_here = ceiling if "tensorrt" not in runtime else min(ceiling, ENGINE_STREAMS)
+        found = most_streams(point, start=min(64, most_here), ceiling=most_here)
+    slow_ms = None if found.p99_s is None else found.p99_s * 1e3
+    return {"most_streams": found.streams, "at_least": found.at_least, "its_p99_ms": slow_ms}
 
 
 def calls(opened: Runtime, graph: Graph, streams: int, n_calls: int, wave: Samples, period_s: float) -> Timing:

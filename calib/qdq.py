@@ -303,8 +303,8 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:
     """Names of all tensors that a graph itself makes or holds."""
-    for value in (*graph.input, *graph.initializer):
-        yield value.name
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
     for node in graph.node:
         yield from node.output
 

@@ -1,12 +1,13 @@
-# edgese for servers: recordings, Triton's model repository, bundles of the Hub. No PyTorch, no compiler, no root.
+# edgese for servers: live streams over WebSocket, or any other command. No PyTorch, no compiler, no root.
 #
 #   docker build -f containers/server.Dockerfile -t edgese .
+#   docker run --rm -p 8765:8765 -e EDGESE_TOKEN edgese
 #   docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" edgese enhance noisy.wav
 
 # The Python that constraints-3.11.txt was tested with.
 FROM python:3.11-slim-bookworm AS build
-# Further extras, as "[triton,hub]"; those with PyTorch do not belong here.
-ARG EXTRAS=""
+# More of them, as "[serve,triton,hub,ray]"; those with PyTorch do not belong here.
+ARG EXTRAS="[serve]"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints-3.11.txt ./
 COPY calib calib/
@@ -29,7 +30,9 @@ ENV PATH=/opt/edgese/bin:$PATH \
 VOLUME ["/cache"]
 WORKDIR /data
 USER 10001
-# Opens every runtime and bundle, and compares every file of them with its SHA-256.
-HEALTHCHECK --interval=5m --timeout=60s --start-period=30s CMD ["edgese", "doctor"]
+EXPOSE 8765
+# Of `serve` without TLS; for other commands: --no-healthcheck.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8765/health', timeout=4)"]
 ENTRYPOINT ["edgese"]
-CMD ["--help"]
+CMD ["serve", "--host", "0.0.0.0"]

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ from edgese.graphs.audio_facts import open_bundle
 from edgese.graphs.bundles import SHIPPED, shipped_bundle
 from edgese.graphs.opening import open_graph
 from edgese.machine.host import describe
+from edgese.machine.jetson import read_jetson, read_state
 from export import ExportError
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES, load_runtime
@@ -82,6 +84,7 @@ def examine(installed: Callable[[str], str | None] | None = None) -> tuple[Findi
         *_bundles(),
         *(_runtime(name) for name in RUNTIMES),
         _tensorrt(version_of),
+        *board_findings(),
         _gpu(),
         _ssh(),
     )
@@ -219,6 +222,35 @@ def judge_jetpack(release: str | None, tensorrt: str | None) -> Finding:
         mend = "sudo apt install --reinstall tensorrt python3-libnvinfer (JetPack's own)"
         return Finding(part, "wrong", f"{jetpack} ({release}) with tensorrt {tensorrt}, wanted {wanted}", mend)
     return Finding(part, "ok", f"{jetpack} ({release}) with tensorrt {tensorrt}")
+
+
+def board_findings(root: Path = Path("/")) -> Iterator[Finding]:
+    """Findings of a Jetson: what JetPack brought, and the clocks that a measurement would run at; none elsewhere.
+
+    Args:
+        root: what stands for `/`.
+    """
+    if describe(root=root).board is None:
+        return
+    board, state = read_jetson(root), read_state(root)
+    told = {"L4T": board.l4t, "JetPack": board.jetpack, "TensorRT": board.tensorrt, "CUDA": board.cuda}
+    unknown = [f"{name}: {board.missing[name.lower()]}" for name, version in told.items() if version is None]
+    found = ", ".join([board.model, *(f"{name} {version}" for name, version in told.items() if version)])
+    mend = "sudo apt install nvidia-jetpack, which brings TensorRT and CUDA" if unknown else ""
+    yield Finding("board", "absent" if unknown else "ok", "; ".join([found, *unknown]), mend)
+    clocks = [
+        f"{name} {_mhz(clock.current_mhz)} of {_mhz(clock.lowest_mhz)} to {_mhz(clock.highest_mhz)} MHz"
+        for name, clock in state.clocks.items()
+    ]
+    hot = [f"{name} is throttled" for name, level in state.throttling.items() if level > 0]
+    locked = {True: "clocks locked", False: "clocks not locked", None: "not known whether clocks are locked"}
+    found = "; ".join([f"power mode {state.power_mode or 'not known'}", locked[state.jetson_clocks], *clocks, *hot])
+    mends = ["before measurements: sudo jetson_clocks"] * (not state.jetson_clocks) + ["let the board cool"] * bool(hot)
+    yield Finding("board's clocks", "absent" if mends else "ok", found, "; ".join(mends))
+
+
+def _mhz(value: float | None) -> str:
+    return "?" if value is None else f"{value:.0f}"
 
 
 def _gpu() -> Finding:

@@ -77,7 +77,7 @@ _TRIAL = fields(
     },
     others=plain,
 )
-_MILLISECONDS = {f"{name}_ms": maybe(number()) for name in ("p50", "p90", "p99", "max")}
+_MILLISECONDS = {f"{name}_ms": maybe(number()) for name in ("p50", "p90", "p99", "p99_9", "max")}
 _TIMING = fields({"calls": _COUNT, "rtf": number(), "missed": _COUNT} | _MILLISECONDS, others=plain)
 _ENERGY = fields({"joules_per_audio_s": number(), "mean_w": number()}, others=plain)
 _RESULT = fields(

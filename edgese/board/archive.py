@@ -5,8 +5,8 @@
     ./run self-test
 
 In it lie the chosen graphs with their weights, sealed anew; the golden vectors; the model card and the attribution; the
-licence; and the code of `edgese.device` with all that it imports of ours, edgese renamed to edgese_device. Equal input
-gives equal bytes.
+licence; of MBS-Net, the C project, for a board without Python; and the code of `edgese.device` with all that it imports
+of ours, edgese renamed to edgese_device. Equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ from edgese import __version__
 from edgese.atomic_file import PartialFile, shown
 from edgese.device.content import BUNDLE, SUMS, Content, choose
 from edgese.errors import OutputError, VerificationError, clone
+from edgese.graphs.audio_facts import open_bundle
 from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
+from edgese.native.artefact import STORED
+from edgese.native.project import project_files
+from edgese.native.weights import OtherNetworkError, native_weights
 from export import ExportError
-from export.bundle import ATTRIBUTION, MODEL_CARD, Bundle, Graph, seal_bundle
+from export.bundle import ATTRIBUTION, MODEL_CARD, WEIGHTS, Bundle, Graph, seal_bundle
 from export.manifest import MANIFEST
 from export.staging import StagedFolder, temporary_folder, write_all
 
@@ -47,6 +51,7 @@ _RENAMED = re.compile(r"^(\s*(?:from|import)\s+)edgese(?=[.\s])", re.MULTILINE)
 _DEVICE = "edgese_device"
 _MTIME = 1_577_836_800  # 2020-01-01; zero makes tar complain
 _BLOCK = 1 << 20
+C_PROJECT = "c"
 MOST_MEMBERS = 10_000
 MOST_BYTES = 2_000_000_000  # of all members, unpacked
 
@@ -76,11 +81,18 @@ pip, no torch, no internet. Unpacked with: tar xf {archive}; then, in this folde
 ./run COMMAND -h lists the options; `--precision fp16 --block 1` keeps to some of the graphs. Engines are kept in
 engines/ (--cache DIR), for this TensorRT and GPU; another one gets its own. If ./run is not allowed to run:
 python3 run self-test. Exit codes: 0 done and passed, 1 failed, 2 wrong usage.
-
+{in_c}
 LICENSE holds for code and weights. bundle/{card} says what the graphs are, bundle/manifest.json how they were
 verified and within which limits.
 sha256sum -c {sums} shows whether a file was changed; every command checks that first.
 Made by edgese {version}.
+"""
+
+_README_C = """
+Without Python, with a C compiler and make alone: cd c && make, then
+
+    ./selftest                           the same proof, and the time of a hop
+    ./enhance noisy.wav clean.wav        WAV of 16 kHz and more
 """
 
 
@@ -132,10 +144,12 @@ def write_archive(
         raise VerificationError(f"{bundle.path}: this bundle did not pass its verification: export it again")
     graphs = choose(bundle, precisions, blocks)
     with temporary_folder() as folder, PartialFile(archive) as partial:
-        _copy_bundle(bundle, graphs, folder / "bundle")
-        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (folder / "bundle").iterdir()}
+        _copy_bundle(bundle, graphs, folder / BUNDLE)
+        files = {f"{BUNDLE}/{file.name}": file.read_bytes() for file in (folder / BUNDLE).iterdir()}
         files |= {name: content.encode() for name, content in _code().items()}
-        files |= {"README.txt": _readme(bundle, graphs).encode(), "LICENSE": _licence().encode()}
+        in_c = _c_project(bundle, graphs, Content(folder, open_bundle(folder / BUNDLE), len(files)))
+        files |= {f"{C_PROJECT}/{name}": content for name, content in in_c.items()}
+        files |= {"README.txt": _readme(bundle, graphs, bool(in_c)).encode(), "LICENSE": _licence().encode()}
         sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
         files[SUMS] = sums.encode()
         try:
@@ -272,6 +286,20 @@ def _manifest(bundle: Bundle, graphs: tuple[Graph, ...]) -> dict[str, Any]:
     }
 
 
+def _c_project(bundle: Bundle, graphs: tuple[Graph, ...], content: Content) -> dict[str, bytes]:
+    """Files of the C project, in the most exact of the precisions; none of a network that C does not run."""
+    if WEIGHTS not in bundle.manifest["files"]:
+        return {}
+    packed = {graph.precision for graph in graphs}
+    precision = next(name for name in STORED if name in packed)
+    metadata = {"edgese.bundle": str(bundle.manifest["name"]), "edgese.weights": bundle.manifest["files"][WEIGHTS]}
+    try:
+        weights = native_weights(bundle.file(WEIGHTS), stored=STORED[precision], metadata=metadata)
+    except OtherNetworkError:
+        return {}
+    return project_files(weights, *content.golden_vectors(), content.limits(precision)["snr_db"])
+
+
 def _only(entries: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: entry for name, entry in entries.items() if name in names}
 
@@ -288,7 +316,8 @@ def _code() -> dict[str, str]:
             continue
         found[name] = path.read_text(encoding="utf-8")
         waiting += [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)]
-        waiting += _imports(found[name])
+        if path.name != "__init__.py":  # the root's names are imported when asked for, and no board asks
+            waiting += _imports(found[name])
     code = {
         re.sub(r"^edgese/", f"{_DEVICE}/", name): _RENAMED.sub(rf"\1{_DEVICE}", text) for name, text in found.items()
     }
@@ -334,7 +363,7 @@ def _archived(root: str, files: Mapping[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-def _readme(bundle: Bundle, graphs: tuple[Graph, ...]) -> str:
+def _readme(bundle: Bundle, graphs: tuple[Graph, ...], in_c: bool) -> str:
     name = str(bundle.manifest["name"])
     kinds: dict[str, list[int]] = {}
     for graph in graphs:
@@ -352,6 +381,7 @@ def _readme(bundle: Bundle, graphs: tuple[Graph, ...]) -> str:
         archive=archive_name(bundle),
         card=MODEL_CARD if MODEL_CARD in bundle.manifest["files"] else MANIFEST,
         sums=SUMS,
+        in_c=_README_C if in_c else "",
         version=__version__,
     )
 

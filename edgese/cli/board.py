@@ -126,7 +126,7 @@ def print_bench(found: Mapping[str, Any], name: str, host: str) -> None:
     say("")
     print_table(
         "a call, ms: back to back, and paced in real time",
-        ["runtime", "", "block", "streams", "", "n", "p50", "p90", "p99", "max", "RTF", "missed"],
+        ["runtime", "", "block", "streams", "", "n", "p50", "p90", "p99", "p99.9", "max", "RTF", "missed"],
         [row for result in bench["results"] for row in _call_rows(result)],
     )
     for failure, reason in bench["failures"].items():
@@ -183,7 +183,7 @@ def _call_rows(result: Mapping[str, Any]) -> list[list[str]]:
         timing = result[way]
         if timing is None:  # a segment is not live
             continue
-        values = [_number(timing[f"{key}_ms"]) for key in ("p50", "p90", "p99", "max")]
+        values = [_number(timing[f"{key}_ms"]) for key in ("p50", "p90", "p99", "p99_9", "max")]
         begin = names if way == "back" else [""] * len(names)
         rows.append([*begin, way, str(timing["calls"]), *values, f"{timing['rtf']:.3f}", str(timing["missed"])])
     return rows

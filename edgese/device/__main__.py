@@ -10,15 +10,17 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calib import CalibrationError
+from edgese.bench.timing import Timing
 from edgese.device.candidates import CANDIDATES, find_runtimes
 from edgese.device.content import Content
 from edgese.device.enhancing import enhance_wav
 from edgese.device.latency import measure
 from edgese.device.selftest import self_test
+from edgese.device.tuning import Verdict, tune
 from edgese.errors import EdgeseError, printable
 from edgese.graphs.engines import TENSORRT, EngineFolder, is_for
 from edgese.graphs.segments import require_streaming_form
@@ -29,6 +31,7 @@ from runtimes.base import RuntimeUnavailable
 from runtimes.gpu import read_device
 from runtimes.tensorrt_package import library_name, tensorrt_library
 
+_TUNE_S = 0.5  # of sound in real time beside the calls back to back that count
 ROOT = Path(__file__).resolve().parents[2]  # of the unpacked bundle
 
 
@@ -89,12 +92,39 @@ def _build(content: Content, engines: EngineFolder, options: argparse.Namespace)
         why = f"built in {seconds} s, as {lines[-1].rpartition(': ')[2]}" if lines else "there already"
         (_log if options.json else _say)(f"{graph.file}: {why}; {path.name}, {n_bytes / 1e6:.1f} MB")
         built.append({"graph": graph.file, "engine": str(path), "bytes": n_bytes, "told": lines, "seconds": seconds})
+    verdicts = []
+    if options.tune and built and not failed:
+        verdicts = _tune(content, engines, graphs, _log if options.json else _say)
     if options.json:
-        _say(json.dumps({"engines": built, "failed": failed}, indent=2))
+        tuned = {"tuned": [verdict.entry() for verdict in verdicts]} if options.tune else {}
+        _say(json.dumps({"engines": built, "failed": failed} | tuned, indent=2))
     if failed or not built:
         _log(f"build: {failed} graphs FAILED" if failed else "build: FAILED: no graph here is for TensorRT")
         return 1
     return 0
+
+
+def _tune(
+    content: Content, engines: EngineFolder, graphs: Sequence[Graph], tell: Callable[[object], None]
+) -> list[Verdict]:
+    """Verdicts on precisions, a line each."""
+
+    def time_graph(graph: Graph) -> Timing:
+        report = measure(
+            content,
+            engines,
+            runtimes=[TENSORRT],
+            precisions=[graph.precision],
+            blocks=[graph.block],
+            seconds=_TUNE_S,
+            on_message=_log,
+        )
+        if not report.results:
+            raise ExportError(next(iter(report.failures.values()), f"{graph.file}: could not be timed"))
+        return report.results[0].back
+
+    plain = [graph for graph in graphs if is_for(graph, TENSORRT) and not graph.variant]  # others cost the same
+    return tune(plain, lambda graph: engines.engine(content.bundle, graph, _log), time_graph, tell)
 
 
 def _bench(content: Content, engines: EngineFolder, options: argparse.Namespace) -> int:
@@ -191,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_runtimes)
     one = commands.add_parser("build", parents=[common, several], help="build TensorRT engines now, not at first use")
     one.add_argument("--force", action="store_true", help="build those anew that are there")
+    one.add_argument("--tune", action="store_true", help="time the precisions too: which one is worth it here?")
     one.set_defaults(command=_build)
     one = commands.add_parser("bench", parents=[common, several, anywhere, rooted], help="how long do calls take?")
     one.add_argument("--streams", type=_count, default=1, metavar="N", help="in each call; default: 1")

@@ -3,6 +3,7 @@
 SHA256SUMS   of every other file; `sha256sum -c SHA256SUMS` checks the same as `Content.open`
 bundle/      graphs, weights, manifest.json, reference.npz, MODEL_CARD.md
 engines/     made on the board
+c/           the C project, of MBS-Net
 run, README.txt, edgese_device/, export/, calib/, runtimes/
 """
 

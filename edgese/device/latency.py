@@ -65,7 +65,8 @@ class Latency:
         live = self.paced.percentiles_ms()
         return (
             f"{self.graph.file} in {self.runtime}: back to back p50 {shown(back['p50'])}, p99 {shown(back['p99'])} ms; "
-            f"in real time p50 {shown(live['p50'])}, p99 {shown(live['p99'])} ms of {self.back.period_s * 1e3:.0f}; "
+            f"in real time p50 {shown(live['p50'])}, p99 {shown(live['p99'])}, p99.9 {shown(live['p99_9'])}, slowest "
+            f"{shown(live['max'])} ms of {self.back.period_s * 1e3:.0f}; "
             f"real-time factor {self.paced.rtf:.3f}; {self.paced.missed} of {len(self.paced.took_s)} late"
             + ("" if self.energy is None else f"; {self.energy.joules_per_audio_s:.3f} J a second of sound above idle")
         )

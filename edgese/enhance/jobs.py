@@ -74,8 +74,8 @@ def plan_jobs(inputs: Sequence[str], options: EnhanceOptions) -> list[Job]:
 
     Without an output, `a.wav` becomes `a.enhanced.wav` beside it, the folder `x` becomes `x.enhanced/`, and stdin goes
     to stdout; a preview becomes `a.preview.wav`. With one, a single file goes to that file or into that folder; folders
-    and several files go into that folder under their own names. MP3 becomes WAV unless the output's name says .mp3: most
-    players shift and pad MP3.
+    and several files go into that folder under their own names. MP3 becomes WAV unless the output's name says .mp3:
+    most players shift and pad MP3.
     An input that is missing gets its job like any other, and fails when it is done.
 
     Where inputs would share an output, those whose suffix changes keep their whole names: `talk.mp3` becomes

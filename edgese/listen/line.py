@@ -5,7 +5,8 @@
 Callbacks copy frames and note the time, no more. Two devices have two clocks: what waits for the loudspeaker would grow
 or run out within minutes. So the least that was left after a callback of the loudspeaker, in two seconds, is held at
 `reserve_ms`, by blocks that are a sample longer or shorter (edgese/listen/stretch.py); more than 100 ms too much, as
-after a machine's standstill, is skipped at once. So the delay does not grow.
+after a machine's standstill, is skipped at once. So the delay does not grow. Where the loudspeaker finds too little all
+the same, the reserve becomes 10 ms more, and that again less by 15 ms in each minute in which all is well.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ WINDOW_S = 2.0
 DEADBAND_S = 0.001
 MOST_STRETCH = 1 / 200  # of a block: inaudible, and 50 times what clocks differ by
 SKIP_S = 0.1
+MORE_S, MOST_MORE_S, LESS_S = 0.01, 0.2, 0.0005  # of reserve: at a dropout, at most, at the end of a window without one
 FADE_S = 0.01  # from before to after and back
 FALL_DB_S = 20.0  # of the meters
 FLOOR_DB = -90.0
@@ -99,11 +101,12 @@ class Line:
     def __init__(self, stream: Stream, reserve_ms: float = 10.0, record: Record | None = None) -> None:
         self._stream, self._record = stream, record
         self._rate_hz, self._channels = stream.sample_rate_hz, stream.channels
-        self._reserve = round(reserve_ms * self._rate_hz / 1000)
+        self._least_reserve = self._reserve = reserve_ms * self._rate_hz / 1000
         self._capacity = round(RING_S * self._rate_hz)
         self.enhancing = True
         self._levels = [FLOOR_DB, FLOOR_DB]
         self._load = 0.0
+        self._n_before = 0  # dropouts, at the end of the last window
         self._n_dropouts = self._n_lost = self._n_skipped = self._n_stretched = self._n_heard = 0
         self.restart()
 
@@ -138,7 +141,7 @@ class Line:
         """Fill `out` for the loudspeaker, the first frame of which will be in the air at `at_s`."""
         left = self._said.n_frames - len(out)
         if self._priming:
-            extra = left - self._reserve - self._chunk
+            extra = left - round(self._reserve) - self._chunk
             if extra < 0:
                 out[:] = 0
                 return
@@ -147,6 +150,9 @@ class Line:
         self._priming = left < 0
         if left < 0:
             self._n_dropouts += 1
+            self._reserve = min(
+                self._reserve + MORE_S * self._rate_hz, self._least_reserve + MOST_MORE_S * self._rate_hz
+            )
         elif self._skip:
             self._n_skipped += len(self._said.take(min(self._skip, left)))
             self._skip, self._least = 0, left
@@ -175,7 +181,7 @@ class Line:
         dry = self._dry.take(len(block))
         chosen = self._faded(dry, wet)
         longer = self._longer(len(block))
-        self._said.put(self._stretch.push(chosen, longer))
+        self._n_skipped += self._said.put(self._stretch.push(chosen, longer))
         self._n_heard += len(block)
         took_s, lasts_s = time.perf_counter() - started, len(block) / self._rate_hz
         share = min(1.0, lasts_s)  # of the last second
@@ -225,7 +231,10 @@ class Line:
         self._window += n_frames
         if self._window >= WINDOW_S * self._rate_hz:
             least, self._least, self._window = self._least, self._capacity, 0
-            excess = least - self._reserve
+            excess = round(least - self._reserve)
+            if self._n_dropouts == self._n_before:
+                self._reserve = max(self._least_reserve, self._reserve - LESS_S * self._rate_hz)
+            self._n_before = self._n_dropouts
             if least == self._capacity or abs(excess) <= DEADBAND_S * self._rate_hz:
                 self._to_stretch = 0.0
             elif excess > SKIP_S * self._rate_hz:
@@ -258,5 +267,7 @@ class Line:
         first, at_s, now_s = before[-1]
         total_s = said[1] - at_s - (number - first) / self._rate_hz
         algorithm_s = (self._stream.latency_samples + DELAY) / self._rate_hz
+        if total_s < algorithm_s:  # a moment ago the loudspeaker stood still, and frames found no place
+            return None
         input_s, output_s = now_s - at_s, said[1] - said[2]
         return Latency(input_s, algorithm_s, total_s - input_s - algorithm_s - output_s, output_s)

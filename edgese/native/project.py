@@ -40,15 +40,22 @@ def write_project(
     staging = folder.with_name(f"{folder.name}.partial")
     try:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(_FOLDER / "project", staging)
-        for name in _SOURCES:
-            shutil.copyfile(_FOLDER / name, staging / name)
-        (staging / WEIGHTS).write_bytes(weights)
-        vectors = np.concatenate([wave, enhanced]).astype("<f4").tobytes()
-        (staging / SELF_TEST).write_bytes(struct.pack("<If", len(wave), least_snr_db) + vectors)
+        staging.mkdir(parents=True)
+        for name, content in project_files(weights, wave, enhanced, least_snr_db).items():
+            (staging / name).write_bytes(content)
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def project_files(weights: bytes, wave: Wave, enhanced: Wave, least_snr_db: float) -> dict[str, bytes]:
+    """Files of the project by name; see `write_project`."""
+    vectors = np.concatenate([wave, enhanced]).astype("<f4").tobytes()
+    sources = [*(_FOLDER / name for name in _SOURCES), *(_FOLDER / "project").iterdir()]
+    return {source.name: source.read_bytes() for source in sources} | {
+        WEIGHTS: weights,
+        SELF_TEST: struct.pack("<If", len(wave), least_snr_db) + vectors,
+    }

@@ -205,6 +205,12 @@ class Server:
                 for connection in [*self._held]:
                     connection.transport.abort()
 
+    async def until(self, stop: asyncio.Event) -> None:
+        """Return when `stop` is set, or when a bug has ended the rounds."""
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopped, self._rounds.task}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
     # Before a stream: pages, secrets, places
 
     def _page(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -385,6 +391,6 @@ async def _serve_until_stopped(server: Server, what: str) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with server.listening() as url:
         logger.info("listening on %s: %s, up to %d streams", url, what, server.limit)
-        await stop.wait()
+        await server.until(stop)
         logger.info("stopping")
     logger.info("stopped")

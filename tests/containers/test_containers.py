@@ -6,9 +6,13 @@ No machine of these tests has a daemon: docs/containers.md says what was run by 
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,23 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "containers"
 DOCKERFILES = sorted(FOLDER.glob("*.Dockerfile"))
 HADOLINT = Path(sys.executable).with_name("hadolint")
+
+SERVE = (ROOT / "edgese" / "cli" / "serve.py").read_text()
+
+
+def answering(status: int) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A handler of GET that gives this status at /health, and 404 elsewhere."""
+
+    def do_get(self: BaseHTTPRequestHandler) -> None:
+        self.send_response(status if self.path == "/health" else 404)
+        self.end_headers()
+
+    return do_get
+
+
+def silent(self: BaseHTTPRequestHandler, *args: object) -> None:
+    """Log nothing."""
+
 
 dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.stem)
 
@@ -71,8 +92,28 @@ def test_an_image_runs_as_nobody_in_particular_keeps_its_cache_and_is_watched(do
     assert [name for name, _ in said].index("USER") < [name for name, _ in said].index("ENTRYPOINT")
     assert last["VOLUME"] == '["/cache"]'
     assert "XDG_CACHE_HOME=/cache" in last["ENV"]
-    assert last["HEALTHCHECK"].endswith('CMD ["edgese", "doctor"]')
+    assert "CMD" in last["HEALTHCHECK"]
     assert not any("torch" in words for name, words in said if name == "RUN")
+
+
+def test_the_health_check_of_the_server_passes_while_it_serves_and_fails_when_it_does_not(tmp_path: Path) -> None:
+    """The check as it stands, against a server of its port's number that answers as `edgese serve` does."""
+    check = json.loads(dict(instructions(FOLDER / "server.Dockerfile"))["HEALTHCHECK"].partition("CMD ")[2])
+    port = re.search(r":(\d+)/", check[-1])
+    assert port is not None
+    assert f"= {port[1]}" in SERVE
+    answers = {200: 0, 503: 1}
+    for status, code in answers.items():
+        handler = type("Handler", (BaseHTTPRequestHandler,), {"do_GET": answering(status), "log_message": silent})
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            thread = threading.Thread(target=server.handle_request)
+            thread.start()
+            here = check[-1].replace(f":{port[1]}/", f":{server.server_port}/")
+            done = subprocess.run([sys.executable, "-c", here], capture_output=True, check=False)
+            thread.join()
+        assert (done.returncode != 0) == bool(code)
+    done = subprocess.run([sys.executable, "-c", here], capture_output=True, check=False)  # nobody listens any more
+    assert done.returncode != 0
 
 
 @pytest.mark.parametrize(

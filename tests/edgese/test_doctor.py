@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from edgese import doctor
-from edgese.doctor import Finding, examine, judge_jetpack
+from edgese.doctor import Finding, board_findings, examine, judge_jetpack
 from edgese.errors import install_command, pip_command
 from runtimes.base import RuntimeUnavailable
 from runtimes.registry import RUNTIMES
 
+from .helpers.board_trees import TREES, write_tree
 from .helpers.command_line import edgese
 
 Installed = Callable[[str], "str | None"]
@@ -134,6 +135,33 @@ def test_jetpack_and_tensorrt_go_together_or_do_not(
     assert found.state == state
     assert told in found.found
     assert bool(found.mend) is (state == "wrong")
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_board_tells_its_versions_and_clocks(name: str, tmp_path: Path) -> None:
+    tree = TREES[name]
+    versions, clocks = board_findings(write_tree(tmp_path, name))
+    assert tree.model in versions.found
+    for package in ("nvidia-jetpack", "tensorrt"):
+        assert tree.packages.get(package, "") in versions.found
+    locked = all(lowest == highest for _, _, lowest, highest in (*tree.policies.values(), *tree.gpus.values()))
+    assert ("clocks locked" in clocks.found) is locked
+    assert ("sudo jetson_clocks" in clocks.mend) is not locked
+    assert tree.modes[tree.mode] in clocks.found
+    assert all(f"policy{number}" in clocks.found for number in tree.policies)
+
+
+def test_a_board_without_jetpack_says_what_is_missing(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, "orin-nano")
+    (root / "var/lib/dpkg/status").write_text("")
+    versions, _ = board_findings(root)
+    assert versions.state == "absent"
+    assert "JetPack: " in versions.found
+    assert "apt install nvidia-jetpack" in versions.mend
+
+
+def test_elsewhere_there_is_no_board_to_tell_of(tmp_path: Path) -> None:
+    assert list(board_findings(tmp_path)) == []
 
 
 @pytest.mark.slow

@@ -1,16 +1,16 @@
-/* enhance IN.wav OUT.wav: a recording enhanced, aligned with the input and as long.
+/* enhance IN.wav OUT.wav: a recording enhanced, aligned with the input and as long, whole band.
  *
- * WAV files at the rate of the network (16 kHz), 16 bit or float32, any number of channels, each a stream of its own.
- * Memory does not grow with the recording.
+ * WAV files of 16 kHz and more, 16 bit or float32, any number of channels, each a stream of its own. Memory does not grow
+ * with the recording.
  */
-#include "edgese.h"
+#include "edgese_live.h"
 
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 8, MOST_CHANNELS = 64, PCM = 1, FLOAT = 3, EXTENSIBLE = 0xfffe };
+enum { BLOCK = 4096, MOST_CHANNELS = 64, PCM = 1, FLOAT = 3, EXTENSIBLE = 0xfffe };
 
 typedef struct {
     unsigned kind, channels, rate, bits;
@@ -107,42 +107,36 @@ static void encode(unsigned char *bytes, float value, const format *f)
 /* NULL, or what went wrong. */
 static const char *enhance(const edgese_weights *weights, FILE *in, FILE *out, const format *f, char *error)
 {
-    const size_t samples = BLOCK * edgese_hop(weights), width = f->bits / 8;
-    edgese_stream *streams[MOST_CHANNELS] = {NULL};
-    float *sound = malloc(2 * samples * sizeof *sound);
-    unsigned char *bytes = malloc(samples * f->channels * width);
-    unsigned long left = f->frames, late = edgese_delay(weights), unwritten = f->frames;
-    const char *wrong = NULL;
-    if (!sound || !bytes)
-        wrong = "no memory";
-    for (unsigned c = 0; c < f->channels && !wrong; c++)
-        if (!(streams[c] = edgese_start(weights, BLOCK, 0, error)))
-            wrong = error;
+    const size_t width = f->bits / 8, frame = f->channels * width;
+    edgese_live *live = edgese_live_start(weights, f->rate, f->channels, 0, error);
+    float *sound = malloc(BLOCK * f->channels * sizeof *sound), *channels[MOST_CHANNELS];
+    unsigned char *bytes = malloc(BLOCK * frame);
+    unsigned long left = f->frames, late = live ? edgese_live_latency(live) : 0, unwritten = f->frames;
+    const char *wrong = !live ? error : !sound || !bytes ? "no memory" : NULL;
+    for (unsigned c = 0; c < f->channels; c++)
+        channels[c] = sound + c * BLOCK;
     if (!wrong && !write_header(out, f))
         wrong = "cannot be written";
     while (!wrong && unwritten) { /* behind the end of the input comes silence, which drives out the last samples */
-        size_t now = left < samples ? left : samples, skip = late < samples ? late : samples;
-        size_t n = samples - skip < unwritten ? samples - skip : unwritten;
-        memset(bytes, 0, samples * f->channels * width);
-        if (now && fread(bytes, f->channels * width, now, in) != now) {
+        size_t now = left < BLOCK ? left : BLOCK, skip = late < BLOCK ? late : BLOCK;
+        size_t n = BLOCK - skip < unwritten ? BLOCK - skip : unwritten;
+        memset(bytes, 0, BLOCK * frame);
+        if (now && fread(bytes, frame, now, in) != now) {
             wrong = "the input ends before the length in its header";
             break;
         }
-        for (unsigned c = 0; c < f->channels; c++) {
-            for (size_t i = 0; i < samples; i++)
-                sound[i] = decoded(bytes + (i * f->channels + c) * width, f);
-            edgese_process(streams[c], sound, sound + samples, BLOCK);
-            for (size_t i = 0; i < n; i++)
-                encode(bytes + (i * f->channels + c) * width, sound[samples + skip + i], f);
-        }
-        if (fwrite(bytes, f->channels * width, n, out) != n)
+        for (size_t i = 0; i < BLOCK * f->channels; i++)
+            channels[i % f->channels][i / f->channels] = decoded(bytes + i * width, f);
+        edgese_live_process(live, (const float *const *)channels, channels, BLOCK, EDGESE_NO_LIMIT, 1);
+        for (size_t i = 0; i < n * f->channels; i++)
+            encode(bytes + i * width, channels[i % f->channels][skip + i / f->channels], f);
+        if (fwrite(bytes, frame, n, out) != n)
             wrong = "cannot be written";
         left -= (unsigned long)now;
         late -= (unsigned long)skip;
         unwritten -= (unsigned long)n;
     }
-    for (unsigned c = 0; c < f->channels; c++)
-        edgese_stop(streams[c]);
+    edgese_live_stop(live);
     free(sound);
     free(bytes);
     return wrong;
@@ -167,11 +161,6 @@ int main(int argc, char **argv)
     about = argv[1];
     in = fopen(argv[1], "rb");
     wrong = in ? read_header(in, &f) : "cannot be read";
-    if (!wrong && f.rate != edgese_sample_rate(weights)) {
-        snprintf(error, sizeof error, "found %u Hz, wanted %u; resample it first (sox IN.wav -r %u OUT.wav)", f.rate,
-                 (unsigned)edgese_sample_rate(weights), (unsigned)edgese_sample_rate(weights));
-        wrong = error;
-    }
     if (!wrong) {
         out = fopen(argv[2], "wb");
         about = out ? argv[1] : argv[2];

@@ -25,8 +25,8 @@ from ..helpers.command_line import Done, edgese, one_error, parsed, run_python
 from ..helpers.identity_bundle import write_identity_bundle
 
 COMMANDS = (
-    *("enhance", "serve", "evaluate", "calibrate", "export", "verify", "bench", "bundle", "push", "pull", "triton"),
-    *("train", "info", "doctor"),
+    *("enhance", "listen", "serve", "evaluate", "calibrate", "export", "verify", "bench", "bundle", "push", "pull"),
+    *("triton", "train", "info", "doctor"),
 )
 RATE_HZ = 16_000
 
@@ -178,9 +178,9 @@ def test_files_that_are_passed_over_are_named_and_joined_outputs_are_wrong_usage
     noisy: Path, identity_bundle: Path
 ) -> None:
     folder = noisy.parent
-    (folder / "talk.m4a").touch()
+    (folder / "talk.ac3").touch()
     done = edgese("enhance", folder, "--dry-run", "--json", "-m", identity_bundle, cwd=folder)
-    assert parsed(done.stdout)["passed_over"] == [str(folder / "talk.m4a")]
+    assert parsed(done.stdout)["passed_over"] == [str(folder / "talk.ac3")]
     assert b"passed over, in formats that are not read: " in done.stderr
     done = edgese("enhance", noisy, noisy, "-o", "merged.wav", cwd=folder, code=2)
     assert b"Traceback" not in done.stderr

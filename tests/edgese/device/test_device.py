@@ -581,6 +581,13 @@ def test_without_tensorrt_there_is_nothing_to_build(run: Run, monkeypatch: pytes
     assert "apt install python3-libnvinfer" in err
 
 
+@pytest.mark.usefixtures("tensorrt")
+def test_tuning_needs_a_choice_of_precisions(run: Run) -> None:
+    code, _, err = run("build", "--tune")
+    assert code == 1
+    assert "error: --tune: found no block in two precisions" in err
+
+
 def test_engines_are_built_once(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     build = ("build", "--cache", tmp_path / "engines", "--most", 2, "--block", 1)

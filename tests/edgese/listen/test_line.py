@@ -191,6 +191,21 @@ def test_a_microphone_that_falls_silent_is_one_dropout_and_begins_anew() -> None
     assert line.numbers().n_dropouts == 1
 
 
+def test_the_reserve_grows_with_a_dropout_and_falls_when_all_is_well() -> None:
+    wave, line = noise(RATE_HZ), Line(Halving(), reserve_ms=10)  # type: ignore[arg-type]
+    out = np.zeros((BLOCK, 1), np.float32)
+    reserves = []
+    for turn in range(3):
+        run(line, wave, start_s=10.0 * turn)
+        for _ in range(10):
+            line.say(out, 0, 0)
+        reserves.append(line._reserve / RATE_HZ)
+    assert reserves == pytest.approx([0.02, 0.03, 0.04])
+    run(line, noise(20 * RATE_HZ), start_s=100.0)
+    assert line.numbers().n_dropouts == 3
+    assert line._reserve / RATE_HZ == pytest.approx(0.035, abs=0.001)
+
+
 def test_what_the_thread_does_not_take_is_lost_and_counted() -> None:
     line = Line(Halving())  # type: ignore[arg-type]
     for _ in range(120):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from edgese.errors import OutputError
 from edgese.export_bundle import export_c
 from edgese.graphs.precision import Precision
 from edgese.model.enhancer import WaveformEnhancer
+from edgese.native import build
 
+from ..helpers.live import Live, live_library
 from ..helpers.tiny_bundle import ONE_NETWORK
 
 pytestmark = [
@@ -72,10 +75,19 @@ def test_the_project_builds_tests_itself_and_enhances(
     weights = (project / "model.edgese").read_bytes()
     (project / "cut.edgese").write_bytes(weights[:-5])
     (project / "short.wav").write_bytes((project / "in.wav").read_bytes()[:-100])
-    soundfile.write(project / "fast.wav", wave, 48_000)
+    soundfile.write(project / "fast.wav", wave, 48_000, "FLOAT")
+    assert run("./enhance", "fast.wav", "out.wav", folder=project).returncode == 0
+    found, rate_hz = soundfile.read(project / "out.wav")
+    assert (rate_hz, found.shape) == (48_000, wave.shape)
+    c = live_library(project, build.library())
+    c.edgese_open.restype = ctypes.c_void_p
+    live = Live(c, 48_000, 2, c.edgese_open(str(project / "model.edgese").encode(), None))
+    heard = np.pad(wave.T, ((0, 0), (0, live.latency)))
+    np.testing.assert_allclose(found.T, live(heard)[:, live.latency :], atol=1e-5)
+    soundfile.write(project / "slow.wav", wave, 8000)
     for arguments, message in (
         (("in.wav", "out2.wav", "cut.edgese"), "error: cut.edgese: found"),
-        (("fast.wav", "out2.wav"), "error: fast.wav: found 48000 Hz, wanted 16000"),
+        (("slow.wav", "out2.wav"), "error: slow.wav: found 8000 Hz and 2 channels, wanted 16000 Hz or more"),
         (("model.edgese", "out2.wav"), "error: model.edgese: not a WAV file"),
         (("short.wav", "out2.wav"), "error: short.wav: the input ends before"),
         (("none.wav", "out2.wav"), "error: none.wav: cannot be read"),

@@ -397,6 +397,24 @@ def test_when_it_stops_streams_are_told(identity_bundle: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_bug_in_a_round_ends_the_server_instead_of_leaving_clients_waiting(
+    identity_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_S", 0.2)
+
+    async def run() -> None:
+        with StreamBatch(model=identity_bundle) as batch:
+            monkeypatch.setattr(batch, "process", lambda blocks: 1 / 0)
+            server = Server(batch, ServeOptions(port=0), 1)
+            async with server.listening() as url:
+                client = await connect(f"{url}/?rate=16000")
+                await client.send(sound().tobytes())
+                await asyncio.wait_for(server.until(asyncio.Event()), LONG_S)
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(run())
+
+
 def test_a_port_that_is_taken_and_options_that_cannot_be(identity_bundle: Path) -> None:
     async def scenario(url: str) -> None:
         with StreamBatch(model=identity_bundle) as batch:
