@@ -154,14 +154,23 @@ def _train(
     _require_device(device)
     if config.batch % ranks.size:
         raise TrainingError(f"batch: found {config.batch}, wanted a multiple of torchrun's {ranks.size} processes")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --output") from error
+    make_run_folder(run)
     keep_freed_memory()
     torch.manual_seed(config.seed)
     with locked(run) if ranks.leads else contextlib.nullcontext():
         return _train_locked(config, data, run, ranks, on_progress, until, changed_data)
+
+
+def make_run_folder(run: Path) -> None:
+    """Make the folder of a run, unless it is there.
+
+    Raises:
+        TrainingError: it cannot be one.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --output") from error
 
 
 def _train_locked(
