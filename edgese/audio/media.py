@@ -43,8 +43,8 @@ MEDIA: dict[str, tuple[str, str]] = {
     ".aac": ("adts", "aac"),
     ".mkv": ("matroska", "aac"),
     ".mka": ("matroska", "aac"),
-    ".webm": ("webm", "libopus"),
-    ".weba": ("webm", "libopus"),
+    ".webm": ("webm", "opus"),
+    ".weba": ("webm", "opus"),
 }
 # Suffixes of what is read.
 DECODED = (*MEDIA, ".wma", ".wmv", ".asf", ".avi", ".flv", ".mpg", ".mpeg", ".amr", ".ape", ".wv")
@@ -192,7 +192,7 @@ def open_writer(
     Raises:
         AudioError, OutputError: as the writer.
     """
-    if info.container in {muxer for muxer, _ in MEDIA.values()}:
+    if f".{info.container.lower()}" in MEDIA:
         whole = source if isinstance(source, MediaReader) and alike else None
         return MediaWriter(target, info, name, whole, mode=mode)
     return AudioWriter(target, info, name, mode=mode, metadata=source.metadata if alike else None)
@@ -200,11 +200,11 @@ def open_writer(
 
 def media_info(source: AudioReader | MediaReader, suffix: str) -> AudioInfo:
     """Format of an output with this suffix, one of `MEDIA`: the input's codec where it is encoded and fits."""
-    muxer, encoder = MEDIA[suffix]
-    own = _ENCODERS.get(source.codec, "") if isinstance(source, MediaReader) else ""
-    if own and (muxer in _ANY_CODEC or (own == "alac" and muxer in ("ipod", "mov"))):
-        encoder = own
-    return AudioInfo(source.info.sample_rate_hz, source.info.n_channels, None, muxer, encoder)
+    muxer, codec = MEDIA[suffix]
+    own = source.codec if isinstance(source, MediaReader) else ""
+    if own in _ENCODERS and (muxer in _ANY_CODEC or (own == "alac" and muxer in ("ipod", "mov"))):
+        codec = own
+    return AudioInfo(source.info.sample_rate_hz, source.info.n_channels, None, suffix[1:].upper(), codec.upper())
 
 
 class MediaWriter:
@@ -286,22 +286,23 @@ class MediaWriter:
         self._partial.publish(replace=replace)
 
     def _command(self, source: MediaReader | None) -> list[str]:
-        info = self.info
+        info, codec = self.info, self.info.subtype.lower()
+        muxer = MEDIA[f".{info.container.lower()}"][0]
         form = ["-f", "f32le", "-ar", str(info.sample_rate_hz), "-ac", str(info.n_channels), "-i", "pipe:0"]
         bits = min(max(source.bits if source else 0, _LEAST_BITS), _MOST_BITS)
-        sound = ["-c", "copy", "-c:a:0", info.subtype]
-        sound += [] if info.subtype in _LOSSLESS else ["-b:a:0", str(int(bits))]
-        if info.subtype == "libopus" and info.sample_rate_hz not in _OPUS_RATES:
+        sound = ["-c", "copy", "-c:a:0", _ENCODERS[codec]]
+        sound += [] if codec in _LOSSLESS else ["-b:a:0", str(int(bits))]
+        if codec == "opus" and info.sample_rate_hz not in _OPUS_RATES:
             sound += ["-ar:a:0", "48000"]
         others = ["-map", "0:a:0"]
         if source is not None:
             form += ["-f", source.demuxer, "-i", f"file:{source._path}"]
-            alike = MEDIA.get(source._path.suffix.lower(), ("", ""))[0] == info.container
+            alike = MEDIA.get(source._path.suffix.lower(), ("", ""))[0] == muxer
             others = ["-map", "1:v?", *others, *(["-map", "1:s?"] if alike else [])]
             for track in range(1, source.n_tracks if alike else 1):
                 others += ["-map", f"1:a:{track}"]
             others += ["-map_metadata", "1", "-map_metadata:s:a:0", "1:s:a:0", "-map_chapters", "1"]
-        end = ["-f", info.container, f"file:{self._partial.path}"]
+        end = ["-f", muxer, f"file:{self._partial.path}"]
         return ["ffmpeg", "-y", *_QUIET, *form, *others, *sound, *end]
 
     def _failure(self) -> AudioError | OutputError:

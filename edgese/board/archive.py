@@ -6,8 +6,7 @@
 
 In it lie the chosen graphs with their weights, sealed anew; the golden vectors; the model card and the attribution; the
 licence; of MBS-Net, the C project, for a board without Python; and the code of `edgese.device` with all that it imports
-of ours, edgese renamed to edgese_device. Equal input
-gives equal bytes.
+of ours, edgese renamed to edgese_device. Equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ from edgese.graphs.opening import wanted_metadata
 from edgese.graphs.segments import Segments
 from edgese.native.artefact import STORED
 from edgese.native.project import project_files
-from edgese.native.weights import native_weights
-from edgese.networks import MbsConfig
+from edgese.native.weights import OtherNetworkError, native_weights
 from export import ExportError
 from export.bundle import ATTRIBUTION, MODEL_CARD, WEIGHTS, Bundle, Graph, seal_bundle
 from export.manifest import MANIFEST
@@ -290,12 +288,15 @@ def _manifest(bundle: Bundle, graphs: tuple[Graph, ...]) -> dict[str, Any]:
 
 def _c_project(bundle: Bundle, graphs: tuple[Graph, ...], content: Content) -> dict[str, bytes]:
     """Files of the C project, in the most exact of the precisions; none of a network that C does not run."""
-    if WEIGHTS not in bundle.manifest["files"] or bundle.manifest["model"].get("name") != MbsConfig.name:
+    if WEIGHTS not in bundle.manifest["files"]:
         return {}
     packed = {graph.precision for graph in graphs}
     precision = next(name for name in STORED if name in packed)
     metadata = {"edgese.bundle": str(bundle.manifest["name"]), "edgese.weights": bundle.manifest["files"][WEIGHTS]}
-    weights = native_weights(bundle.file(WEIGHTS), stored=STORED[precision], metadata=metadata)
+    try:
+        weights = native_weights(bundle.file(WEIGHTS), stored=STORED[precision], metadata=metadata)
+    except OtherNetworkError:
+        return {}
     return project_files(weights, *content.golden_vectors(), content.limits(precision)["snr_db"])
 
 

@@ -137,13 +137,14 @@ def _look_at_data(sets: DataSets, cache: Path, run: Path, *, quiet: bool) -> Non
     """Report what is fed, source by source, also as data.json in the run's folder; refuse what would spoil the run."""
     from edgese.atomic_file import write_output
     from edgese.train.inventory import require_usable, take_inventory
+    from edgese.train.loop import make_run_folder
 
     reports = take_inventory(sets.materials, cache)
     for report in () if quiet else reports:
         for line in report.lines():
             say(line, err=True)
     require_usable(reports)
-    run.mkdir(parents=True, exist_ok=True)
+    make_run_folder(run)
     write_output(run / "data.json", json.dumps([dataclasses.asdict(report) for report in reports], indent=1).encode())
 
 

@@ -45,6 +45,10 @@ _HIDDEN = ("magnitude_decoder.hidden_weight", "phase_decoder.hidden_weight")  # 
 Tensors = dict[str, NDArray[Any]]
 
 
+class OtherNetworkError(CheckpointError):
+    """The C library does not run such a network."""
+
+
 def native_weights(source: Path, *, stored: str = "fp32", metadata: Mapping[str, str] | None = None) -> bytes:
     """Content of a weights file of the C library, from a `.safetensors` file of edgese.
 
@@ -53,7 +57,8 @@ def native_weights(source: Path, *, stored: str = "fp32", metadata: Mapping[str,
         metadata: what the file is to carry.
 
     Raises:
-        CheckpointError: the file is missing or broken, holds another network than MBS-Net, or lacks a tensor.
+        CheckpointError: the file is missing or broken, or lacks a tensor.
+        OtherNetworkError: it holds another network than MBS-Net, or one whose bands are mixed by attention.
     """
     audio, model, tensors = _read(source)
     held: Tensors = {}
@@ -133,9 +138,9 @@ def _read(source: Path) -> tuple[AudioConfig, MbsConfig, Tensors]:
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, ConfigError) as error:
         raise CheckpointError(f"{source}: not a weights file of edgese ({type(error).__name__}: {error})") from error
     if not isinstance(model, MbsConfig):
-        raise CheckpointError(f"{source}: holds {model.name}; the C library runs mbs-net, choose another runtime")
+        raise OtherNetworkError(f"{source}: holds {model.name}; the C library runs mbs-net, choose another runtime")
     if model.fusion == "attention":
-        raise CheckpointError(
+        raise OtherNetworkError(
             f"{source}: its bands are mixed by attention, which the C library does not run; choose another runtime"
         )
     return audio, model, tensors

@@ -42,7 +42,7 @@ from export.staging import sweep
 logger = logging.getLogger(__name__)
 
 N_VALIDATION = 96  # examples, always the same
-ROWS_AT_ONCE = 50  # steps between two looks at a GPU's numbers
+ROWS_AT_ONCE = {"cpu": 1, "other": 50}  # steps between two looks at the numbers: a GPU would wait for each
 UNENDING = 1 << 40  # steps
 
 
@@ -154,14 +154,23 @@ def _train(
     _require_device(device)
     if config.batch % ranks.size:
         raise TrainingError(f"batch: found {config.batch}, wanted a multiple of torchrun's {ranks.size} processes")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --output") from error
+    make_run_folder(run)
     keep_freed_memory()
     torch.manual_seed(config.seed)
     with locked(run) if ranks.leads else contextlib.nullcontext():
         return _train_locked(config, data, run, ranks, on_progress, until, changed_data)
+
+
+def make_run_folder(run: Path) -> None:
+    """Make the folder of a run, unless it is there.
+
+    Raises:
+        TrainingError: it cannot be one.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{run}: cannot be the run's folder ({error.strerror}); choose another --output") from error
 
 
 def _train_locked(
@@ -203,12 +212,12 @@ class _Slice:
         self.trainer, self.config, self.ranks, self.until = trainer, trainer.config, trainer.ranks, until
         self.on_progress = on_progress
         self.against_time = until.finish_within_s < math.inf
-        self.rows_at_once = 1 if self.ranks.device == "cpu" else ROWS_AT_ONCE
+        self.rows_at_once = ROWS_AT_ONCE["cpu" if self.ranks.device == "cpu" else "other"]
         last = max(trainer.step, self._last_step())
         self.batches = _batches(data.train, self.config, trainer.step, last, self.ranks)
         self.validation = [data.validation(index) for index in range(N_VALIDATION)] if self.ranks.leads else []
         self.scorers = Scorers(len(self.validation))
-        self.validation_s = 0.0  # the last one's, 0 before it
+        self.validation_s: float | None = None  # the last one's
         self.first_s, self.first_step = time.monotonic(), trainer.step
         self.begun = self.first_s, self.first_step  # from where on speed is measured
 
@@ -247,10 +256,16 @@ class _Slice:
 
     def _validate(self, row: dict[str, float]) -> dict[str, float]:
         started = time.monotonic()
-        self._tell(row, self.validation_s or N_VALIDATION / self.config.batch * self._per_step_s())
+        self._tell(row, self._likely_validation_s())
         scores = self.trainer.validate(self.validation, self.scorers)
         self.validation_s = time.monotonic() - started
         return scores
+
+    def _likely_validation_s(self) -> float:
+        """Time that a validation is likely to take: as the last one, or as much sound in steps."""
+        if self.validation_s is None:
+            return N_VALIDATION / self.config.batch * self._per_step_s()
+        return self.validation_s
 
     def _tell(self, row: dict[str, float], validation_s: float | None = None) -> None:
         """Report progress after the step of a row."""
@@ -278,8 +293,8 @@ class _Slice:
         """Let the rate fall from now on where there is just time for it."""
         trainer, share = self.trainer, self.config.fall
         if self.against_time and trainer.fall is None:
-            last_s = self.validation_s or N_VALIDATION / self.config.batch * self._per_step_s()
-            trainer.fall = self.until.fall(trainer.step, share, self._per_step_s(), last_s, self.ranks)
+            per_step_s, last_s = self._per_step_s(), self._likely_validation_s()
+            trainer.fall = self.until.fall(trainer.step, share, per_step_s, last_s, self.ranks)
 
     def _end(self) -> int:
         """Last step of the run, as far as it is known."""

@@ -26,6 +26,8 @@ HOSTS = ("analyseplugin", "applyplugin")
 PIPEWIRE = ("pipewire", "wireplumber", "pw-cat", "pw-link", "dbus-run-session")
 RATE_HZ = 48_000
 QUANTUM = 1024  # samples that PipeWire takes at a time
+HEARD = 16_000  # samples that are compared, a third of a second
+SESSIONS = 4  # a sound server on a busy machine loses samples: then it is heard again
 
 pytestmark = [
     ONE_NETWORK,
@@ -243,19 +245,30 @@ def test_a_microphone_of_pipewire_is_enhanced(
     soundfile.write(tmp_path / "played.wav", played, RATE_HZ, "FLOAT")
     environment = {"XDG_RUNTIME_DIR": str(place), "XDG_CONFIG_HOME": str(tmp_path / "config"), "HOME": str(tmp_path)}
     environment["LADSPA_PATH"] = str(plugin)
-    session = run("dbus-run-session", "--", "sh", "-c", SESSION, folder=tmp_path, environment=environment)
-    assert (tmp_path / "out.wav").is_file(), session.stdout + session.stderr
-    raw, out = (soundfile.read(tmp_path / name, dtype="float32")[0] for name in ("raw.wav", "out.wav"))
-    start, heard = found_at(played, raw), RATE_HZ
-    np.testing.assert_array_equal(raw[start : start + heard], played[:heard])
-    # The two recordings began at a call each, and the plugin some calls before: how many, no one tells.
-    for silence in range(QUANTUM, 200 * QUANTUM, QUANTUM):
-        whole = np.concatenate([np.zeros(silence, np.float32), played[:heard]])
-        wanted = live(RATE_HZ, 1)(whole[None])[0, silence:]
-        for begun in range(start % QUANTUM, len(out) - heard, QUANTUM):
-            if np.array_equal(out[begun : begun + heard], wanted):
-                return
+    for _ in range(SESSIONS):
+        session = run("dbus-run-session", "--", "sh", "-c", SESSION, folder=tmp_path, environment=environment)
+        assert (tmp_path / "out.wav").is_file(), session.stdout + session.stderr
+        raw, out = (soundfile.read(tmp_path / name, dtype="float32")[0] for name in ("raw.wav", "out.wav"))
+        start = found_at(played, raw)
+        if np.array_equal(raw[start : start + HEARD], played[:HEARD]) and is_enhanced(played, out, live, start):
+            return
     pytest.fail(f"what was recorded is not what the plugin makes of what was played\n{session.stdout}{session.stderr}")
+
+
+def is_enhanced(played: Wave, out: Wave, live: Callable[[int, int], Live], start: int) -> bool:
+    """True if a recording holds what the plugin makes of a sound, after some silence.
+
+    Both recordings began at a call each, and the plugin some calls before: how many, no one tells.
+    """
+    for silence in range(QUANTUM, 200 * QUANTUM, QUANTUM):
+        whole = np.concatenate([np.zeros(silence, np.float32), played[:HEARD]])
+        wanted = live(RATE_HZ, 1)(whole[None])[0, silence:]
+        if any(
+            np.array_equal(out[begun : begun + HEARD], wanted)
+            for begun in range(start % QUANTUM, len(out) - HEARD, QUANTUM)
+        ):
+            return True
+    return False
 
 
 def found_at(part: Wave, whole: Wave) -> int:

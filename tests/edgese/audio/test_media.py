@@ -114,7 +114,7 @@ def test_a_phone_recording_becomes_one_and_other_formats_on_demand(tmp_path: Pat
     enhance_file(job, identity)
     assert np.corrcoef(decoded(tmp_path / "memo.m4a")[:40_000], decoded(job.target)[:40_000])[0, 1] > 0.98
     assert enhanced(tmp_path / "memo.m4a", tmp_path / "memo.flac", identity).container == "FLAC"
-    assert enhanced(tmp_path / "in.wav", tmp_path / "new.m4a", identity).container == "ipod"
+    assert enhanced(tmp_path / "in.wav", tmp_path / "new.m4a", identity).container == "M4A"
     np.testing.assert_allclose(soundfile.read(tmp_path / "memo.flac")[0], decoded(tmp_path / "memo.m4a"), atol=1e-4)
 
 

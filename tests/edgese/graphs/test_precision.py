@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calib import CalibrationError
+from calib.qdq import SYMMETRIC, candidates, write_quantized
 from calib.ranges import Range
 from edgese.audio import Wave
 from edgese.errors import ConfigError
@@ -35,7 +36,7 @@ from edgese.graphs.precision import Precision
 from edgese.graphs.streaming import run
 from edgese.graphs.write import graph_of, quantize_graph, write_graph
 from edgese.metrics.difference import snr_db
-from edgese.model.bands import BandFusion
+from edgese.model.bands import BandAttention, BandFusion
 from edgese.model.checkpoint import load_enhancer
 from edgese.model.cost import macs_per_frame, product_macs
 from edgese.model.enhancer import WaveformEnhancer
@@ -275,6 +276,33 @@ def test_a_graph_in_float32_is_the_same_bytes_after_half_precision(tmp_path: Pat
     use_half(fusion, ())
     assert (n_before, n_half) == (0, 6)  # two products, a Cast before and behind each
     assert written("after.onnx") == (before, 0)
+
+
+@pytest.mark.slow
+def test_attention_over_bands_gives_its_values_in_each_precision(tmp_path: Path) -> None:
+    """Its two products with weights go to float16 and are offered for INT8; scores and sums stay float32."""
+    torch.manual_seed(0)
+    fusion, x = BandAttention(5, 16).eval(), torch.randn(1, 5, 2, 16)
+    with torch.no_grad():
+        wanted = fusion(x).numpy()
+
+    def result(path: Path) -> np.ndarray:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return session.run(None, {"x": x.numpy()})[0]
+
+    paths = [tmp_path / name for name in ("single.onnx", "half.onnx", "eight.onnx")]
+    for path, half in zip(paths, ((), products(fusion)), strict=False):
+        use_half(fusion, half)
+        write_onnx(fusion, {"x": x}, ["y"], path, dynamic_axes={}, metadata={})
+    assert [len(half_nodes(path)) for path in paths[:2]] == [0, 6]
+    offered = candidates(paths[0])
+    assert len(offered) == 2
+    ranges = {product.activation: Range(-4.0, 4.0) for product in offered}
+    write_quantized(paths[0], paths[2], [product.node for product in offered], ranges, SYMMETRIC)
+    errors = [float(np.abs(result(path) - wanted).max()) for path in paths]
+    assert errors[0] < 1e-6
+    assert 1e-6 < errors[1] < 5e-3
+    assert 1e-4 < errors[2] < 0.1
 
 
 # What is float16, by the graph itself

@@ -282,6 +282,35 @@ def test_progress_tells_where_a_run_stands(config: TrainConfig, tmp_path: Path) 
     assert [progress.step for progress in told if progress.validation_loss is not None] == [3, 6, 7]
 
 
+# Numbers that stay on the device
+
+
+def test_numbers_read_every_few_steps_are_those_of_each_step(
+    config: TrainConfig,
+    uninterrupted: Callable[[TrainConfig], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU: rows come together, before a checkpoint or a validation at the latest."""
+    monkeypatch.setitem(training.ROWS_AT_ONCE, "cpu", 50)
+    told: list[int] = []
+    train(config, DATA, tmp_path, stop_at_step=5, on_progress=lambda progress: told.append(progress.step))
+    assert told == [2, 3, 3, 4, 5]  # of checkpoints, before and after a validation, the end of the slice
+    train(config, DATA, tmp_path)
+    assert_same_result(tmp_path, uninterrupted(config))
+
+
+def test_nan_among_steps_read_together_is_found_where_it_was(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(training.ROWS_AT_ONCE, "cpu", 50)
+    config = dataclasses.replace(config, checkpoint_every=7, validate_every=7)
+    with pytest.raises(TrainingError, match=r"step 4: .*not finite"):
+        train(config, DataSets(BrokenFrom(3 * config.batch, math.nan), Tones(), {}), tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path)] == ["1", "2", "3"]
+    assert not (tmp_path / LAST).exists()
+
+
 # A constant rate and its fall
 
 
