@@ -22,9 +22,9 @@ its own band closed, and what is no louder stays out (spectral subtraction, Boll
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgese.audio import Samples
 from edgese.audio.frame_queue import FrameQueue
@@ -67,7 +67,7 @@ class WholeBand:
         self._gains = np.ones((0, self._n_channels), np.float32)  # at the beginnings of hops, from number ...
         self._first = 0  # ... this one on
         self._n_out = 0
-        self._noise = _Noise(self._n_channels)
+        self._noises = [_Noise() for _ in range(self._n_channels)]
         self._above = np.zeros((0, 2 * self._n_channels), np.float32)  # of less than a piece: power above, gain
 
     def push(self, enhanced: Samples, noisy: Samples, whole: FrameQueue) -> Samples:
@@ -101,8 +101,7 @@ class WholeBand:
         frames = np.lib.stride_tricks.sliding_window_view(sound, len(self._window), axis=0)[:: self._hop]
         spectra = np.fft.rfft(frames * self._window)[..., self._bins]  # (hops, 2 channels, bins)
         energies = (spectra.real**2 + spectra.imag**2).mean(-1) + _FLOOR
-        came_out, went_in = np.split(energies, 2, axis=1)
-        wanted = np.sqrt(np.minimum(came_out / went_in, 1))
+        wanted = np.sqrt(np.minimum(energies[:, : self._n_channels] / energies[:, self._n_channels :], 1))
         gains = np.empty((n_hops, self._n_channels), np.float32)
         last = self._gains[-1] if len(self._gains) else wanted[0]
         for at, gain in enumerate(wanted):
@@ -115,7 +114,7 @@ class WholeBand:
         lifted = lifted[: whole.n_frames]
         if not len(lifted):
             return np.zeros((0, self._n_channels), np.float32)
-        enhanced, noisy = np.split(lifted, 2, axis=1)
+        enhanced, noisy = lifted[:, : self._n_channels], lifted[:, self._n_channels :]
         at = (self._n_out + np.arange(len(lifted))) * self._hops_a_frame - self._first
         hop = at.astype(np.int64)
         share = (at - hop).astype(np.float32)[:, None]
@@ -132,35 +131,37 @@ class WholeBand:
         self._above = np.concatenate([self._above, np.concatenate([above**2, gains], axis=1)])
         n_pieces = len(self._above) // self._piece
         whole = self._above[: n_pieces * self._piece].reshape(n_pieces, self._piece, 2 * self._n_channels).mean(1)
-        points = [self._noise.before, self._noise.last]
-        for power, gain in zip(*np.split(whole, 2, axis=1), strict=True):
-            points.append(self._noise.hear(power, gain))
+        points = [[noise.before, noise.last] for noise in self._noises]
+        for heard in whole.tolist():
+            for channel, noise in enumerate(self._noises):
+                power, gain = heard[channel :: self._n_channels]
+                points[channel].append(noise.hear(power, gain))
         at = (begin + np.arange(len(above))) / self._piece
         piece = at.astype(np.int64)
         share = (at - piece).astype(np.float32)[:, None]
-        table = np.asarray(points, np.float32)
+        table = np.asarray(points, np.float32).T
         self._above = self._above[n_pieces * self._piece :]
-        return table[piece] * (1 - share) + table[piece + 1] * share
+        standing_out: Samples = table[piece] * (1 - share) + table[piece + 1] * share
+        return standing_out
 
 
 class _Noise:
-    """Follower of the noise above the network's band, piece by piece."""
+    """Follower of the noise above the network's band in one channel, piece by piece; in plain numbers, for speed."""
 
-    def __init__(self, n_channels: int) -> None:
-        self._powers = np.zeros((_PIECES, n_channels))  # of the last pieces
-        self._noise = np.zeros(n_channels)
-        self._known = np.zeros(n_channels, bool)
+    def __init__(self) -> None:
+        self._powers = deque([0.0] * _PIECES, maxlen=_PIECES)  # of the last pieces
+        self._noise, self._known = 0.0, False
         self._fall = math.exp(-_PIECE_S / _FALL_S)
-        self.before = self.last = np.ones(n_channels)  # gains after the last pieces but one, and after the last
+        self.before = self.last = 1.0  # gains after the last piece but one, and after the last
 
-    def hear(self, power: NDArray[np.float32], gain: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Gain, (n_channels,), after a piece of this power, which the network's gain let through."""
-        self._powers = np.concatenate([self._powers[1:], power[None]])
-        mean = self._powers.mean(0) + 1e-20
+    def hear(self, power: float, gain: float) -> float:
+        """Gain after a piece of this power, which the network's gain let through."""
+        self._powers.append(power)
+        mean = sum(self._powers) / _PIECES + 1e-20
         closed = gain < _CLOSED
-        learnt = self._noise + (mean - self._noise) * np.where(self._known, _PIECE_S / _NOISE_S, 1)
-        self._noise = np.where(closed | (mean < self._noise), learnt, self._noise)
+        if closed or mean < self._noise:
+            self._noise += (mean - self._noise) * (_PIECE_S / _NOISE_S if self._known else 1)
         self._known |= closed
-        wanted = np.sqrt(np.maximum(1 - self._noise / mean, 0))
-        self.before, self.last = self.last, np.maximum(wanted, self.last * self._fall)
+        wanted = math.sqrt(max(1 - self._noise / mean, 0))
+        self.before, self.last = self.last, max(wanted, self.last * self._fall)
         return self.last
