@@ -25,6 +25,6 @@ def test_a_folder_of_that_name_is_the_users(tmp_path: Path, monkeypatch: pytest.
 
 def test_what_is_neither_is_refused_with_the_names(tmp_path: Path) -> None:
     with pytest.raises(
-        ExportError, match=r"bas: not a bundle: found no such directory, wanted .*, or the name base or small"
+        ExportError, match=r"bas: not a bundle: found no such directory, wanted .*, the name base or small of"
     ):
         bundle_path(tmp_path / "bas")
