@@ -113,7 +113,8 @@ def test_the_wheel_holds_the_weights(wheel: Path, folder: str) -> None:
 def test_every_dependency_of_the_tests_has_a_tested_version() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     listed = project.partition("dependencies = [")[2].partition("[project.scripts]")[0]
-    wanted = {_plain(name) for name in re.findall(r'"([A-Za-z0-9_-]+)(?:[>=]=|\[)', listed)} - {"edgese"}
+    wanted = {_plain(name) for name in re.findall(r'"([A-Za-z0-9_-]+)(?:[>=]=|\[)', listed)}
+    wanted -= {"edgese", "pipecat-ai"}  # the latter with its hundred packages is in neither `all` nor `dev`
     for path in ROOT.glob("constraints-*.txt"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         tested = {_plain(name): version for name, _, version in (line.partition("==") for line in lines)}
