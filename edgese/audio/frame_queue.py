@@ -10,6 +10,17 @@ import numpy as np
 from edgese.audio import Samples
 
 
+def cut_anew(blocks: Iterable[Samples], n_frames: int) -> Iterator[Samples]:
+    """The same frames in blocks of `n_frames`; the last holds what is left, and is none if nothing is."""
+    queue = FrameQueue()
+    for block in blocks:
+        queue.put(block)
+        while queue.n_frames >= n_frames:
+            yield queue.take(n_frames)
+    if queue.n_frames:
+        yield queue.take(queue.n_frames)
+
+
 class FrameQueue:
     """Queue of the frames of a stream, (n, n_channels) float32 in and out, cut anew as they are taken."""
 

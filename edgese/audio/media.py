@@ -103,7 +103,7 @@ class MediaReader:
 
     def __init__(self, path: Path, demuxer: str, name: str | None = None) -> None:
         self.name = name or shown(path)
-        self.demuxer, self._path = demuxer, path
+        self.demuxer, self.path = demuxer, path
         self.n_read, self.silent = 0, True
         self.notes: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -145,7 +145,7 @@ class MediaReader:
         n_channels, rate_hz = self.info.n_channels, self.info.sample_rate_hz
         # gaps are filled and a late begin is padded, so that sound and picture stay together
         steady = ("-map", "0:a:0", "-af", "aresample=async=1:first_pts=0", "-ac", str(n_channels), "-ar", str(rate_hz))
-        command = ["ffmpeg", *_QUIET, "-f", self.demuxer, "-i", f"file:{self._path}", *steady, "-f", "f32le", "pipe:1"]
+        command = ["ffmpeg", *_QUIET, "-f", self.demuxer, "-i", f"file:{self.path}", *steady, "-f", "f32le", "pipe:1"]
         with tempfile.TemporaryFile() as said:
             process = self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
@@ -296,8 +296,8 @@ class MediaWriter:
             sound += ["-ar:a:0", "48000"]
         others = ["-map", "0:a:0"]
         if source is not None:
-            form += ["-f", source.demuxer, "-i", f"file:{source._path}"]
-            alike = MEDIA.get(source._path.suffix.lower(), ("", ""))[0] == muxer
+            form += ["-f", source.demuxer, "-i", f"file:{source.path}"]
+            alike = MEDIA.get(source.path.suffix.lower(), ("", ""))[0] == muxer
             others = ["-map", "1:v?", *others, *(["-map", "1:s?"] if alike else [])]
             for track in range(1, source.n_tracks if alike else 1):
                 others += ["-map", f"1:a:{track}"]

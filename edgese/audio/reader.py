@@ -1,8 +1,8 @@
 """Reader of audio files, block by block: any rate, channel count and format, in memory that does not grow with length.
 
 `AudioReader` refuses whatever is not whole and finite; what is odd and can be read whole is read, and noted.
-`resampled` changes the rate of a stream of blocks without shifting it. Blocks are (n_frames, n_channels) float32 in
-[-1, 1]. Every refusal is one `AudioError` line: what, found, wanted, mend.
+`resampled_by_soxr` changes the rate of a stream of blocks without shifting it. Blocks are (n_frames, n_channels)
+float32 in [-1, 1]. Every refusal is one `AudioError` line: what, found, wanted, mend.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ class AudioReader:
         )
 
 
-def resampled(blocks: Iterable[Samples], from_hz: int, to_hz: int, n_channels: int) -> Iterator[Samples]:
+def resampled_by_soxr(blocks: Iterable[Samples], from_hz: int, to_hz: int, n_channels: int) -> Iterator[Samples]:
     """The same sound at another rate, sample 0 staying at time 0; about as many blocks as came in.
 
     Yields:
@@ -288,7 +288,7 @@ def read_wave(path: Path, rate_hz: int) -> Samples:
     """
     with AudioReader(path) as reader:
         mono = (block.mean(axis=1, keepdims=True) for block in reader.blocks())
-        wave = np.concatenate(list(resampled(mono, reader.info.sample_rate_hz, rate_hz, 1)))[:, 0]
+        wave = np.concatenate(list(resampled_by_soxr(mono, reader.info.sample_rate_hz, rate_hz, 1)))[:, 0]
         n_frames, from_hz = reader.n_read, reader.info.sample_rate_hz
         if reader.silent:
             raise AudioError(

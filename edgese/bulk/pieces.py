@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import posixpath
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgese.audio import Samples
+from edgese.audio.frame_queue import cut_anew
 from edgese.audio.reader import AudioReader
 from edgese.audio.resampler import resample
 from edgese.bulk.places import Item, is_there, load_arrays, save_arrays
@@ -87,7 +88,10 @@ def cut(item: Item, source: Path, bundle: Bundle, options: EnhanceOptions, piece
             heard = Lift(config.sample_rate_hz, info.n_channels).raised(noisy, way_back=False)
             silence = np.zeros((config.overlap + RESAMPLER_TAIL + size - 1, info.n_channels), np.float32)
             n_pieces = 0
-            for piece in _rechunked(_then(heard, silence), whole, size):
+            for block in cut_anew(itertools.chain(heard, [silence]), whole):
+                piece = block[: len(block) // size * size]
+                if not len(piece):
+                    break
                 save_arrays(_place(folder, n_pieces, "heard"), {"wave": piece})
                 n_pieces += 1
         save_arrays(done, {"n_pieces": np.array(n_pieces)})
@@ -150,24 +154,3 @@ class Joined:
 
 def _place(folder: str, index: int, what: str) -> str:
     return posixpath.join(folder, f"{index:05d}.{what}.npz")
-
-
-def _then(blocks: Iterable[Samples], end: Samples) -> Iterator[Samples]:
-    yield from blocks
-    yield end
-
-
-def _rechunked(blocks: Iterable[Samples], n_frames: int, unit: int) -> Iterator[Samples]:
-    """The same frames in blocks of `n_frames`, the last shorter and of whole units; less than a unit is left out."""
-    waiting: list[NDArray[Any]] = []
-    n_waiting = 0
-    for block in blocks:
-        waiting.append(block)
-        n_waiting += len(block)
-        while n_waiting >= n_frames:
-            whole = np.concatenate(waiting)
-            yield whole[:n_frames]
-            waiting, n_waiting = [whole[n_frames:]], n_waiting - n_frames
-    last = np.concatenate(waiting)
-    if len(last) >= unit:
-        yield last[: len(last) - len(last) % unit]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Samples
-from edgese.audio.frame_queue import FrameQueue
+from edgese.audio.frame_queue import FrameQueue, cut_anew
 
 _STEP_S = 0.4
 _AROUND = 25  # steps before and after that decide a step's gain and offset: 10 s
@@ -58,7 +58,7 @@ class Lift:
         """
         waiting: deque[Samples] = deque()
         done = 0
-        for at, step in enumerate(_steps(blocks, self._size)):
+        for at, step in enumerate(cut_anew(blocks, self._size)):
             wide = step.astype(np.float64)
             self._sums[at] = np.stack([np.full(self._n_channels, len(step)), wide.sum(0), (wide**2).sum(0)])
             waiting.append(step)
@@ -196,19 +196,3 @@ def _gain_db(power: NDArray[np.float64]) -> NDArray[np.float64]:
     below_db = np.maximum(LOUD_ENOUGH_DBFS - 10 * np.log10(np.maximum(power, 1e-20)), 0)
     gain_db = np.minimum(2 * below_db, below_db + _LIFTED_DBFS - LOUD_ENOUGH_DBFS)
     return np.asarray(np.minimum(gain_db, _MOST_DB))
-
-
-def _steps(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
-    """Blocks of `size` samples; the last holds what is left."""
-    parts: list[Samples] = []
-    n_samples = 0
-    for block in blocks:
-        parts.append(block)
-        n_samples += len(block)
-        if n_samples >= size:
-            joined = np.concatenate(parts)
-            whole = n_samples // size * size
-            yield from np.split(joined[:whole], whole // size)
-            parts, n_samples = [joined[whole:]], n_samples - whole
-    if n_samples:
-        yield np.concatenate(parts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
+from edgese.audio.libsndfile import soxr
 from edgese.audio.media import open_reader
 from edgese.config import AudioConfig
 from edgese.model.stft import stft

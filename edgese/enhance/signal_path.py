@@ -54,6 +54,11 @@ class Enhancer(BlockEnhancer, Protocol):
     def prepare(self, source: Path, name: str, stop: threading.Event) -> None: ...
 
 
+def share_of_input(atten_limit_db: float | None) -> float:
+    """Share of the input that is mixed into the output, so that nothing is attenuated by more; 0 without a limit."""
+    return 0.0 if atten_limit_db is None else 10.0 ** (-atten_limit_db / 20)
+
+
 def denoise(
     blocks: Iterable[Samples],
     rate_hz: int,
@@ -71,7 +76,7 @@ def denoise(
             10^(-limit / 20) * (input - enhanced). The input comes with all its frequencies.
         narrow: leave out what lies above the network's band.
     """
-    dry_gain = 0.0 if atten_limit_db is None else 10.0 ** (-atten_limit_db / 20)
+    dry_gain = share_of_input(atten_limit_db)
     model_hz = denoiser.config.sample_rate_hz
     whole, dry, heard = FrameQueue(), FrameQueue(), FrameQueue()
     incoming = dry.keeping(blocks) if dry_gain else blocks

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgese.audio import Samples, Wave
-from edgese.audio.reader import MAX_CHANNELS
+from edgese.audio.reader import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
+from edgese.enhance.signal_path import share_of_input
 from edgese.errors import AudioError, ConfigError
 from edgese.graphs.bundles import audio_config, bundle_path, choose_graph, open_verified
 from edgese.graphs.opening import open_graph
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from runtimes.base import Runtime
     from runtimes.base import Stream as RuntimeStream
 
-LEAST_HZ, MOST_HZ = 4_000, 384_000
 NATIVE = "native"  # a runtime whose streams advance one by one, on as many threads as there are
 
 Block = NDArray[Any]  # (n,) or (n, channels) of float32, float64 or int16
@@ -64,7 +64,7 @@ class _Opened:
         except ValueError as error:
             known = ", ".join(one.value for one in Precision)
             raise ConfigError(f"precision: found {precision!r}, wanted one of {known}") from error
-        self.dry_gain = 0.0 if limit is None else 10.0 ** (-limit / 20)
+        self.dry_gain = share_of_input(limit)
         self.narrow = narrow
         bundle = open_verified(bundle_path(None if model is None else Path(model)))
         self.config = audio_config(bundle)
@@ -73,8 +73,8 @@ class _Opened:
         self.runtime: Runtime = self._open.enter_context(open_graph(bundle, self.graph, runtime, threads=threads))
 
     def front(self, sample_rate_hz: int, channels: int) -> Front:
-        if not isinstance(sample_rate_hz, int) or not LEAST_HZ <= sample_rate_hz <= MOST_HZ:
-            raise ConfigError(f"sample_rate_hz: found {sample_rate_hz!r}, wanted {LEAST_HZ} to {MOST_HZ}")
+        if not isinstance(sample_rate_hz, int) or not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
+            raise ConfigError(f"sample_rate_hz: found {sample_rate_hz!r}, wanted {MIN_RATE_HZ} to {MAX_RATE_HZ}")
         if not isinstance(channels, int) or not 1 <= channels <= MAX_CHANNELS:
             raise ConfigError(f"channels: found {channels!r}, wanted 1 to {MAX_CHANNELS}")
         return Front(sample_rate_hz, channels, self.config, self.dry_gain, self.narrow)
@@ -181,9 +181,7 @@ class Stream:
         self._stream.reset()
 
     def _advance(self) -> None:
-        front = self._port.front
-        while front.n_hops:
-            front.put_hop(self._stream({"wave": front.take_hop()})["enhanced"])
+        _advance(self._port.front, self._stream)
 
 
 class StreamBatch:
@@ -348,11 +346,15 @@ class FailedStreamsError(AudioError):
         self.answers, self.failed = answers, failed
 
 
+def _advance(front: Front, stream: RuntimeStream) -> None:
+    """Take all hops that wait through the network."""
+    while front.n_hops:
+        front.put_hop(stream({"wave": front.take_hop()})["enhanced"])
+
+
 def _advance_alone(streams: list[Joined]) -> None:
     for joined in streams:
-        front = joined.port.front
-        while front.n_hops:
-            front.put_hop(joined.stream({"wave": front.take_hop()})["enhanced"])
+        _advance(joined.port.front, joined.stream)
 
 
 class _Rows:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgese.audio.reader import MAX_CHANNELS
+from edgese.audio.reader import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from edgese.errors import AudioError, ConfigError
-from edgese.live.stream import LEAST_HZ, MOST_HZ
 
 FLUSH, FLUSHED = {"type": "flush"}, json.dumps({"type": "flushed"})
 TYPES: dict[str, np.dtype[Any]] = {"int16": np.dtype("<i2"), "float32": np.dtype("<f4")}
@@ -40,7 +39,7 @@ class StreamFormat:
     format: str = "int16"
 
     def __post_init__(self) -> None:
-        for name, least, most in (("rate", LEAST_HZ, MOST_HZ), ("channels", 1, MAX_CHANNELS)):
+        for name, least, most in (("rate", MIN_RATE_HZ, MAX_RATE_HZ), ("channels", 1, MAX_CHANNELS)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise ConfigError(f"{name}: found {_shown(value)}, wanted {least} to {most}")

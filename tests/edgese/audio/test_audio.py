@@ -16,7 +16,7 @@ import soundfile
 from edgese.atomic_file import PartialFile
 from edgese.audio import Samples
 from edgese.audio.formats import AudioInfo, choose_format
-from edgese.audio.reader import MAX_CHANNELS, AudioReader, read_wave, resampled
+from edgese.audio.reader import MAX_CHANNELS, AudioReader, read_wave, resampled_by_soxr
 from edgese.audio.writer import AudioWriter
 from edgese.errors import AudioError, OutputError
 
@@ -137,7 +137,7 @@ def test_resampling_there_and_back_shifts_nothing(rate_hz: int) -> None:
     time = np.arange(rate_hz + 13) / rate_hz
     wave = (np.sin(2 * np.pi * 440 * time) * np.hanning(len(time))).astype(np.float32)[:, None]
     blocks = [wave[start : start + 3000] for start in range(0, len(wave), 3000)]
-    back = np.concatenate(list(resampled(resampled(blocks, rate_hz, RATE, 1), RATE, rate_hz, 1)))
+    back = np.concatenate(list(resampled_by_soxr(resampled_by_soxr(blocks, rate_hz, RATE, 1), RATE, rate_hz, 1)))
     n = min(len(back), len(wave))
     assert len(wave) - n <= 1
     np.testing.assert_allclose(back[:n], wave[:n], atol=1e-5)
